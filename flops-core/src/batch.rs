@@ -1,0 +1,67 @@
+//! A batch whose rows can be gathered: what the estimators need to evaluate some data more often than others.
+
+use burn::prelude::*;
+use burn::tensor::{BasicOps, TensorKind};
+
+/// Something with one row per datum, of which any rows can be gathered, any number of times.
+///
+/// Implemented for tensors (rows along the first axis), vectors, pairs, triples and `()`.
+pub trait Rows: Clone + Send + 'static {
+    /// Rows `index[0], index[1], …`, in that order; an index may occur more than once.
+    fn rows(&self, index: &[usize]) -> Self;
+}
+
+impl<B: Backend, const D: usize, K> Rows for Tensor<B, D, K>
+where
+    K: TensorKind<B> + BasicOps<B> + 'static,
+    Tensor<B, D, K>: Send + 'static,
+{
+    fn rows(&self, index: &[usize]) -> Self {
+        let n = self.dims()[0];
+        if index.len() == n && index.iter().enumerate().all(|(i, &j)| i == j) {
+            return self.clone();
+        }
+        let contiguous = index.windows(2).all(|w| w[1] == w[0] + 1);
+        if contiguous && !index.is_empty() {
+            return self.clone().narrow(0, index[0], index.len());
+        }
+        let data: Vec<i32> = index.iter().map(|&i| i as i32).collect();
+        let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [index.len()]), &self.device());
+        self.clone().select(0, index)
+    }
+}
+
+impl Rows for () {
+    fn rows(&self, _: &[usize]) -> Self {}
+}
+
+impl<A: Rows, B: Rows> Rows for (A, B) {
+    fn rows(&self, index: &[usize]) -> Self {
+        (self.0.rows(index), self.1.rows(index))
+    }
+}
+
+impl<A: Rows, B: Rows, C: Rows> Rows for (A, B, C) {
+    fn rows(&self, index: &[usize]) -> Self {
+        (self.0.rows(index), self.1.rows(index), self.2.rows(index))
+    }
+}
+
+impl<T: Clone + Send + 'static> Rows for Vec<T> {
+    fn rows(&self, index: &[usize]) -> Self {
+        index.iter().map(|&i| self[i].clone()).collect()
+    }
+}
+
+/// The data of one training step.
+///
+/// `ids` name the data across epochs: running statistics and cached prefixes are kept under them.
+#[derive(Clone, Debug)]
+pub struct Batch<I, T> {
+    /// One identifier per datum, unique in the data set.
+    pub ids: Vec<u64>,
+    /// What the model sees, one row per datum.
+    pub input: I,
+    /// What the loss compares the output with, one row per datum.
+    pub target: T,
+}

@@ -5,10 +5,16 @@ use burn::tensor::{BasicOps, TensorKind};
 
 /// Something with one row per datum, of which any rows can be gathered, any number of times.
 ///
-/// Implemented for tensors (rows along the first axis), vectors, pairs, triples and `()`.
+/// Implemented for tensors (rows along the first axis), vectors, tuples of up to four and `()`.
 pub trait Rows: Clone + Send + 'static {
     /// Rows `index[0], index[1], …`, in that order; an index may occur more than once.
     fn rows(&self, index: &[usize]) -> Self;
+
+    /// The rows of all parts, one part after the other.
+    ///
+    /// # Panics
+    /// Where `parts` is empty.
+    fn cat(parts: Vec<Self>) -> Self;
 }
 
 impl<B: Backend, const D: usize, K> Rows for Tensor<B, D, K>
@@ -29,27 +35,49 @@ where
         let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [index.len()]), &self.device());
         self.clone().select(0, index)
     }
+
+    fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+    }
 }
 
 impl Rows for () {
     fn rows(&self, _: &[usize]) -> Self {}
+    fn cat(_: Vec<Self>) -> Self {}
 }
 
-impl<A: Rows, B: Rows> Rows for (A, B) {
-    fn rows(&self, index: &[usize]) -> Self {
-        (self.0.rows(index), self.1.rows(index))
-    }
-}
+macro_rules! rows_for_tuples {
+    ($($name:ident $part:ident),+) => {
+        impl<$($name: Rows),+> Rows for ($($name,)+) {
+            fn rows(&self, index: &[usize]) -> Self {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                ($($name.rows(index),)+)
+            }
 
-impl<A: Rows, B: Rows, C: Rows> Rows for (A, B, C) {
-    fn rows(&self, index: &[usize]) -> Self {
-        (self.0.rows(index), self.1.rows(index), self.2.rows(index))
-    }
+            fn cat(parts: Vec<Self>) -> Self {
+                $(let mut $part = Vec::with_capacity(parts.len());)+
+                for row in parts {
+                    #[allow(non_snake_case)]
+                    let ($($name,)+) = row;
+                    $($part.push($name);)+
+                }
+                ($($name::cat($part),)+)
+            }
+        }
+    };
 }
+rows_for_tuples!(A a, B b);
+rows_for_tuples!(A a, B b, C c);
+rows_for_tuples!(A a, B b, C c, D d);
 
 impl<T: Clone + Send + 'static> Rows for Vec<T> {
     fn rows(&self, index: &[usize]) -> Self {
         index.iter().map(|&i| self[i].clone()).collect()
+    }
+
+    fn cat(parts: Vec<Self>) -> Self {
+        parts.concat()
     }
 }
 

@@ -1,6 +1,18 @@
 //! Training with forward passes only: estimators, query allocators and the burn-train seam.
 #![deny(missing_docs)]
 
+pub mod backprop;
 pub mod batch;
+pub mod error;
+pub mod metric;
+pub mod noise;
+pub mod objective;
+pub mod probe;
 
+pub use backprop::BackpropLearner;
 pub use batch::{Batch, Rows};
+pub use error::Error;
+pub use metric::StepOutput;
+pub use noise::{NoiseLaw, Sampling};
+pub use objective::{ForwardModel, cross_entropy, zero_one};
+pub use probe::Probe;

@@ -1,0 +1,95 @@
+//! What a user implements: a forward pass and a loss per datum.
+
+use burn::prelude::*;
+
+use crate::batch::Rows;
+use crate::probe::Probe;
+
+/// A model that can be trained from forward passes alone.
+///
+/// Two levels, one trait:
+///
+/// 1. **As it stands.** `forward` ignores the probe. The [`Weights`](crate::estimator::Space::Weights) space then trains any module.
+/// 2. **Through the probe.** Layers are called as `probe.linear(&self.fc, x)` instead of `self.fc.forward(x)`: they become *sites*,
+///    on whose outputs the [`Activation`](crate::estimator::Space::Activation) space puts noise. Wrapping parts of the pass in
+///    [`probe.stage`](Probe::stage) lets queries start from the first stage that is trained, instead of from the input.
+///
+/// Rows stay rows: datum i of the input is row i of the output, and no row influences another (batch normalisation in
+/// training mode would break the estimate of any method that evaluates data separately).
+///
+/// # Example
+/// ```
+/// use burn::{nn, prelude::*, tensor::activation::relu};
+/// use flops_core::{ForwardModel, Probe, cross_entropy};
+///
+/// #[derive(Module, Debug)]
+/// struct Mlp<B: Backend> {
+///     hidden: nn::Linear<B>,
+///     output: nn::Linear<B>,
+/// }
+///
+/// impl<B: Backend> ForwardModel<B> for Mlp<B> {
+///     type Input = Tensor<B, 2>;
+///     type Target = Tensor<B, 1, Int>;
+///     type Output = Tensor<B, 2>;
+///
+///     fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+///         let h = relu(probe.linear(&self.hidden, x));
+///         probe.linear(&self.output, h)
+///     }
+///
+///     fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+///         cross_entropy(logits, target)
+///     }
+/// }
+/// ```
+pub trait ForwardModel<B: Backend>: Module<B> {
+    /// What the model sees, one row per datum.
+    type Input: Rows;
+    /// What the loss compares the output with, one row per datum.
+    type Target: Rows;
+    /// What the model says, one row per datum.
+    type Output: Rows;
+
+    /// The forward pass. `input` must be consumed before or inside the first stage.
+    fn forward(&self, input: Self::Input, probe: &mut Probe<B>) -> Self::Output;
+
+    /// One loss per datum. It need not be differentiable, or even continuous.
+    ///
+    /// # Shapes
+    /// - returns: `[rows]`
+    fn losses(&self, output: Self::Output, target: Self::Target) -> Tensor<B, 1>;
+
+    /// Logits `[rows, classes]` and labels `[rows]`, for the metrics of classifiers; `None` for other models.
+    fn classification(
+        &self,
+        output: &Self::Output,
+        target: &Self::Target,
+    ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
+        let _ = (output, target);
+        None
+    }
+}
+
+/// Cross-entropy of each datum, in f32 whatever the precision of the logits.
+///
+/// # Shapes
+/// - logits: `[rows, classes]`
+/// - target: `[rows]`, each in `0..classes`
+/// - returns: `[rows]`
+pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    let rows = logits.dims()[0];
+    let logits = logits.cast(burn::tensor::DType::F32);
+    burn::tensor::activation::log_softmax(logits, 1).gather(1, target.reshape([rows, 1])).neg().reshape([rows])
+}
+
+/// 0-1 loss of each datum: 1 where the largest logit is not the label's. It has no gradient, and needs none here.
+///
+/// # Shapes
+/// - logits: `[rows, classes]`
+/// - target: `[rows]`
+/// - returns: `[rows]`
+pub fn zero_one<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    let rows = logits.dims()[0];
+    logits.argmax(1).reshape([rows]).not_equal(target).float().cast(burn::tensor::DType::F32)
+}

@@ -1,0 +1,414 @@
+//! The handle that a model's layers are called through.
+//!
+//! One forward pass, four readings of it: plain inference; the *survey* of a step, which keeps the state in front of the first
+//! trained stage; the *record*, which keeps the clean inputs of the trained layers of a few data; and the *query*, which adds noise
+//! to their outputs. The model's code is the same in all four.
+
+mod site;
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::{Param, ParamId};
+use burn::nn::conv::Conv2d;
+use burn::nn::{Embedding, LayerNorm, Linear};
+use burn::prelude::*;
+
+use crate::batch::Rows;
+use crate::noise::{NoiseSource, RowKey};
+pub(crate) use site::{Gradients, Site};
+use site::SiteInput;
+
+/// A state between two stages, of whatever type the model has there.
+pub(crate) trait State: Send {
+    fn rows_box(&self, index: &[usize]) -> Box<dyn State>;
+    fn cat_box(&self, parts: Vec<Box<dyn State>>) -> Box<dyn State>;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    fn clone_box(&self) -> Box<dyn State>;
+}
+
+impl<T: Rows> State for T {
+    fn rows_box(&self, index: &[usize]) -> Box<dyn State> {
+        Box::new(self.rows(index))
+    }
+    fn cat_box(&self, parts: Vec<Box<dyn State>>) -> Box<dyn State> {
+        Box::new(T::cat(parts.into_iter().map(|p| *unbox::<T>(p)).collect()))
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+    fn clone_box(&self) -> Box<dyn State> {
+        Box::new(self.clone())
+    }
+}
+
+fn unbox<T: Rows>(state: Box<dyn State>) -> Box<T> {
+    state.into_any().downcast::<T>().expect("the stages of a model follow one another in the same order in every pass")
+}
+
+/// What runs before the first trained stage: once per datum, never per query.
+///
+/// `skipped` holds one row of what each earlier stage returned, which is enough for the types to come out right.
+pub(crate) struct Prefix {
+    skipped: Vec<Box<dyn State>>,
+    state: Option<Box<dyn State>>,
+}
+
+impl Clone for Prefix {
+    fn clone(&self) -> Self {
+        Self {
+            skipped: self.skipped.iter().map(|s| s.clone_box()).collect(),
+            state: self.state.as_ref().map(|s| s.clone_box()),
+        }
+    }
+}
+
+impl Prefix {
+    fn empty() -> Self {
+        Self { skipped: Vec::new(), state: None }
+    }
+
+    /// Whether there is anything to reuse.
+    pub fn is_empty(&self) -> bool {
+        self.state.is_none()
+    }
+
+    /// The same prefix for some of its data.
+    pub fn rows(&self, index: &[usize]) -> Self {
+        Self {
+            skipped: self.skipped.iter().map(|s| s.clone_box()).collect(),
+            state: self.state.as_ref().map(|s| s.rows_box(index)),
+        }
+    }
+
+    /// The prefixes of several chunks of a batch as one.
+    ///
+    /// # Panics
+    /// Where `parts` is empty.
+    pub fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let states: Option<Vec<_>> = parts.iter_mut().map(|p| p.state.take()).collect();
+        let first = parts.swap_remove(0);
+        let state = states.and_then(|s| s.first().map(|s| s.clone_box()).map(|first| first.cat_box(s)));
+        Self { skipped: first.skipped, state }
+    }
+}
+
+/// The rows of a chunk of queries: some data of the batch, each with a range of its queries.
+#[derive(Clone, Debug)]
+pub(crate) struct QueryRows {
+    /// Rows of each datum, in turn.
+    pub groups: Vec<std::ops::Range<usize>>,
+    /// Which noise falls on each row.
+    pub keys: Vec<RowKey>,
+    /// The datum of the chunk that each row belongs to.
+    pub datum: Vec<usize>,
+}
+
+impl QueryRows {
+    /// Data `positions` of the batch, datum i with the queries `ranges[i]`.
+    pub fn new(positions: &[usize], ranges: &[std::ops::Range<usize>]) -> Self {
+        let (mut groups, mut keys, mut datum) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, (&position, range)) in positions.iter().zip(ranges).enumerate() {
+            let start = keys.len();
+            keys.extend(range.clone().map(|query| RowKey { position: position as u64, query }));
+            datum.resize(keys.len(), i);
+            groups.push(start..keys.len());
+        }
+        Self { groups, keys, datum }
+    }
+}
+
+/// What a perturbed pass needs to know.
+pub(crate) struct Query {
+    pub rows: Arc<QueryRows>,
+    pub noise: NoiseSource,
+}
+
+enum Mode<B: Backend> {
+    Plain,
+    Survey { embeddings: Option<Tensor<B, 2>>, open: bool },
+    Record { sites: Vec<Site<B>> },
+    Query(Query),
+}
+
+/// The handle that a model's layers are called through; see the [module](self).
+///
+/// Layers called through it are *sites*: `probe.linear(&self.fc, x)` is `self.fc.forward(x)` in inference and in backpropagation,
+/// and the same plus σ·ε, a noise of its own for every row, in a query. Only layers with a trained parameter are perturbed.
+///
+/// In a query, tensors have either one row per datum, as long as nothing before them was perturbed, or one row per query.
+/// Sites accept both. Where two tensors meet, use [`add`](Self::add) or [`cat`](Self::cat) of the probe, which repeat the rows of a
+/// datum for its queries where needed; a model without residual connections never notices.
+pub struct Probe<B: Backend> {
+    mode: Mode<B>,
+    trained: Arc<HashSet<ParamId>>,
+    prefix: Prefix,
+    stage: usize,
+    site: usize,
+}
+
+impl<B: Backend> Probe<B> {
+    /// Plain inference, and the forward pass of backpropagation: every method is what its layer does.
+    pub fn clean() -> Self {
+        Self::new(Mode::Plain, Arc::default(), Prefix::empty())
+    }
+
+    /// The clean pass of a step.
+    pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>) -> Self {
+        let open = prefix.is_none();
+        Self::new(Mode::Survey { embeddings: None, open }, trained, prefix.unwrap_or_else(Prefix::empty))
+    }
+
+    /// The clean pass of some data that keeps what their gradients are products of.
+    pub(crate) fn record(trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
+        Self::new(Mode::Record { sites: Vec::new() }, trained, prefix)
+    }
+
+    /// A perturbed pass.
+    pub(crate) fn query(trained: Arc<HashSet<ParamId>>, prefix: Prefix, query: Query) -> Self {
+        Self::new(Mode::Query(query), trained, prefix)
+    }
+
+    fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
+        Self { mode, trained, prefix, stage: 0, site: 0 }
+    }
+
+    /// What the survey found: the prefix, the embeddings, and the number of sites.
+    pub(crate) fn surveyed(self) -> (Prefix, Option<Tensor<B, 2>>, usize) {
+        let embeddings = match self.mode {
+            Mode::Survey { embeddings, .. } => embeddings,
+            _ => None,
+        };
+        (self.prefix, embeddings, self.site)
+    }
+
+    /// The sites that were recorded, in order.
+    pub(crate) fn recorded(self) -> Vec<Site<B>> {
+        match self.mode {
+            Mode::Record { sites } => sites,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Runs a named part of the forward pass, or, where nothing in it or before it is trained, hands back what it gave in the
+    /// clean pass of the step.
+    ///
+    /// A stage is the unit of reuse: with a scope of the last blocks, the stages before them run once per datum instead of
+    /// once per query. Stages follow one another in the same order in every pass, and are not nested; nothing but a stage may
+    /// happen between two stages that can be skipped.
+    ///
+    /// # Panics
+    /// Where a model's stages differ from pass to pass.
+    pub fn stage<S: Rows, T: Rows>(&mut self, input: S, run: impl FnOnce(S, &mut Self) -> T) -> T {
+        let index = self.stage;
+        self.stage += 1;
+        let open = matches!(self.mode, Mode::Survey { open: true, .. });
+        if !open && let Some(state) = &self.prefix.state {
+            let kept = self.prefix.skipped.len();
+            if index + 1 < kept {
+                return *unbox::<T>(self.prefix.skipped[index].clone_box());
+            }
+            if index + 1 == kept {
+                return *unbox::<T>(state.clone_box());
+            }
+        }
+        let output = run(input, self);
+        if open && self.site == 0 {
+            self.prefix.skipped.push(Box::new(output.rows(&[0])));
+            self.prefix.state = Some(Box::new(output.clone()));
+        }
+        output
+    }
+
+    /// Offers the allocator an embedding of each datum, `[rows, dim]`; only the clean pass of a step looks at it.
+    pub fn embed(&mut self, embedding: &Tensor<B, 2>) {
+        if let Mode::Survey { embeddings, .. } = &mut self.mode {
+            *embeddings = Some(embedding.clone());
+        }
+    }
+
+    /// A linear layer as a site.
+    ///
+    /// Gradient of a query: xᵀ(c·s(ε)) for the weight, Σ c·s(ε) over the tokens for the bias, with the clean x.
+    ///
+    /// # Shapes
+    /// - x: `[rows, …, d_in]`
+    /// - returns: `[rows, …, d_out]`
+    pub fn linear<const D: usize>(&mut self, layer: &Linear<B>, x: Tensor<B, D>) -> Tensor<B, D> {
+        let [d_in, d_out] = layer.weight.dims();
+        let mut shape = x.dims();
+        shape[D - 1] = d_out;
+        let tokens: usize = shape[..D - 1].iter().product();
+        // one matrix product: some backends are three times slower on more than two axes
+        let flat: Tensor<B, 2> = x.reshape([tokens, d_in]);
+        let y = layer.forward(flat.clone()).reshape(shape);
+        self.site(Some(layer.weight.id), layer.bias.as_ref().map(|b| b.id), y, || SiteInput::Linear { x: flat })
+    }
+
+    /// A layer normalisation as a site: noise on its output reaches its scale γ and shift β.
+    ///
+    /// # Shapes
+    /// - x: `[rows, …, d]`
+    /// - returns: `[rows, …, d]`
+    pub fn layer_norm<const D: usize>(&mut self, layer: &LayerNorm<B>, x: Tensor<B, D>) -> Tensor<B, D> {
+        let (gamma, beta) = (layer.gamma.id, layer.beta.as_ref().map(|b| b.id));
+        if !self.is_site(Some(gamma), beta) {
+            return layer.forward(x);
+        }
+        let y = layer.forward(x.clone());
+        self.site(Some(gamma), beta, y, || SiteInput::norm(layer, x))
+    }
+
+    /// A convolution (any stride, padding and dilation; one group) as a site.
+    ///
+    /// With more than one group the layer runs, but is no site: its gradient is not estimated.
+    ///
+    /// # Shapes
+    /// - x: `[rows, channels_in, height, width]`
+    /// - returns: `[rows, channels_out, height_out, width_out]`
+    pub fn conv2d(&mut self, layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let y = layer.forward(x.clone());
+        if layer.groups != 1 {
+            return y;
+        }
+        self.site(Some(layer.weight.id), layer.bias.as_ref().map(|b| b.id), y, || SiteInput::conv(layer, x))
+    }
+
+    /// An embedding table as a site: the gradient of a looked-up row goes to that row of the table.
+    ///
+    /// # Shapes
+    /// - ids: `[rows, tokens]`
+    /// - returns: `[rows, tokens, d]`
+    pub fn embedding(&mut self, layer: &Embedding<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let y = layer.forward(ids.clone());
+        self.site(Some(layer.weight.id), None, y, || SiteInput::Embedding { ids, table: layer.weight.val() })
+    }
+
+    /// A bare parameter (class token, positional embedding, prompt) as a site.
+    ///
+    /// Clean, it has the one row it is stored with; perturbed, one row per query. Join it by [`add`](Self::add) or
+    /// [`cat`](Self::cat).
+    ///
+    /// # Shapes
+    /// - param: `[1, …]`
+    /// - returns: `[1 or rows, …]`
+    pub fn param<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Tensor<B, D> {
+        self.site(Some(param.id), None, param.val(), || SiteInput::Parameter)
+    }
+
+    /// a + b, the rows of a datum repeated for its queries where only one of the two has a row per query.
+    pub fn add<const D: usize>(&self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
+        let rows = a.dims()[0].max(b.dims()[0]);
+        self.repeat_data(a, rows) + self.repeat_data(b, rows)
+    }
+
+    /// Concatenation along `dim`, rows repeated as in [`add`](Self::add); a tensor of one row is repeated for all.
+    pub fn cat<const D: usize>(&self, parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+        let rows = parts.iter().map(|p| p.dims()[0]).max().unwrap_or(0);
+        let parts = parts
+            .into_iter()
+            .map(|p| {
+                let p = self.repeat_data(p, rows);
+                let mut shape = p.dims();
+                if shape[0] == rows {
+                    return p;
+                }
+                shape[0] = rows;
+                p.expand(shape)
+            })
+            .collect();
+        Tensor::cat(parts, dim)
+    }
+
+    /// Runs `attend` on the queries of attention laid out to match keys and values of `context_rows` rows.
+    ///
+    /// Where keys and values have one row per datum while `q` has one per forward query, the forward queries of a datum become
+    /// further tokens of its row: they share its keys and values instead of copying them.
+    ///
+    /// # Shapes
+    /// - q: `[rows, tokens, d]`
+    /// - `attend`: `[context_rows, any, d]` → `[context_rows, any, d]`, each token on its own
+    /// - returns: `[rows, tokens, d]`
+    pub fn share_context(
+        &self,
+        q: Tensor<B, 3>,
+        context_rows: usize,
+        attend: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+    ) -> Tensor<B, 3> {
+        let [rows, tokens, d] = q.dims();
+        let query = match &self.mode {
+            Mode::Query(query) if context_rows != rows && context_rows == query.rows.groups.len() => query,
+            _ => return attend(q),
+        };
+        let groups = &query.rows.groups;
+        let most = groups.iter().map(|g| g.len()).max().unwrap_or(0);
+        if groups.iter().all(|g| g.len() == most) {
+            let out = attend(q.reshape([context_rows, most * tokens, d]));
+            let d = out.dims()[2];
+            return out.reshape([rows, tokens, d]);
+        }
+        // short groups are filled up with copies of their first row, whose results are not looked at
+        let fill: Vec<usize> =
+            groups.iter().flat_map(|g| (0..most).map(|i| if i < g.len() { g.start + i } else { g.start })).collect();
+        let out = attend(q.rows(&fill).reshape([context_rows, most * tokens, d]));
+        let d = out.dims()[2];
+        let back: Vec<usize> = groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
+        out.reshape([context_rows * most, tokens, d]).rows(&back)
+    }
+
+    /// `x` with one row per query, where `rows` says so and `x` has one per datum.
+    fn repeat_data<const D: usize>(&self, x: Tensor<B, D>, rows: usize) -> Tensor<B, D> {
+        match &self.mode {
+            Mode::Query(q) if rows == q.rows.keys.len() && x.dims()[0] == q.rows.groups.len() && x.dims()[0] != rows => {
+                x.rows(&q.rows.datum)
+            }
+            _ => x,
+        }
+    }
+
+    fn is_site(&self, weight: Option<ParamId>, bias: Option<ParamId>) -> bool {
+        !matches!(self.mode, Mode::Plain) && [weight, bias].into_iter().flatten().any(|id| self.trained.contains(&id))
+    }
+
+    /// The output of a layer, perturbed in a query; its input, kept in a record.
+    fn site<const D: usize>(
+        &mut self,
+        weight: Option<ParamId>,
+        bias: Option<ParamId>,
+        y: Tensor<B, D>,
+        input: impl FnOnce() -> SiteInput<B>,
+    ) -> Tensor<B, D> {
+        if !self.is_site(weight, bias) {
+            return y;
+        }
+        let index = self.site;
+        self.site += 1;
+        match &mut self.mode {
+            Mode::Plain | Mode::Survey { .. } => y,
+            Mode::Record { sites } => {
+                let keep = |id: Option<ParamId>| id.filter(|id| self.trained.contains(id));
+                sites.push(Site { weight: keep(weight), bias: keep(bias), shape: y.dims().to_vec(), input: input() });
+                y
+            }
+            Mode::Query(query) => {
+                let (rows, noise) = (query.rows.clone(), query.noise);
+                let mut shape = y.dims();
+                let given = shape[0];
+                shape[0] = rows.keys.len();
+                let y = if given == shape[0] {
+                    y
+                } else if given == rows.groups.len() {
+                    y.rows(&rows.datum)
+                } else {
+                    y // a bare parameter: one row for all, added by broadcasting
+                };
+                let device = y.device();
+                y + noise.perturbation(index, &rows.keys, shape, &device)
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What a site keeps from the clean pass, and the gradients that follow from it.
+
+use std::collections::HashMap;
+
+use burn::module::ParamId;
+use burn::nn::{LayerNorm, PaddingConfig2d};
+use burn::nn::conv::Conv2d;
+use burn::prelude::*;
+use burn::tensor::TensorPrimitive;
+use burn::tensor::ops::ConvOptions;
+
+/// The clean input of a site, in the form its gradient is a product of.
+pub(crate) enum SiteInput<B: Backend> {
+    /// x: `[rows · tokens, d_in]`
+    Linear { x: Tensor<B, 2> },
+    /// (x − mean)/√(variance + ε): `[rows · tokens, d]`
+    Norm { normalised: Tensor<B, 2> },
+    /// x, padded: `[rows, channels_in, height, width]`
+    Conv { x: Tensor<B, 4>, weight: Tensor<B, 4>, stride: [usize; 2], dilation: [usize; 2] },
+    /// ids: `[rows, tokens]`
+    Embedding { ids: Tensor<B, 2, Int>, table: Tensor<B, 2> },
+    /// A parameter that is its own output.
+    Parameter,
+}
+
+impl<B: Backend> SiteInput<B> {
+    pub fn norm<const D: usize>(layer: &LayerNorm<B>, x: Tensor<B, D>) -> Self {
+        let d = x.dims()[D - 1];
+        let tokens: usize = x.dims()[..D - 1].iter().product();
+        let mut unit = layer.clone();
+        unit.gamma = unit.gamma.map(|g| g.ones_like());
+        unit.beta = None;
+        Self::Norm { normalised: unit.forward(x.reshape([tokens, d])) }
+    }
+
+    pub fn conv(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Self {
+        let [_, _, height, width] = x.dims();
+        // Burn resolves `Same` as ONNX does, the odd pixel at the end; its own function for it is private
+        let same = |size: usize, kernel: usize, stride: usize| {
+            let total = ((size.div_ceil(stride).max(1) - 1) * stride + kernel).saturating_sub(size);
+            (total / 2, total - total / 2)
+        };
+        let ((top, bottom), (left, right)) = match &layer.padding {
+            PaddingConfig2d::Valid => ((0, 0), (0, 0)),
+            PaddingConfig2d::Same => (
+                same(height, layer.kernel_size[0], layer.stride[0]),
+                same(width, layer.kernel_size[1], layer.stride[1]),
+            ),
+            PaddingConfig2d::Explicit(top, left, bottom, right) => ((*top, *bottom), (*left, *right)),
+        };
+        let x = if top + bottom + left + right > 0 { x.pad((left, right, top, bottom), 0.0) } else { x };
+        Self::Conv { x, weight: layer.weight.val(), stride: layer.stride, dilation: layer.dilation }
+    }
+}
+
+/// A site of a recorded pass.
+pub(crate) struct Site<B: Backend> {
+    /// The trained parameters of the layer; frozen ones are `None`.
+    pub weight: Option<ParamId>,
+    pub bias: Option<ParamId>,
+    /// Shape of the clean output, the rows first.
+    pub shape: Vec<usize>,
+    pub input: SiteInput<B>,
+}
+
+impl<B: Backend> Site<B> {
+    /// Perturbed coordinates of one row.
+    pub fn len(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    /// E‖∂‖²/(c²·E s²) of each datum: the squared norm of a query's gradient estimate per squared coefficient.
+    ///
+    /// For a linear layer it is d_out·(‖x_j‖² + T), the T for the bias; alike for the others.
+    pub fn energy(&self, data: usize, out: &mut [f64]) {
+        let len = self.len() as f64;
+        let per_row = |t: Tensor<B, 2>| -> Vec<f64> {
+            let n = t.shape().num_elements() / data.max(1);
+            let sums = t.reshape([data, n]).powi_scalar(2).sum_dim(1);
+            sums.into_data().iter::<f64>().collect()
+        };
+        if self.weight.is_some() {
+            let (squares, factor) = match &self.input {
+                SiteInput::Linear { x } => (per_row(x.clone()), *self.shape.last().unwrap_or(&1) as f64),
+                SiteInput::Norm { normalised } => (per_row(normalised.clone()), 1.0),
+                SiteInput::Conv { x, weight, stride, dilation } => {
+                    let [c_out, c_in, kh, kw] = weight.dims();
+                    let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], &x.device());
+                    let patches = burn::tensor::module::conv2d(
+                        x.clone().powi_scalar(2),
+                        ones,
+                        None,
+                        ConvOptions::new(*stride, [0, 0], *dilation, 1),
+                    );
+                    let n = patches.shape().num_elements() / data.max(1);
+                    let sums = patches.reshape([data, n]).sum_dim(1).into_data().iter::<f64>().collect();
+                    (sums, c_out as f64)
+                }
+                SiteInput::Embedding { .. } | SiteInput::Parameter => (vec![len; data], 1.0),
+            };
+            for (o, s) in out.iter_mut().zip(squares) {
+                *o += factor * s;
+            }
+        }
+        if self.bias.is_some() {
+            for o in out {
+                *o += len;
+            }
+        }
+    }
+
+    /// Adds the gradients that follow from the gradient `g` of the loss with respect to this site's output.
+    ///
+    /// # Shapes
+    /// - g: `[rows, len]`, the weights of data and queries already in it
+    pub fn backward(&self, g: Tensor<B, 2>, grads: &mut Gradients<B>) {
+        let rows = g.dims()[0];
+        let last = *self.shape.last().unwrap_or(&1);
+        match &self.input {
+            SiteInput::Linear { x } => {
+                let tokens = rows * self.len() / last.max(1);
+                let g = g.reshape([tokens, last]);
+                if let Some(id) = self.weight {
+                    grads.add(id, x.clone().transpose().matmul(g.clone()));
+                }
+                if let Some(id) = self.bias {
+                    grads.add(id, g.sum_dim(0));
+                }
+            }
+            SiteInput::Norm { normalised } => {
+                let tokens = rows * self.len() / last.max(1);
+                let g = g.reshape([tokens, last]);
+                if let Some(id) = self.weight {
+                    grads.add(id, (normalised.clone() * g.clone()).sum_dim(0));
+                }
+                if let Some(id) = self.bias {
+                    grads.add(id, g.sum_dim(0));
+                }
+            }
+            SiteInput::Conv { x, weight, stride, dilation } => {
+                let [c, h, w] = [self.shape[1], self.shape[2], self.shape[3]];
+                if let Some(id) = self.bias {
+                    grads.add(id, g.clone().reshape([rows, c, h * w]).sum_dim(2).sum_dim(0).reshape([1, c]));
+                }
+                if let Some(id) = self.weight {
+                    let dw = B::conv2d_weight_backward(
+                        x.clone().into_primitive().tensor(),
+                        weight.clone().into_primitive().tensor(),
+                        g.reshape([rows, c, h, w]).into_primitive().tensor(),
+                        ConvOptions::new(*stride, [0, 0], *dilation, 1),
+                    );
+                    grads.add(id, Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(dw)));
+                }
+            }
+            SiteInput::Embedding { ids, table } => {
+                if let Some(id) = self.weight {
+                    let d = last;
+                    let tokens = ids.dims()[1];
+                    let dw = B::embedding_backward(
+                        table.clone().into_primitive().tensor(),
+                        g.reshape([rows, tokens, d]).into_primitive().tensor(),
+                        ids.clone().into_primitive(),
+                    );
+                    grads.add(id, Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(dw)));
+                }
+            }
+            SiteInput::Parameter => {
+                if let Some(id) = self.weight {
+                    grads.add(id, g.sum_dim(0));
+                }
+            }
+        }
+    }
+}
+
+/// Gradients per parameter, flat, summed as they come.
+#[derive(Clone)]
+pub(crate) struct Gradients<B: Backend>(pub HashMap<ParamId, Tensor<B, 1>>);
+
+impl<B: Backend> Default for Gradients<B> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<B: Backend> Gradients<B> {
+    pub fn add<const D: usize>(&mut self, id: ParamId, g: Tensor<B, D>) {
+        let n = g.shape().num_elements();
+        let g = g.reshape([n]);
+        let sum = match self.0.remove(&id) {
+            Some(sum) => sum + g,
+            None => g,
+        };
+        self.0.insert(id, sum);
+    }
+
+    /// Adds all of `other`.
+    pub fn merge(&mut self, other: Self) {
+        for (id, g) in other.0 {
+            self.add(id, g);
+        }
+    }
+}

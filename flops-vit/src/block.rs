@@ -1,0 +1,137 @@
+//! A pre-norm transformer block, its layers called through the probe.
+
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::prelude::*;
+use burn::tensor::activation::gelu;
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use flops_core::Probe;
+
+use crate::config::ViTConfig;
+
+/// Multi-head self-attention with separate query, key and value layers.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Queries, `[embed_dim, embed_dim]`.
+    pub query: Linear<B>,
+    /// Keys, `[embed_dim, embed_dim]`.
+    pub key: Linear<B>,
+    /// Values, `[embed_dim, embed_dim]`.
+    pub value: Linear<B>,
+    /// Output projection, `[embed_dim, embed_dim]`.
+    pub proj: Linear<B>,
+    /// Number of heads.
+    pub num_heads: usize,
+}
+
+impl<B: Backend> Attention<B> {
+    fn new(config: &ViTConfig, device: &B::Device) -> Self {
+        let d = config.embed_dim;
+        let qkv = LinearConfig::new(d, d).with_bias(config.qkv_bias).with_initializer(crate::model::INIT);
+        Self {
+            query: qkv.init(device),
+            key: qkv.init(device),
+            value: qkv.init(device),
+            proj: LinearConfig::new(d, d).with_initializer(crate::model::INIT).init(device),
+            num_heads: config.num_heads,
+        }
+    }
+
+    /// Attention of `q` over keys and values, without the output projection.
+    ///
+    /// # Shapes
+    /// - q: `[rows, tokens, d]`, k and v: `[context_rows, context_tokens, d]`
+    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
+        let [rows, context, d] = k.dims();
+        let heads = self.num_heads;
+        let split =
+            |x: Tensor<B, 3>, tokens: usize| x.reshape([rows, tokens, heads, d / heads]).swap_dims(1, 2);
+        probe.share_context(q, rows, |q| {
+            let tokens = q.dims()[1];
+            let (q, k, v) = (split(q, tokens), split(k, context), split(v, context));
+            attention(q, k, v, None, None, AttentionModuleOptions::default())
+                .swap_dims(1, 2)
+                .reshape([rows, tokens, d])
+        })
+    }
+}
+
+/// x + attention(norm1(x)), then x + mlp(norm2(x)).
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    /// Normalisation in front of the attention.
+    pub norm1: LayerNorm<B>,
+    /// Self-attention.
+    pub attn: Attention<B>,
+    /// Normalisation in front of the MLP.
+    pub norm2: LayerNorm<B>,
+    /// First layer of the MLP.
+    pub fc1: Linear<B>,
+    /// Second layer of the MLP.
+    pub fc2: Linear<B>,
+}
+
+/// Keys and values of a block for all tokens, and its class token: `(x, norm1(x))` at the class token, keys, values.
+pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>);
+
+impl<B: Backend> Block<B> {
+    pub(crate) fn new(config: &ViTConfig, device: &B::Device) -> Self {
+        let (d, hidden) = (config.embed_dim, config.mlp_dim());
+        let norm = LayerNormConfig::new(d).with_epsilon(config.layer_norm_eps);
+        let linear = |i, o| LinearConfig::new(i, o).with_initializer(crate::model::INIT).init(device);
+        Self {
+            norm1: norm.init(device),
+            attn: Attention::new(config, device),
+            norm2: norm.init(device),
+            fc1: linear(d, hidden),
+            fc2: linear(hidden, d),
+        }
+    }
+
+    /// The block for all tokens.
+    ///
+    /// # Shapes
+    /// - x: `[rows, tokens, embed_dim]`, and so the result
+    pub fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let h = probe.layer_norm(&self.norm1, x.clone());
+        let q = probe.linear(&self.attn.query, h.clone());
+        let k = probe.linear(&self.attn.key, h.clone());
+        let v = probe.linear(&self.attn.value, h);
+        self.finish(x, q, k, v, probe)
+    }
+
+    /// The part of the last block that the class token needs of the other tokens.
+    pub(crate) fn keys_values(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> ClassTokenState<B> {
+        let h = probe.layer_norm(&self.norm1, x.clone());
+        let k = probe.linear(&self.attn.key, h.clone());
+        let v = probe.linear(&self.attn.value, h.clone());
+        (x.narrow(1, 0, 1), h.narrow(1, 0, 1), k, v)
+    }
+
+    /// The rest of the last block, for the class token alone.
+    ///
+    /// # Shapes
+    /// - returns: `[rows, 1, embed_dim]`
+    pub(crate) fn class_token(&self, state: ClassTokenState<B>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let (x, h, k, v) = state;
+        let q = probe.linear(&self.attn.query, h);
+        self.finish(x, q, k, v, probe)
+    }
+
+    fn finish(
+        &self,
+        x: Tensor<B, 3>,
+        q: Tensor<B, 3>,
+        k: Tensor<B, 3>,
+        v: Tensor<B, 3>,
+        probe: &mut Probe<B>,
+    ) -> Tensor<B, 3> {
+        let a = self.attn.attend(q, k, v, probe);
+        let a = probe.linear(&self.attn.proj, a);
+        let x = probe.add(x, a);
+        let h = probe.layer_norm(&self.norm2, x.clone());
+        let h = gelu(probe.linear(&self.fc1, h));
+        let h = probe.linear(&self.fc2, h);
+        probe.add(x, h)
+    }
+}

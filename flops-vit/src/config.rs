@@ -1,0 +1,137 @@
+//! Sizes of a vision transformer, in timm's words, and the presets.
+
+use burn::prelude::*;
+
+use crate::error::VitError;
+
+/// Configuration of a [`ViT`](crate::ViT); `ViTConfig::vit_micro_patch4_32().init(&device)`.
+///
+/// The field names are timm's.
+#[derive(Config, Debug, PartialEq)]
+pub struct ViTConfig {
+    /// Height and width of the input, in pixels; a multiple of `patch_size`.
+    #[config(default = 224)]
+    pub img_size: usize,
+    /// Height and width of a patch, in pixels.
+    #[config(default = 16)]
+    pub patch_size: usize,
+    /// Input channels.
+    #[config(default = 3)]
+    pub in_chans: usize,
+    /// Width of the residual stream; a multiple of `num_heads`.
+    #[config(default = 768)]
+    pub embed_dim: usize,
+    /// Number of blocks, at least 1.
+    #[config(default = 12)]
+    pub depth: usize,
+    /// Attention heads of a block.
+    #[config(default = 12)]
+    pub num_heads: usize,
+    /// Hidden width of a block's MLP, as a multiple of `embed_dim`.
+    #[config(default = 4.0)]
+    pub mlp_ratio: f64,
+    /// Whether queries, keys and values have a bias.
+    #[config(default = true)]
+    pub qkv_bias: bool,
+    /// ε of the layer normalisations.
+    #[config(default = 1e-6)]
+    pub layer_norm_eps: f64,
+    /// Classes of the head.
+    #[config(default = 1000)]
+    pub num_classes: usize,
+}
+
+/// Presets by their timm names.
+pub const PRESETS: [&str; 5] = [
+    "vit_micro_patch4_32",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "vit_base_patch16_224",
+    "vit_large_patch16_224",
+];
+
+impl ViTConfig {
+    /// 128 wide, 6 blocks, 4 heads, 32 px in patches of 4: 1.2 M parameters, 65 tokens. The preset that a laptop trains.
+    pub fn vit_micro_patch4_32() -> Self {
+        Self::new()
+            .with_img_size(32)
+            .with_patch_size(4)
+            .with_embed_dim(128)
+            .with_depth(6)
+            .with_num_heads(4)
+            .with_num_classes(10)
+    }
+
+    /// 192 wide, 12 blocks, 3 heads.
+    pub fn vit_tiny_patch16_224() -> Self {
+        Self::new().with_embed_dim(192).with_num_heads(3)
+    }
+
+    /// 384 wide, 12 blocks, 6 heads.
+    pub fn vit_small_patch16_224() -> Self {
+        Self::new().with_embed_dim(384).with_num_heads(6)
+    }
+
+    /// 768 wide, 12 blocks, 12 heads.
+    pub fn vit_base_patch16_224() -> Self {
+        Self::new()
+    }
+
+    /// 1,024 wide, 24 blocks, 16 heads.
+    pub fn vit_large_patch16_224() -> Self {
+        Self::new().with_embed_dim(1024).with_depth(24).with_num_heads(16)
+    }
+
+    /// The preset of that name.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn preset(name: &str) -> Result<Self, VitError> {
+        match name {
+            "vit_micro_patch4_32" => Ok(Self::vit_micro_patch4_32()),
+            "vit_tiny_patch16_224" => Ok(Self::vit_tiny_patch16_224()),
+            "vit_small_patch16_224" => Ok(Self::vit_small_patch16_224()),
+            "vit_base_patch16_224" => Ok(Self::vit_base_patch16_224()),
+            "vit_large_patch16_224" => Ok(Self::vit_large_patch16_224()),
+            _ => Err(VitError::UnknownPreset { name: name.into() }),
+        }
+    }
+
+    /// Whether the sizes fit together.
+    ///
+    /// # Errors
+    /// [`VitError::Config`], naming the size at fault.
+    pub fn validate(&self) -> Result<(), VitError> {
+        let check = |ok: bool, field: &'static str, value: usize, remedy: &'static str| {
+            if ok { Ok(()) } else { Err(VitError::Config { field, value, remedy }) }
+        };
+        check(self.patch_size > 0, "patch_size", self.patch_size, "use at least 1")?;
+        check(
+            self.img_size > 0 && self.img_size.is_multiple_of(self.patch_size),
+            "img_size",
+            self.img_size,
+            "use a positive multiple of patch_size",
+        )?;
+        check(self.in_chans > 0, "in_chans", self.in_chans, "use at least 1")?;
+        check(self.num_heads > 0, "num_heads", self.num_heads, "use at least 1")?;
+        check(
+            self.embed_dim > 0 && self.embed_dim.is_multiple_of(self.num_heads),
+            "embed_dim",
+            self.embed_dim,
+            "use a positive multiple of num_heads",
+        )?;
+        check(self.depth > 0, "depth", self.depth, "use at least 1")?;
+        check(self.mlp_dim() > 0, "mlp_ratio × embed_dim", self.mlp_dim(), "use a larger mlp_ratio")?;
+        check(self.num_classes > 0, "num_classes", self.num_classes, "use at least 1")
+    }
+
+    /// Tokens of an image: the patches and the class token.
+    pub fn num_tokens(&self) -> usize {
+        (self.img_size / self.patch_size).pow(2) + 1
+    }
+
+    /// Hidden width of a block's MLP.
+    pub fn mlp_dim(&self) -> usize {
+        (self.embed_dim as f64 * self.mlp_ratio).round() as usize
+    }
+}

@@ -2,5 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod batch;
+pub mod loader;
 
 pub use batch::{Batch, Rows};
+pub use loader::EpochLoader;

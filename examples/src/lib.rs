@@ -1,1 +1,3 @@
-//! stub
+//! What the examples share: the backend they run on.
+
+pub mod backend;

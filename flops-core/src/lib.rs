@@ -4,6 +4,7 @@
 pub mod backprop;
 pub mod batch;
 pub mod error;
+pub mod loader;
 pub mod metric;
 pub mod noise;
 pub mod objective;
@@ -12,6 +13,7 @@ pub mod probe;
 pub use backprop::BackpropLearner;
 pub use batch::{Batch, Rows};
 pub use error::Error;
+pub use loader::{EpochLoader, Plain};
 pub use metric::StepOutput;
 pub use noise::{NoiseLaw, Sampling};
 pub use objective::{ForwardModel, cross_entropy, zero_one};

@@ -20,4 +20,20 @@ pub enum VitError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A checkpoint that cannot be loaded.
+    #[error("cannot load {path}: {why}")]
+    Checkpoint {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A checkpoint that cannot be written.
+    #[error("cannot write {}: {why}; choose a folder that can be written", path.display())]
+    Save {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What went wrong.
+        why: String,
+    },
 }

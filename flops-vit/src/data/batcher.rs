@@ -1,0 +1,149 @@
+//! From images to the tensors a model sees.
+
+use super::{DataError, ImageItem};
+use crate::normalization::Normalization;
+use burn::data::dataloader::batcher::Batcher;
+use burn::prelude::*;
+use flops_core::Batch;
+use flops_core::loader::{Augmentation, keyed_rng};
+use rand::RngExt;
+
+/// Images `[batch, channels, height, width]`, normalised, and labels `[batch]`.
+pub type ImageBatch<B> = Batch<Tensor<B, 4>, Tensor<B, 1, Int>>;
+
+/// Separates the augmentation's random numbers from those of other users of the same seed.
+const AUGMENT: u64 = u64::from_le_bytes(*b"augment\0");
+
+/// Makes [`ImageBatch`]es: images of another size are resized, all are normalised.
+#[derive(Clone, Debug)]
+pub struct ImageBatcher {
+    img_size: usize,
+    normalization: Normalization,
+}
+
+impl ImageBatcher {
+    /// A batcher for square inputs of side `img_size`.
+    ///
+    /// # Errors
+    /// If `img_size` is 0.
+    pub fn new(img_size: usize, normalization: Normalization) -> Result<Self, DataError> {
+        if img_size == 0 {
+            return Err(DataError::ZeroImageSize);
+        }
+        Ok(Self { img_size, normalization })
+    }
+}
+
+impl<B: Backend> Batcher<B, ImageItem, ImageBatch<B>> for ImageBatcher {
+    fn batch(&self, items: Vec<ImageItem>, device: &B::Device) -> ImageBatch<B> {
+        let (size, count) = (self.img_size, items.len());
+        let ids = items.iter().map(|item| item.id).collect();
+        let labels: Vec<i32> = items.iter().map(|item| item.label as i32).collect();
+        let mut pixels: Vec<f32> = Vec::with_capacity(count * 3 * size * size);
+        for item in items {
+            let item = item.resized(size, size);
+            for (channel, plane) in item.pixels.chunks_exact(size * size).enumerate() {
+                pixels.extend(plane.iter().map(|&pixel| self.normalization.apply(pixel, channel)));
+            }
+        }
+        Batch {
+            ids,
+            input: Tensor::from_data(TensorData::new(pixels, [count, 3, size, size]), device),
+            target: Tensor::from_data(TensorData::new(labels, [count]), device),
+        }
+    }
+}
+
+/// Random mirroring and shifts, a function of (seed, epoch, id): for [`EpochLoader::with_augmentation`].
+///
+/// [`EpochLoader::with_augmentation`]: flops_core::EpochLoader::with_augmentation
+#[derive(Clone, Debug)]
+pub struct Augment {
+    /// Mirror left and right, every second time.
+    pub flip: bool,
+    /// Move the image by up to this many pixels in each direction; what comes in is black (a crop of the padded image).
+    pub shift: usize,
+    /// The seed of the choices.
+    pub seed: u64,
+}
+
+impl Augmentation<ImageItem> for Augment {
+    fn augment(&self, item: ImageItem, epoch: u64) -> ImageItem {
+        let mut rng = keyed_rng([self.seed, epoch, item.id, AUGMENT]);
+        let flip = rng.random::<bool>() && self.flip;
+        let (down, right) = (rng.random_range(0..=2 * self.shift), rng.random_range(0..=2 * self.shift));
+        moved(item, flip, down as isize - self.shift as isize, right as isize - self.shift as isize)
+    }
+}
+
+/// The image mirrored and then moved.
+fn moved(item: ImageItem, flip: bool, down: isize, right: isize) -> ImageItem {
+    let (height, width) = (item.height, item.width);
+    let mut pixels = vec![0; item.pixels.len()];
+    for (from, to) in item.pixels.chunks_exact(height * width).zip(pixels.chunks_exact_mut(height * width)) {
+        for y in 0..height {
+            let Some(source_y) = y.checked_add_signed(-down).filter(|&y| y < height) else { continue };
+            for x in 0..width {
+                let Some(source_x) = x.checked_add_signed(-right).filter(|&x| x < width) else { continue };
+                let source_x = if flip { width - 1 - source_x } else { source_x };
+                to[y * width + x] = from[source_y * width + source_x];
+            }
+        }
+    }
+    ImageItem { pixels, ..item }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    fn item(id: u64) -> ImageItem {
+        // planes [[1, 2], [3, 4]], [[5, 6], [7, 8]], [[9, 10], [11, 12]]
+        ImageItem { id, pixels: (1..=12).collect(), height: 2, width: 2, label: id as usize }
+    }
+
+    #[test]
+    fn batches_have_named_rows() {
+        let batcher = ImageBatcher::new(2, Normalization { mean: [0.0; 3], std: [1.0 / 255.0; 3] }).unwrap();
+        let batch: ImageBatch<Flex> = batcher.batch(vec![item(3), item(5)], &Default::default());
+        assert_eq!(batch.ids, [3, 5]);
+        assert_eq!(batch.input.dims(), [2, 3, 2, 2]);
+        assert_eq!(batch.target.to_data().iter::<i64>().collect::<Vec<_>>(), [3, 5]);
+        let values: Vec<f32> = batch.input.slice([1..2]).to_data().to_vec().unwrap();
+        for (value, expected) in values.iter().zip(1..=12) {
+            assert!((value - expected as f32).abs() < 1e-4, "{value} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn batches_have_the_model_s_size() {
+        let batcher = ImageBatcher::new(4, Normalization::HALF).unwrap();
+        let batch: ImageBatch<Flex> = batcher.batch(vec![item(0)], &Default::default());
+        assert_eq!(batch.input.dims(), [1, 3, 4, 4]);
+        assert!(matches!(ImageBatcher::new(0, Normalization::HALF), Err(DataError::ZeroImageSize)));
+    }
+
+    #[test]
+    fn images_are_mirrored_then_moved() {
+        assert_eq!(moved(item(0), true, 0, 0).pixels, [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11]);
+        assert_eq!(moved(item(0), false, 1, 0).pixels[..4], [0, 0, 1, 2]);
+        assert_eq!(moved(item(0), false, 0, -1).pixels[..4], [2, 0, 4, 0]);
+        assert_eq!(moved(item(0), true, -1, 1).pixels[..4], [0, 4, 0, 0]);
+        assert_eq!(moved(item(0), false, 5, 0).pixels, [0; 12]);
+    }
+
+    #[test]
+    fn augmentation_follows_seed_epoch_and_id() {
+        let augment = Augment { flip: true, shift: 1, seed: 0 };
+        let show = |augment: &Augment, id, epochs: std::ops::Range<u64>| -> Vec<_> {
+            epochs.map(|epoch| augment.augment(item(id), epoch).pixels).collect()
+        };
+        assert_eq!(show(&augment, 1, 0..9), show(&augment, 1, 0..9));
+        assert_ne!(show(&augment, 1, 0..9), show(&augment, 1, 9..18));
+        assert_ne!(show(&augment, 1, 0..9), show(&augment, 2, 0..9));
+        assert_ne!(show(&augment, 1, 0..9), show(&Augment { seed: 1, ..augment }, 1, 0..9));
+        let none = Augment { flip: false, shift: 0, seed: 0 };
+        assert_eq!(none.augment(item(1), 4), item(1));
+    }
+}

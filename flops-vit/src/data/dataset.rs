@@ -1,0 +1,139 @@
+//! Labelled images in memory.
+
+use burn::data::dataloader::Dataset;
+use flops_core::loader::keyed_rng;
+use image::imageops::{self, FilterType};
+use image::{ImageBuffer, Luma};
+use rand::seq::SliceRandom;
+
+/// Separates the split's random numbers from those of other users of the same seed.
+const SPLIT: u64 = u64::from_le_bytes(*b"split\0\0\0");
+
+/// An 8-bit RGB image and its label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageItem {
+    /// Unique among the training and test images of a data set.
+    pub id: u64,
+    /// The red plane, then green, then blue, each in rows from the top: `[3, height, width]`.
+    pub pixels: Vec<u8>,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Index into [`ImageDataset::classes`].
+    pub label: usize,
+}
+
+impl ImageItem {
+    /// The image at another size: bilinear, averaged over the pixels covered when it shrinks.
+    pub fn resized(self, height: usize, width: usize) -> Self {
+        if (self.height, self.width) == (height, width) {
+            return self;
+        }
+        let plane = self.height * self.width;
+        let mut pixels = Vec::with_capacity(3 * height * width);
+        for channel in self.pixels.chunks_exact(plane) {
+            let channel = ImageBuffer::<Luma<u8>, &[u8]>::from_raw(self.width as u32, self.height as u32, channel)
+                .expect("a chunk is one plane");
+            let resized = imageops::resize(&channel, width as u32, height as u32, FilterType::Triangle);
+            pixels.extend_from_slice(resized.as_raw());
+        }
+        Self { pixels, height, width, ..self }
+    }
+}
+
+/// Labelled images, all in memory.
+#[derive(Clone, Debug)]
+pub struct ImageDataset {
+    /// The images.
+    pub items: Vec<ImageItem>,
+    /// The name of each label.
+    pub classes: Vec<String>,
+}
+
+impl Dataset<ImageItem> for ImageDataset {
+    fn get(&self, index: usize) -> Option<ImageItem> {
+        self.items.get(index).cloned()
+    }
+
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+}
+
+/// The training and test images of a data set; no id occurs in both.
+#[derive(Clone, Debug)]
+pub struct DataSplit {
+    /// What the model learns from.
+    pub train: ImageDataset,
+    /// What it is judged by.
+    pub test: ImageDataset,
+    /// Files of the official data set that were not there: training goes on with fewer images.
+    pub missing: Vec<String>,
+}
+
+impl DataSplit {
+    /// Takes a random `test_percent` of each class for the test set: the same ones for the same items and seed.
+    ///
+    /// A class of two images or more is in both parts.
+    pub fn stratified(items: Vec<ImageItem>, classes: Vec<String>, test_percent: usize, seed: u64) -> Self {
+        let mut is_test = vec![false; items.len()];
+        for label in 0..classes.len() {
+            let mut members: Vec<usize> = (0..items.len()).filter(|&i| items[i].label == label).collect();
+            members.shuffle(&mut keyed_rng([seed, label as u64, 0, SPLIT]));
+            let most = members.len().saturating_sub(1);
+            let count = ((members.len() * test_percent + 50) / 100).clamp(most.min(1), most);
+            for &index in &members[..count] {
+                is_test[index] = true;
+            }
+        }
+        let (mut train, mut test) = (vec![], vec![]);
+        for (item, is_test) in items.into_iter().zip(is_test) {
+            if is_test { test.push(item) } else { train.push(item) }
+        }
+        Self {
+            train: ImageDataset { items: train, classes: classes.clone() },
+            test: ImageDataset { items: test, classes },
+            missing: vec![],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(labels: impl Iterator<Item = usize>) -> Vec<ImageItem> {
+        let image = |(id, label)| ImageItem { id: id as u64, pixels: vec![0; 3], height: 1, width: 1, label };
+        labels.enumerate().map(image).collect()
+    }
+
+    #[test]
+    fn split_is_stratified_and_fixed() {
+        let classes = vec!["a".to_string(), "b".into(), "c".into()];
+        let labels = || (0..100).map(|i| usize::from(i >= 60)).chain([2]);
+        let split = DataSplit::stratified(items(labels()), classes.clone(), 20, 1);
+        let count = |data: &ImageDataset, label| data.items.iter().filter(|item| item.label == label).count();
+        assert_eq!([0, 1, 2].map(|label| count(&split.train, label)), [48, 32, 1]);
+        assert_eq!([0, 1, 2].map(|label| count(&split.test, label)), [12, 8, 0]);
+        let again = DataSplit::stratified(items(labels()), classes.clone(), 20, 1);
+        assert_eq!(split.test.items, again.test.items);
+        let other = DataSplit::stratified(items(labels()), classes, 20, 2);
+        assert_ne!(split.test.items, other.test.items);
+    }
+
+    #[test]
+    fn resizing_keeps_the_planes_apart() {
+        let pixels = [[10u8; 4], [20; 4], [30; 4]].concat();
+        let item = ImageItem { id: 0, pixels, height: 2, width: 2, label: 0 }.resized(3, 5);
+        assert_eq!((item.height, item.width), (3, 5));
+        assert_eq!(item.pixels, [[10u8; 15], [20; 15], [30; 15]].concat());
+    }
+
+    #[test]
+    fn resizing_is_bilinear() {
+        // torch.nn.functional.interpolate(torch.tensor([[[0., 100.]]]), size=4, mode="linear"): 0, 25, 75, 100
+        let item = ImageItem { id: 0, pixels: [[0, 100]; 3].concat(), height: 1, width: 2, label: 0 }.resized(1, 4);
+        assert_eq!(item.pixels[..4], [0, 25, 75, 100]);
+    }
+}

@@ -1,13 +1,27 @@
 //! Labelled images: where they come from and how they become batches.
 //!
 //! ```
-//! use flops_vit::data::DatasetSpec;
+//! use burn::backend::Flex;
+//! use burn::data::dataloader::DataLoader;
+//! use flops_core::EpochLoader;
+//! use flops_vit::Normalization;
+//! use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher};
+//! use std::sync::Arc;
 //!
 //! let spec: DatasetSpec = "digits".parse()?;
 //! let split = spec.load(None, false, 32)?;
-//! assert_eq!(split.train.items.len() + split.test.items.len(), 1797);
-//! # Ok::<(), flops_vit::data::DataError>(())
+//! let batcher = ImageBatcher::new(32, Normalization::CIFAR10)?;
+//! let loader: EpochLoader<Flex, _, ImageBatch<Flex>> =
+//!     EpochLoader::new(Arc::new(split.train), batcher, 64, Default::default())?
+//!         .shuffled(0)
+//!         .with_augmentation(Augment { flip: false, shift: 2, seed: 0 });
+//! let batch = loader.iter().next().expect("the data set is not empty");
+//! assert_eq!(batch.input.dims(), [64, 3, 32, 32]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! For a loader typed on an autodiff backend whose batches stay on the inner one, wrap the batcher in
+//! [`Plain`](flops_core::loader::Plain).
 
 mod batcher;
 pub mod cifar;

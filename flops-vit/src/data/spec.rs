@@ -44,8 +44,9 @@ impl fmt::Display for DatasetSpec {
 impl DatasetSpec {
     /// Loads the images.
     ///
-    /// `data_dir` is where CIFAR-10 lies; without it Burn's data set cache is looked up, and filled first if need be where
-    /// `download` is set. Digits and folders are resized to `img_size`; CIFAR-10 stays at 32×32 for the batcher to resize.
+    /// `data_dir` is where CIFAR-10 lies; without it Burn's data set cache is looked up. Where it is not found, `download` fetches
+    /// it into that cache (cargo feature `download`). Digits and folders are resized to `img_size`; CIFAR-10 stays at 32×32 for
+    /// the batcher to resize.
     ///
     /// # Errors
     /// What is missing, truncated or cannot be decoded, with its path and the remedy.

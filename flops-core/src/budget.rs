@@ -317,3 +317,132 @@ impl Ledger {
         total
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn budget(queries: usize, min: usize) -> QueryBudget {
+        QueryBudget::new(queries, min).unwrap()
+    }
+
+    fn cost(variances: &[f64], counts: &[usize]) -> f64 {
+        variances.iter().zip(counts).map(|(v, &a)| v / a as f64).sum()
+    }
+
+    /// The least cost over every allocation of `total` queries.
+    fn brute_force(variances: &[f64], total: usize, floor: usize) -> f64 {
+        let [v, rest @ ..] = variances else { return if total == 0 { 0.0 } else { f64::INFINITY } };
+        (floor..=total).map(|a| v / a as f64 + brute_force(rest, total - a, floor)).fold(f64::INFINITY, f64::min)
+    }
+
+    /// 1 ≤ A_min ≤ A₀.
+    fn budgets() -> impl Strategy<Value = QueryBudget> {
+        (1usize..40).prop_flat_map(|q| (Just(q), 1..=q)).prop_map(|(q, min)| budget(q, min))
+    }
+
+    fn extreme() -> impl Strategy<Value = f64> {
+        prop_oneof![8 => -50.0..100.0, 1 => Just(0.0), 1 => -1e308..1e308, 1 => -1e-300..1e-300, 1 => Just(f64::MAX), 1 => Just(f64::MIN)]
+    }
+
+    fn ordered(keys: &[f64], counts: &[usize]) -> bool {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_by(|&i, &j| keys[i].total_cmp(&keys[j]));
+        order.windows(2).all(|w| keys[w[0]] == keys[w[1]] || counts[w[0]] <= counts[w[1]])
+    }
+
+    // Properties, exact: no tolerance, no false failures.
+    proptest! {
+        #[test]
+        fn a_projection_meets_the_budget(raw in prop::collection::vec(extreme(), 0..150), budget in budgets()) {
+            let a = Allocation::project(&raw, &budget).unwrap();
+            prop_assert_eq!(a.total(), budget.total(raw.len()));
+            prop_assert!(raw.is_empty() || a.min() >= budget.min_per_datum());
+            prop_assert!(ordered(&raw, a.counts()));
+        }
+
+        #[test]
+        fn a_feasible_integer_vector_projects_onto_itself(extra in prop::collection::vec(0usize..9, 1..40), shift in -100i32..100) {
+            let n = extra.len();
+            let mut counts: Vec<usize> = extra.iter().map(|e| e + 1).collect();
+            let queries = counts.iter().sum::<usize>().div_ceil(n);
+            counts[0] += queries * n - counts.iter().sum::<usize>();
+            // A constant added to all entries changes nothing.
+            let raw: Vec<f64> = counts.iter().map(|&a| a as f64 + shift as f64).collect();
+            let a = Allocation::project(&raw, &budget(queries, 1)).unwrap();
+            prop_assert_eq!(a.counts(), &counts[..]);
+        }
+
+        #[test]
+        fn neyman_meets_the_budget(weights in prop::collection::vec(extreme(), 0..150), budget in budgets()) {
+            let weights: Vec<f64> = weights.iter().map(|w| w.abs()).collect();
+            let a = Allocation::neyman(&weights, &budget).unwrap();
+            prop_assert_eq!(a.total(), budget.total(weights.len()));
+            prop_assert!(weights.is_empty() || a.min() >= budget.min_per_datum());
+        }
+
+        #[test]
+        fn neyman_is_the_integer_minimum(
+            weights in prop::collection::vec(prop_oneof![4 => 0.0..10.0, 1 => Just(0.0), 1 => Just(1.0)], 1..5),
+            (queries, min) in (1usize..5).prop_flat_map(|q| (Just(q), 1..=q)),
+        ) {
+            let variances: Vec<f64> = weights.iter().map(|w| w * w).collect();
+            let a = Allocation::neyman(&weights, &budget(queries, min)).unwrap();
+            let least = brute_force(&variances, queries * weights.len(), min);
+            // Relative 1e-12: the order of summation.
+            prop_assert!(cost(&variances, a.counts()) <= least * (1.0 + 1e-12), "{:?} {}", a, least);
+            prop_assert!(ordered(&weights, a.counts()));
+        }
+    }
+
+    #[test]
+    fn known_allocations() {
+        assert_eq!(Allocation::uniform(3, &budget(5, 2)).counts(), [5, 5, 5]);
+        assert_eq!(Allocation::project(&[4.0, 1.0, 1.0], &budget(2, 1)).unwrap().counts(), [4, 1, 1]);
+        // τ = 0.5 leaves 1.5, 1.5, 3: the remainder goes to the earlier of the two.
+        assert_eq!(Allocation::project(&[2.0, 2.0, 3.5], &budget(2, 1)).unwrap().counts(), [2, 1, 3]);
+        assert_eq!(Allocation::neyman(&[1.0, 3.0], &budget(4, 1)).unwrap().counts(), [2, 6]);
+        assert_eq!(Allocation::neyman(&[0.0, 0.0, 9.0], &budget(7, 3)).unwrap().counts(), [3, 3, 15]);
+        assert_eq!(Allocation::neyman(&[0.0; 3], &budget(7, 3)).unwrap().counts(), [7, 7, 7]);
+    }
+
+    #[test]
+    fn neyman_on_a_large_batch() {
+        // The greedy deal from A_min upwards, one query at a time, is optimal: the same cost to rounding error.
+        let weights: Vec<f64> = (0..500).map(|j| 0.05 * (j as f64 * 0.7).sin().exp() * (1 + j % 17) as f64).collect();
+        let variances: Vec<f64> = weights.iter().map(|w| w * w).collect();
+        let mut greedy = vec![1usize; 500];
+        for _ in 0..500 * 3 {
+            let worth = |j: usize| variances[j] / (greedy[j] * (greedy[j] + 1)) as f64;
+            let best = (0..500).max_by(|&i, &j| worth(i).total_cmp(&worth(j))).unwrap();
+            greedy[best] += 1;
+        }
+        let a = Allocation::neyman(&weights, &budget(4, 1)).unwrap();
+        assert!((cost(&variances, a.counts()) / cost(&variances, &greedy) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn unusable_input_is_named() {
+        let message = |e: Error| e.to_string();
+        assert!(message(QueryBudget::new(0, 1).unwrap_err()).contains("queries_per_datum = 0"));
+        assert!(message(QueryBudget::new(4, 0).unwrap_err()).contains("min_per_datum = 0"));
+        assert!(message(QueryBudget::new(4, 5).unwrap_err()).contains("min_per_datum = 5; lower it"));
+        assert!(QueryBudget::new(usize::MAX, 1).is_err());
+        assert!(message(Allocation::project(&[1.0, f64::NAN], &budget(2, 1)).unwrap_err()).contains("raw[1] = NaN"));
+        assert!(message(Allocation::neyman(&[-1.0], &budget(2, 1)).unwrap_err()).contains("weights[0] = -1"));
+    }
+
+    #[test]
+    fn the_ledger_adds_up() {
+        let mut ledger = Ledger::default();
+        ledger.add(Phase::Query, 20, 40, Duration::from_millis(500));
+        ledger.add(Phase::Query, 1, 2, Duration::from_millis(250));
+        ledger.add(Phase::Clean, 0, 7, Duration::from_millis(250));
+        assert_eq!(ledger.of(Phase::Query), Cost { queries: 21, row_forwards: 42, seconds: 0.75 });
+        assert_eq!(ledger.total(), Cost { queries: 21, row_forwards: 49, seconds: 1.0 });
+        let json = serde_json::to_string(&ledger).unwrap();
+        assert_eq!(serde_json::from_str::<Ledger>(&json).unwrap(), ledger);
+    }
+}

@@ -132,3 +132,79 @@ fn position(loss: f64) -> f64 {
     let loss = loss.max(LOSS_MIN).min(LOSS_MAX);
     (loss / LOSS_MIN).ln() / (LOSS_MAX / LOSS_MIN).ln() * (BINS - 1) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn before_any_observation_all_data_are_alike() {
+        assert_eq!(VarianceTracker::new().predict(&[4, 7], &[0.1, 9.0]), [1.0, 1.0]);
+        let mut tracker = VarianceTracker::new();
+        tracker.observe(&[1, 2, 3], &[1.0, f64::NAN, 1.0], &[f64::INFINITY, 1.0, 1.0], &[5, 5, 0]);
+        assert_eq!(tracker.predict(&[1, 2], &[1.0, 1.0]), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn an_unseen_datum_gets_the_curve() {
+        let mut tracker = VarianceTracker::new();
+        let losses: Vec<f64> = (0..200).map(|j| 0.01 * 1.05f64.powi(j)).collect();
+        let m: Vec<f64> = losses.iter().map(|l| l * l).collect();
+        let ids: Vec<u64> = (0..200).collect();
+        tracker.observe(&ids, &losses, &m, &[20; 200]);
+        for loss in [0.05, 0.3, 2.0, 20.0] {
+            let got = tracker.predict(&[999], &[loss])[0];
+            // Deterministic; the bins and their smoothing blur m = ℓ² by up to half.
+            assert!((got / (loss * loss)).ln().abs() < 0.5, "{loss}: {got}");
+        }
+        // Far from all data the nearest bins answer, and nothing is ever unusable.
+        let odd = tracker.predict(&[999; 5], &[0.0, 1e30, f64::NAN, f64::INFINITY, -1.0]);
+        assert!(odd.iter().all(|v| v.is_finite() && *v >= 0.0), "{odd:?}");
+        assert!(odd[0] < 1e-3 && odd[1] > 1e3, "{odd:?}");
+    }
+
+    #[test]
+    fn a_datum_that_differs_from_its_loss_is_found_out() {
+        // Two kinds of data of equal loss, Tr Σ = 1 and 9, seen 12 times at 20 queries. m is Tr Σ·χ²₂₀/20, here a sum
+        // of 20 uniform variates of mean 1: a fixed seed, deterministic. The true curve is 5.
+        let mut rng = StdRng::seed_from_u64(1);
+        let (ids, losses): (Vec<u64>, Vec<f64>) = ((0..64).collect(), vec![1.0; 64]);
+        let mut tracker = VarianceTracker::new();
+        for _ in 0..12 {
+            let m: Vec<f64> = ids
+                .iter()
+                .map(|id| {
+                    let mean = (0..20).map(|_| 2.0 * rng.next_u64() as f64 / u64::MAX as f64).sum::<f64>() / 20.0;
+                    if id % 2 == 0 { mean } else { 9.0 * mean }
+                })
+                .collect();
+            tracker.observe(&ids, &losses, &m, &[20; 64]);
+        }
+        let v = tracker.predict(&ids, &losses);
+        // Shrunk by 40 of 107 queries: 1 → 2.5 and 9 → 7.5.
+        assert!(v.chunks(2).all(|p| p[0] > 1.5 && p[0] < 3.5 && p[1] > 6.0 && p[1] < 9.0), "{v:?}");
+    }
+
+    #[test]
+    fn zeros_stay_zero_and_the_curve_forgets() {
+        let mut tracker = VarianceTracker::new();
+        tracker.observe(&[0, 1], &[0.0, 1.0], &[0.0, 0.0], &[4, 4]);
+        assert_eq!(tracker.predict(&[0, 1, 2], &[0.0, 1.0, 5.0]), [0.0; 3]);
+        for _ in 0..400 {
+            tracker.observe(&[2], &[1.0], &[3.0], &[4]);
+        }
+        let v = tracker.predict(&[9], &[1.0])[0];
+        assert!((v - 3.0).abs() < 0.01, "{v}");
+    }
+
+    #[test]
+    fn it_survives_serde() {
+        let mut tracker = VarianceTracker::new();
+        tracker.observe(&[3, u64::MAX], &[0.2, 0.4], &[1.0, 2.0], &[3, 5]);
+        let json = serde_json::to_string(&tracker).unwrap();
+        assert_eq!(serde_json::from_str::<VarianceTracker>(&json).unwrap(), tracker);
+        assert_eq!(tracker.len(), 2);
+    }
+}

@@ -17,7 +17,7 @@ mod uniform;
 use std::fmt::Debug;
 use std::str::FromStr;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::prelude::Backend;
 use rand::rngs::StdRng;
 
@@ -116,7 +116,7 @@ fn validate_variances(variances: &[f64], expected: usize) -> Result<(), Error> {
 /// A training step sees `&self`: what [`allocate`](Self::allocate) learned comes back as an update, which
 /// [`apply`](Self::apply) puts into the module once the step is over. As a [`Module`], an allocator is saved and
 /// restored with the model's checkpoint.
-pub trait Allocator<B: Backend>: Module<B> {
+pub trait Allocator<B: Backend>: Module<B> + ModuleDisplay {
     /// What `allocate` learned, put into the module by `apply`.
     type Update: Clone + Send + Debug + 'static;
 

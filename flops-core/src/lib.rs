@@ -1,14 +1,18 @@
 //! Training with forward passes only: estimators, query allocators and the burn-train seam.
 #![deny(missing_docs)]
 
+pub mod allocator;
 pub mod backprop;
 pub mod batch;
+pub mod budget;
 pub mod error;
 pub mod loader;
 pub mod metric;
 pub mod noise;
 pub mod objective;
+pub mod persist;
 pub mod probe;
+pub mod variance;
 
 pub use backprop::BackpropLearner;
 pub use batch::{Batch, Rows};

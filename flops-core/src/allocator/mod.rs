@@ -1,0 +1,298 @@
+//! How a batch's queries are dealt out among its data.
+//!
+//! With A_j queries for datum j, weighted 1/(B·A_j), the gradient estimate is unbiased whatever the allocation, and
+//! its variance is (1/B²) Σ_j Tr Σ_j / A_j, where Σ_j is the covariance of a single-query estimate. An allocator
+//! chooses the A_j, before the noise is drawn, so as to make the proxy J(A) = Σ_j Tr Σ_j / A_j small.
+//!
+//! | allocator | A_j |
+//! |---|---|
+//! | [`Uniform`] | A₀ |
+//! | [`Neyman`] | ∝ √(Tr Σ_j), from estimates |
+//! | [`GaussianAllocator`] | drawn from a Gaussian whose mean follows the losses, learned |
+
+mod gaussian;
+mod neyman;
+mod uniform;
+
+use std::fmt::Debug;
+use std::str::FromStr;
+
+use burn::module::{Module, ModuleDisplay};
+use burn::prelude::Backend;
+use rand::rngs::StdRng;
+
+use crate::budget::{Allocation, QueryBudget};
+use crate::error::Error;
+
+pub use gaussian::{AdamState, GaussianAllocator, GaussianAllocatorConfig, GaussianUpdate};
+pub use neyman::Neyman;
+pub use uniform::Uniform;
+
+/// Embeddings of a batch, row-major `[batch_size, dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embeddings<'a> {
+    values: &'a [f32],
+    dim: usize,
+}
+
+impl<'a> Embeddings<'a> {
+    /// `values` is row-major `[batch_size, dim]`.
+    ///
+    /// # Errors
+    /// If `dim` is zero or does not divide the number of values.
+    pub fn new(values: &'a [f32], dim: usize) -> Result<Self, Error> {
+        if dim == 0 || !values.len().is_multiple_of(dim) {
+            let expected = values.len().checked_div(dim).unwrap_or(0) * dim;
+            return Err(Error::Length { name: "embeddings", got: values.len(), expected });
+        }
+        Ok(Self { values, dim })
+    }
+
+    /// One embedding per datum.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [f32]> {
+        self.values.chunks_exact(self.dim)
+    }
+}
+
+/// What an allocator may look at: one entry per datum of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct DatumFeatures<'a> {
+    /// Losses at the unperturbed parameters.
+    pub losses: &'a [f64],
+    /// Estimates of Tr Σ_j.
+    pub variances: &'a [f64],
+    /// Embeddings, where the model gives any.
+    pub embeddings: Option<Embeddings<'a>>,
+}
+
+impl DatumFeatures<'_> {
+    /// Checks that there is a batch, with one usable entry per datum.
+    ///
+    /// # Errors
+    /// If the batch is empty, lengths differ, a loss or an embedding is not finite, or a variance is not finite or negative.
+    pub fn validate(&self) -> Result<(), Error> {
+        let n = self.losses.len();
+        if n == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        if let Some(index) = self.losses.iter().position(|l| !l.is_finite()) {
+            let remedy = "check the datum for NaN, or lower lr";
+            return Err(Error::Value { name: "losses", index, value: self.losses[index], remedy });
+        }
+        validate_variances(self.variances, n)?;
+        let Some(embeddings) = &self.embeddings else { return Ok(()) };
+        if embeddings.rows().len() != n {
+            return Err(Error::Length { name: "embeddings", got: embeddings.rows().len(), expected: n });
+        }
+        match embeddings.values.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(Error::Value {
+                name: "embeddings",
+                index: at / embeddings.dim,
+                value: embeddings.values[at] as f64,
+                remedy: "check the datum for NaN, or allocate without embeddings",
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn validate_variances(variances: &[f64], expected: usize) -> Result<(), Error> {
+    if variances.len() != expected {
+        return Err(Error::Length { name: "variances", got: variances.len(), expected });
+    }
+    match variances.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
+        Some(index) => Err(Error::Value {
+            name: "variances",
+            index,
+            value: variances[index],
+            remedy: "estimates of Tr Σ must be finite and not negative",
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Deals out a batch's queries, and may learn to do it better.
+///
+/// A training step sees `&self`: what [`allocate`](Self::allocate) learned comes back as an update, which
+/// [`apply`](Self::apply) puts into the module once the step is over. As a [`Module`], an allocator is saved and
+/// restored with the model's checkpoint.
+pub trait Allocator<B: Backend>: Module<B> + ModuleDisplay {
+    /// What `allocate` learned, put into the module by `apply`.
+    type Update: Clone + Send + Debug + 'static;
+
+    /// Allocates a batch's queries: Σ_j A_j = B·A₀, every A_j ≥ A_min.
+    ///
+    /// # Errors
+    /// If the features are unusable, see [`DatumFeatures::validate`].
+    fn allocate(
+        &self,
+        features: &DatumFeatures<'_>,
+        budget: &QueryBudget,
+        rng: &mut StdRng,
+    ) -> Result<(Allocation, Self::Update), Error>;
+
+    /// Takes an update in.
+    fn apply(self, update: Self::Update) -> Self;
+
+    /// The name it is chosen by.
+    fn name(&self) -> &'static str;
+}
+
+/// J(A) = Σ_j Tr Σ_j / A_j: B² times the variance of the gradient estimate.
+///
+/// # Panics
+/// If `variances` and `allocation` differ in length.
+pub fn proxy(variances: &[f64], allocation: &Allocation) -> f64 {
+    assert_eq!(variances.len(), allocation.counts().len(), "one variance per datum of the allocation");
+    variances.iter().zip(allocation.counts()).map(|(v, &a)| v / a as f64).sum()
+}
+
+/// What an allocation gains over equal allocation, and what there was to gain.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AllocationReport {
+    /// Coefficient of variation of √(Tr Σ_j) over the batch.
+    pub cv: f64,
+    /// 1/(1 + CV²), the least relative variance any real-valued allocation reaches.
+    pub ceiling: f64,
+    /// J of this allocation relative to equal allocation's.
+    pub relative_variance: f64,
+    /// The least J an integer allocation reaches, relative to equal allocation's.
+    pub neyman_relative_variance: f64,
+    /// The smallest A_j.
+    pub min: usize,
+    /// The largest A_j.
+    pub max: usize,
+}
+
+impl AllocationReport {
+    /// Measures `allocation` by `variances`, estimates of Tr Σ_j. Where they are all zero there is nothing to gain.
+    ///
+    /// # Errors
+    /// If `variances` has another length than the allocation, or a variance is not finite or negative.
+    pub fn new(variances: &[f64], allocation: &Allocation, budget: &QueryBudget) -> Result<Self, Error> {
+        let n = allocation.counts().len();
+        validate_variances(variances, n)?;
+        let weights: Vec<f64> = variances.iter().map(|v| v.sqrt()).collect();
+        let uniform = proxy(variances, &Allocation::uniform(n, budget));
+        let (first, second): (f64, f64) = (weights.iter().sum(), variances.iter().sum());
+        let (min, max) = (allocation.min(), allocation.max());
+        if uniform == 0.0 {
+            let (relative_variance, neyman_relative_variance) = (1.0, 1.0);
+            return Ok(Self { cv: 0.0, ceiling: 1.0, relative_variance, neyman_relative_variance, min, max });
+        }
+        let ceiling = (first * first / (n as f64 * second)).min(1.0);
+        Ok(Self {
+            cv: (1.0 / ceiling - 1.0).sqrt(),
+            ceiling,
+            relative_variance: proxy(variances, allocation) / uniform,
+            neyman_relative_variance: proxy(variances, &Allocation::neyman(&weights, budget)?) / uniform,
+            min,
+            max,
+        })
+    }
+}
+
+/// The allocators there are, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocatorKind {
+    /// [`Uniform`].
+    Uniform,
+    /// [`Neyman`].
+    Neyman,
+    /// [`GaussianAllocator`] with its default configuration.
+    Gaussian,
+}
+
+impl FromStr for AllocatorKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "uniform" => Ok(Self::Uniform),
+            "neyman" => Ok(Self::Neyman),
+            "gaussian" => Ok(Self::Gaussian),
+            _ => Err(Error::Unknown { what: "allocator", name: name.into(), choices: "uniform, neyman, gaussian" }),
+        }
+    }
+}
+
+/// An allocator chosen at run time.
+///
+/// A checkpoint is read back by the allocator that wrote it: loading the record of another one panics, as for any
+/// enum that derives `Module`.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum AnyAllocator<B: Backend> {
+    /// [`Uniform`].
+    Uniform(Uniform),
+    /// [`Neyman`].
+    Neyman(Neyman),
+    /// [`GaussianAllocator`].
+    Gaussian(GaussianAllocator<B>),
+}
+
+impl<B: Backend> AnyAllocator<B> {
+    /// The allocator `kind` with its default configuration.
+    pub fn new(kind: AllocatorKind, device: &B::Device) -> Result<Self, Error> {
+        Ok(match kind {
+            AllocatorKind::Uniform => Self::Uniform(Uniform),
+            AllocatorKind::Neyman => Self::Neyman(Neyman),
+            AllocatorKind::Gaussian => Self::Gaussian(GaussianAllocatorConfig::new().init(device)?),
+        })
+    }
+
+    /// The allocator of that name: `uniform`, `neyman` or `gaussian`.
+    ///
+    /// # Errors
+    /// If there is no allocator of that name.
+    pub fn from_name(name: &str, device: &B::Device) -> Result<Self, Error> {
+        Self::new(name.parse()?, device)
+    }
+}
+
+/// What an [`AnyAllocator`] learned.
+#[derive(Clone, Debug)]
+pub enum AnyUpdate {
+    /// Nothing.
+    None,
+    /// New λ and optimizer state.
+    Gaussian(GaussianUpdate),
+}
+
+impl<B: Backend> Allocator<B> for AnyAllocator<B> {
+    type Update = AnyUpdate;
+
+    fn allocate(
+        &self,
+        features: &DatumFeatures<'_>,
+        budget: &QueryBudget,
+        rng: &mut StdRng,
+    ) -> Result<(Allocation, AnyUpdate), Error> {
+        Ok(match self {
+            Self::Uniform(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, AnyUpdate::None),
+            Self::Neyman(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, AnyUpdate::None),
+            Self::Gaussian(a) => {
+                let (allocation, update) = a.allocate(features, budget, rng)?;
+                (allocation, AnyUpdate::Gaussian(update))
+            }
+        })
+    }
+
+    fn apply(self, update: AnyUpdate) -> Self {
+        match (self, update) {
+            (Self::Gaussian(a), AnyUpdate::Gaussian(update)) => Self::Gaussian(a.apply(update)),
+            (this, _) => this,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Uniform(a) => Allocator::<B>::name(a),
+            Self::Neyman(a) => Allocator::<B>::name(a),
+            Self::Gaussian(a) => a.name(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

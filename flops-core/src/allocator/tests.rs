@@ -1,0 +1,201 @@
+use burn::backend::{Autodiff, Flex};
+use burn::module::{AutodiffModule, Module, Param};
+use burn::prelude::*;
+use burn::record::{DefaultRecorder, Recorder};
+use burn::tensor::backend::AutodiffBackend;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::*;
+
+type Plain = Flex;
+type Diff = Autodiff<Flex>;
+
+fn budget() -> QueryBudget {
+    QueryBudget::new(20, 1).unwrap()
+}
+
+/// Losses of a batch as training leaves them, √(Tr Σ) affine in the loss, embeddings of 3 clusters with duplicates.
+struct Fixture {
+    losses: Vec<f64>,
+    variances: Vec<f64>,
+    embeddings: Vec<f32>,
+}
+
+impl Fixture {
+    const DIM: usize = 4;
+
+    fn new(n: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(n as u64);
+        let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let losses: Vec<f64> = (0..n).map(|_| 0.05 - 0.7 * uniform().max(1e-9).ln()).collect();
+        let variances = losses.iter().map(|l| (0.1 + l) * (0.1 + l)).collect();
+        let embeddings = (0..n * Self::DIM).map(|k| ((k / Self::DIM % 3 + 1) * (k % Self::DIM)) as f32 % 5.0).collect();
+        Self { losses, variances, embeddings }
+    }
+
+    fn features(&self) -> DatumFeatures<'_> {
+        let embeddings = Some(Embeddings::new(&self.embeddings, Self::DIM).unwrap());
+        DatumFeatures { losses: &self.losses, variances: &self.variances, embeddings }
+    }
+}
+
+/// A module that holds an allocator, as a learner does.
+#[derive(Module, Debug)]
+struct Holder<B: Backend, A> {
+    weight: Param<Tensor<B, 1>>,
+    allocator: A,
+}
+
+/// What every allocator promises.
+fn contract<A, P>(make: impl Fn() -> A)
+where
+    A: Allocator<Diff> + AutodiffModule<Diff, InnerModule = P>,
+    P: Allocator<<Diff as AutodiffBackend>::InnerBackend, Update = A::Update>,
+{
+    let fixture = Fixture::new(37);
+    let features = fixture.features();
+    let rng = || StdRng::seed_from_u64(5);
+    let met = |a: &Allocation, n: usize, b: &QueryBudget| {
+        assert_eq!(a.counts().len(), n);
+        assert_eq!(a.total(), b.total(n));
+        assert!(a.min() >= b.min_per_datum(), "{a:?}");
+    };
+
+    // The budget is met, odd ones too, by learned allocators as well.
+    for (queries, min) in [(1, 1), (3, 1), (7, 7), (20, 2), (21, 1)] {
+        let b = QueryBudget::new(queries, min).unwrap();
+        let mut allocator = make();
+        let mut rng = rng();
+        for _ in 0..5 {
+            let (a, update) = allocator.allocate(&features, &b, &mut rng).unwrap();
+            met(&a, 37, &b);
+            allocator = allocator.apply(update);
+        }
+    }
+
+    // Degenerate batches.
+    let zeros = [0.0; 6];
+    let cases = [
+        (&fixture.losses[..1], &fixture.variances[..1]),
+        (&zeros[..], &fixture.variances[..6]),
+        (&fixture.losses[..6], &zeros[..]),
+        (&[f64::MAX, f64::MIN, 0.0], &[1e300, 0.0, 1e-300]),
+    ];
+    for (losses, variances) in cases {
+        let features = DatumFeatures { losses, variances, embeddings: None };
+        let (a, update) = make().allocate(&features, &budget(), &mut rng()).unwrap();
+        met(&a, losses.len(), &budget());
+        make().apply(update).allocate(&features, &budget(), &mut rng()).unwrap();
+    }
+    let same = vec![1.0; 8 * Fixture::DIM];
+    let embeddings = Some(Embeddings::new(&same, Fixture::DIM).unwrap());
+    let features = DatumFeatures { losses: &fixture.losses[..8], variances: &fixture.variances[..8], embeddings };
+    met(&make().allocate(&features, &budget(), &mut rng()).unwrap().0, 8, &budget());
+
+    // Unusable features are errors that name the value.
+    let failure = |losses: &[f64], variances: &[f64]| {
+        let features = DatumFeatures { losses, variances, embeddings: None };
+        make().allocate(&features, &budget(), &mut rng()).unwrap_err().to_string()
+    };
+    assert!(failure(&[], &[]).contains("0 data"));
+    assert!(failure(&[1.0, f64::NAN], &[1.0, 1.0]).contains("losses[1] = NaN"));
+    assert!(failure(&[1.0, 1.0], &[1.0, -1.0]).contains("variances[1] = -1"));
+    assert!(failure(&[1.0, 1.0], &[1.0]).contains("variances has 1 entries where 2"));
+
+    // The same generator state gives the same allocation, on the inner module too.
+    let features = fixture.features();
+    let run = |a: &A| a.allocate(&features, &budget(), &mut rng()).unwrap().0;
+    let mut allocator = make();
+    assert_eq!(run(&allocator), run(&make()));
+    assert_eq!(run(&allocator), allocator.valid().allocate(&features, &budget(), &mut rng()).unwrap().0);
+
+    // A checkpoint carries all that was learned: the next two allocations are those of the original.
+    let mut learning = rng();
+    for _ in 0..10 {
+        let update = allocator.allocate(&features, &budget(), &mut learning).unwrap().1;
+        allocator = allocator.apply(update);
+    }
+    let device = Default::default();
+    let holder = |allocator| Holder { weight: Param::from_tensor(Tensor::<Diff, 1>::zeros([1], &device)), allocator };
+    assert_eq!(holder(allocator.clone()).valid().allocator.name(), allocator.name());
+    let folder = tempfile::tempdir().unwrap();
+    let (path, recorder) = (folder.path().join("learner"), DefaultRecorder::new());
+    recorder.record(holder(allocator.clone()).into_record(), path.clone()).unwrap();
+    let mut restored = holder(make()).load_record(recorder.load(path, &device).unwrap()).allocator;
+    for _ in 0..2 {
+        let (a, update) = allocator.allocate(&features, &budget(), &mut rng()).unwrap();
+        let (b, same) = restored.allocate(&features, &budget(), &mut rng()).unwrap();
+        assert_eq!(a, b);
+        assert_eq!(format!("{update:?}"), format!("{same:?}"));
+        (allocator, restored) = (allocator.apply(update), restored.apply(same));
+    }
+}
+
+fn any(name: &str) -> AnyAllocator<Diff> {
+    AnyAllocator::from_name(name, &Default::default()).unwrap()
+}
+
+#[test]
+fn uniform_keeps_the_contract() {
+    contract(|| Uniform);
+}
+
+#[test]
+fn neyman_keeps_the_contract() {
+    contract(|| Neyman);
+}
+
+#[test]
+fn gaussian_keeps_the_contract() {
+    contract(|| GaussianAllocatorConfig::new().init::<Diff>(&Default::default()).unwrap());
+}
+
+#[test]
+fn any_keeps_the_contract() {
+    for name in ["uniform", "neyman", "gaussian"] {
+        assert_eq!(any(name).name(), name);
+        contract(|| any(name));
+    }
+    let message = AnyAllocator::<Plain>::from_name("best", &Default::default()).unwrap_err().to_string();
+    assert!(message.contains("'best'") && message.contains("uniform, neyman, gaussian"), "{message}");
+}
+
+#[test]
+fn embeddings_are_checked() {
+    assert!(Embeddings::new(&[1.0; 7], 2).is_err());
+    assert!(Embeddings::new(&[], 0).is_err());
+    let check = |values: &[f32]| {
+        let embeddings = Some(Embeddings::new(values, 2).unwrap());
+        DatumFeatures { losses: &[1.0, 2.0], variances: &[1.0, 1.0], embeddings }.validate()
+    };
+    assert!(check(&[1.0; 4]).is_ok());
+    assert_eq!(check(&[1.0; 6]), Err(Error::Length { name: "embeddings", got: 3, expected: 2 }));
+    assert!(check(&[1.0, 1.0, 1.0, f32::NAN]).unwrap_err().to_string().contains("embeddings[1] = NaN"));
+}
+
+#[test]
+fn neyman_reaches_the_ceiling() {
+    // Deterministic. A₀ = 20: integers and the floor cost less than 10 % of 1/(1 + CV²).
+    for n in [32, 64, 128, 512] {
+        let fixture = Fixture::new(n);
+        let weights: Vec<f64> = fixture.variances.iter().map(|v| v.sqrt()).collect();
+        let allocation = Allocation::neyman(&weights, &budget()).unwrap();
+        let report = AllocationReport::new(&fixture.variances, &allocation, &budget()).unwrap();
+        assert!(report.cv > 0.6 && report.relative_variance >= report.ceiling * (1.0 - 1e-12), "{report:?}");
+        assert!(report.relative_variance < 1.1 * report.ceiling, "{report:?}");
+        assert_eq!(report.relative_variance, report.neyman_relative_variance);
+        assert_eq!((report.min, report.max), (allocation.min(), allocation.max()));
+    }
+}
+
+#[test]
+fn the_report_of_nothing_to_gain() {
+    let allocation = Allocation::project(&[1.0, 3.0], &QueryBudget::new(2, 1).unwrap()).unwrap();
+    let report = |v: &[f64]| AllocationReport::new(v, &allocation, &QueryBudget::new(2, 1).unwrap());
+    let zero = report(&[0.0, 0.0]).unwrap();
+    assert_eq!((zero.cv, zero.ceiling, zero.relative_variance), (0.0, 1.0, 1.0));
+    // J = 1/1 + 1/3 against 1/2 + 1/2.
+    let even = report(&[1.0, 1.0]).unwrap();
+    assert!((even.relative_variance - 4.0 / 3.0).abs() < 1e-12 && even.cv == 0.0 && even.neyman_relative_variance == 1.0);
+    assert!(report(&[1.0]).is_err() && report(&[1.0, f64::INFINITY]).is_err());
+}

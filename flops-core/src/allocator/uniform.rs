@@ -1,0 +1,35 @@
+//! Equal allocation.
+
+use burn::module::Module;
+use burn::prelude::Backend;
+use rand::rngs::StdRng;
+
+use super::{Allocator, DatumFeatures};
+use crate::budget::{Allocation, QueryBudget};
+use crate::error::Error;
+
+/// A_j = A₀: what every other allocator is measured against.
+#[derive(Module, Clone, Debug, Default)]
+pub struct Uniform;
+
+impl<B: Backend> Allocator<B> for Uniform {
+    type Update = ();
+
+    fn allocate(
+        &self,
+        features: &DatumFeatures<'_>,
+        budget: &QueryBudget,
+        _: &mut StdRng,
+    ) -> Result<(Allocation, ()), Error> {
+        features.validate()?;
+        Ok((Allocation::uniform(features.losses.len(), budget), ()))
+    }
+
+    fn apply(self, (): ()) -> Self {
+        self
+    }
+
+    fn name(&self) -> &'static str {
+        "uniform"
+    }
+}

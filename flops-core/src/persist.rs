@@ -1,0 +1,116 @@
+//! Plain values that live inside a module and inside its checkpoints.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use burn::module::{
+    AutodiffModule, Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::prelude::Backend;
+use burn::record::{PrecisionSettings, Record};
+use burn::tensor::backend::AutodiffBackend;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A serde-able value as a field of a Burn module.
+///
+/// Fields marked `#[module(skip)]` are lost when a checkpoint is loaded; a `Persist` field is written into the
+/// record and read back, at full precision whatever the recorder's. It has no parameters and no device.
+/// The backend in the type is what makes `#[derive(Module)]` treat the field as a module.
+///
+/// ```
+/// use burn::prelude::*;
+/// use flops_core::persist::Persist;
+///
+/// #[derive(Module, Debug)]
+/// struct Counter<B: Backend> {
+///     weight: burn::module::Param<Tensor<B, 1>>,
+///     steps: Persist<B, u64>,
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Persist<B: Backend, T> {
+    /// The value.
+    pub value: T,
+    backend: PhantomData<B>,
+}
+
+impl<B: Backend, T> Persist<B, T> {
+    /// Wraps a value.
+    pub fn new(value: T) -> Self {
+        Self { value, backend: PhantomData }
+    }
+}
+
+/// The record of a [`Persist`]: the value itself.
+#[derive(Clone, Debug)]
+pub struct PersistRecord<T>(pub T);
+
+impl<B: Backend, T: Serialize + DeserializeOwned + Clone + Send> Record<B> for PersistRecord<T> {
+    type Item<S: PrecisionSettings> = T;
+
+    fn into_item<S: PrecisionSettings>(self) -> T {
+        self.0
+    }
+
+    fn from_item<S: PrecisionSettings>(item: T, _: &B::Device) -> Self {
+        Self(item)
+    }
+}
+
+impl<B, T> Module<B> for Persist<B, T>
+where
+    B: Backend,
+    T: Serialize + DeserializeOwned + Clone + Send + Debug,
+{
+    type Record = PersistRecord<T>;
+
+    fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
+        devices
+    }
+
+    fn fork(self, _: &B::Device) -> Self {
+        self
+    }
+
+    fn to_device(self, _: &B::Device) -> Self {
+        self
+    }
+
+    fn visit<V: ModuleVisitor<B>>(&self, _: &mut V) {}
+
+    fn map<M: ModuleMapper<B>>(self, _: &mut M) -> Self {
+        self
+    }
+
+    fn load_record(self, record: Self::Record) -> Self {
+        Self::new(record.0)
+    }
+
+    fn into_record(self) -> Self::Record {
+        PersistRecord(self.value)
+    }
+}
+
+impl<B, T> AutodiffModule<B> for Persist<B, T>
+where
+    B: AutodiffBackend,
+    T: Serialize + DeserializeOwned + Clone + Send + Debug,
+{
+    type InnerModule = Persist<B::InnerBackend, T>;
+
+    fn valid(&self) -> Self::InnerModule {
+        Persist::new(self.value.clone())
+    }
+
+    fn from_inner(module: Self::InnerModule) -> Self {
+        Self::new(module.value)
+    }
+}
+
+impl<B: Backend, T> ModuleDisplayDefault for Persist<B, T> {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.add_formatted(&"Persist").optional()
+    }
+}
+
+impl<B: Backend, T> ModuleDisplay for Persist<B, T> {}

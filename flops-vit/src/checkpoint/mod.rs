@@ -150,22 +150,25 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<(ViT<B>, Card), CheckpointError> {
-    let tensors = tensors(bytes.clone())?;
+    check_intact(&bytes)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
     let described = header.metadata().as_ref().and_then(|m| m.get(CARD_KEY)).ok_or(CheckpointError::NoCard)?;
     let card: Card = serde_json::from_str(described).map_err(|e| CheckpointError::Card(e.to_string()))?;
     card.check().map_err(CheckpointError::Card)?;
-    let model = fill(&card.config, tensors, IdentityAdapter, device)?;
+    let model = fill(&card.config, tensors(bytes)?, IdentityAdapter, device)?;
     Ok((model, card))
+}
+
+fn check_intact(bytes: &[u8]) -> Result<(), CheckpointError> {
+    if bytes.is_empty() {
+        return Err(CheckpointError::Empty);
+    }
+    SafeTensors::deserialize(bytes).map(|_| ()).map_err(|e| CheckpointError::Malformed(e.to_string()))
 }
 
 /// The tensors of a safetensors file, not yet read.
 fn tensors(bytes: Vec<u8>) -> Result<Vec<TensorSnapshot>, CheckpointError> {
-    if bytes.is_empty() {
-        return Err(CheckpointError::Empty);
-    }
-    // Burn's reader takes the layout of the file for granted
-    SafeTensors::deserialize(&bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+    check_intact(&bytes)?;
     let mut store = SafetensorsStore::from_bytes(Some(bytes));
     let tensors = store.get_all_snapshots().map_err(|e| CheckpointError::Malformed(e.to_string()))?;
     Ok(tensors.values().cloned().collect())

@@ -1,0 +1,159 @@
+//! A model of your own, trained with forward passes only.
+//!
+//! ```text
+//! cargo run --release --example custom_model
+//! ```
+//!
+//! Three runs of the same small network on two interleaved spirals:
+//! weight noise on the module as it stands, activation noise on its layers, and activation noise on a loss that has no gradient.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use burn::data::dataloader::DataLoader;
+use burn::data::dataset::InMemDataset;
+use burn::module::AutodiffModule;
+use burn::optim::AdamConfig;
+use burn::prelude::*;
+use burn::tensor::activation::relu;
+use burn::train::{InferenceStep, TrainStep};
+use clap::Parser;
+use flops_core::allocator::{Allocator, GaussianAllocatorConfig};
+use flops_core::{Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget, Space};
+use flops_core::{cross_entropy, zero_one};
+use flops_examples::backend::{AB, B, Device};
+
+// ---- what you write -------------------------------------------------------------------------------------------------
+
+/// Any Burn module.
+#[derive(Module, Debug)]
+struct Net<B: Backend> {
+    layers: Vec<nn::Linear<B>>,
+    head: nn::Linear<B>,
+    /// Train on the share of wrong answers instead of the cross-entropy.
+    zero_one: bool,
+}
+
+impl<B: Backend> ForwardModel<B> for Net<B> {
+    type Input = Tensor<B, 2>;
+    type Target = Tensor<B, 1, Int>;
+    type Output = Tensor<B, 2>;
+
+    fn forward(&self, mut x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        for layer in &self.layers {
+            x = relu(probe.linear(layer, x)); // for weight noise, `layer.forward(x)` does as well
+        }
+        probe.linear(&self.head, x)
+    }
+
+    fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+        if self.zero_one { zero_one(logits, target) } else { cross_entropy(logits, target) }
+    }
+}
+
+// ---- the rest is Burn -----------------------------------------------------------------------------------------------
+
+/// Train a custom model with forward passes only.
+#[derive(Parser)]
+struct Args {
+    /// Passes over the 512 points.
+    #[arg(long, default_value_t = 60)]
+    epochs: usize,
+    /// Queries per datum and step.
+    #[arg(long, default_value_t = 20)]
+    queries: usize,
+    /// Seed of everything.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// A point of one of two spirals.
+#[derive(Clone, Debug)]
+struct Point {
+    id: u64,
+    x: [f32; 2],
+    label: i32,
+}
+
+fn spirals(from: u64, n: u64) -> InMemDataset<Point> {
+    let point = |id: u64| {
+        let (label, t) = ((id % 2) as i32, 0.3 + 0.7 * ((id * 7919) % 1009) as f32 / 1009.0);
+        let angle = 5.0 * t + std::f32::consts::PI * label as f32;
+        Point { id, x: [2.0 * t * angle.cos(), 2.0 * t * angle.sin()], label }
+    };
+    InMemDataset::new((from..from + n).map(point).collect())
+}
+
+/// Points to batches.
+#[derive(Clone)]
+struct Batcher;
+
+type PointBatch<B> = Batch<Tensor<B, 2>, Tensor<B, 1, Int>>;
+
+impl<B: Backend> burn::data::dataloader::batcher::Batcher<B, Point, PointBatch<B>> for Batcher {
+    fn batch(&self, points: Vec<Point>, device: &B::Device) -> PointBatch<B> {
+        let n = points.len();
+        let x: Vec<f32> = points.iter().flat_map(|p| p.x).collect();
+        let labels: Vec<i32> = points.iter().map(|p| p.label).collect();
+        Batch {
+            ids: points.iter().map(|p| p.id).collect(),
+            input: Tensor::from_data(TensorData::new(x, [n, 2]), device),
+            target: Tensor::from_data(TensorData::new(labels, [n]), device),
+        }
+    }
+}
+
+fn net(zero_one: bool, seed: u64, device: &Device) -> Net<AB> {
+    <AB as burn::tensor::backend::Backend>::seed(device, seed);
+    let layers = [[2, 32], [32, 32]].map(|[i, o]| nn::LinearConfig::new(i, o).init(device));
+    Net { layers: layers.into(), head: nn::LinearConfig::new(32, 2).init(device), zero_one }
+}
+
+/// Share of the test points that the model names correctly.
+fn accuracy<A: Allocator<AB> + AutodiffModule<AB>>(
+    learner: &ForwardLearner<AB, Net<AB>, A>,
+    test: &dyn DataLoader<B, PointBatch<B>>,
+) -> f64 {
+    let mut model = learner.model.valid();
+    model.zero_one = true;
+    let wrong = test.iter().map(|batch| {
+        let output = model.forward(batch.input, &mut Probe::clean());
+        model.losses(output, batch.target).sum().into_scalar().elem::<f64>()
+    });
+    1.0 - wrong.sum::<f64>() / test.num_items() as f64
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let device = flops_examples::backend::device()?;
+    let budget = QueryBudget::new(args.queries, 1)?;
+    let config = || ForwardConfig::new(budget).with_seed(args.seed);
+    println!("{:<34}{:>9}{:>9}{:>11}", "", "before", "after", "queries");
+    for (name, zero_one, lr, config) in [
+        ("weight noise", false, 1e-2, config().with_space(Space::Weights)),
+        ("activation noise", false, 1e-2, config()),
+        ("activation noise, 0-1 loss", true, 1e-2, config().with_noise(NoiseLaw::Gaussian).with_sigma(0.5)),
+    ] {
+        let train: EpochLoader<AB, _, PointBatch<B>> =
+            EpochLoader::new(Arc::new(spirals(0, 512)), Plain(Batcher), 64, device.clone())?.shuffled(args.seed);
+        let test: EpochLoader<B, _, PointBatch<B>> =
+            EpochLoader::new(Arc::new(spirals(512, 512)), Batcher, 256, device.clone())?;
+        let allocator = GaussianAllocatorConfig::new().init(&device)?;
+        let mut learner = ForwardLearner::new(net(zero_one, args.seed, &device), allocator, config)?;
+        let mut optimizer = AdamConfig::new().init();
+        let before = accuracy(&learner, &test);
+        for _ in 0..args.epochs {
+            for batch in train.iter() {
+                // two lines that burn-train's `Learner` would call for you: see vit_cifar.rs
+                let output = learner.step(batch);
+                learner = learner.optimize::<AB, _>(&mut optimizer, lr, output.grads);
+            }
+        }
+        if let Some(error) = learner.monitor().error() {
+            return Err(error.into());
+        }
+        let queries = learner.state().ledger.total().queries;
+        println!("{name:<34}{:>8.1}%{:>8.1}%{queries:>11}", 100.0 * before, 100.0 * accuracy(&learner, &test));
+    }
+    Ok(())
+}

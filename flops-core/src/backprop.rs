@@ -32,7 +32,7 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
 pub(crate) fn evaluate<B: Backend, M: ForwardModel<B>>(model: &M, batch: Batch<M::Input, M::Target>) -> StepOutput<B> {
     let output = model.forward(batch.input, &mut Probe::clean());
     let classification = model.classification(&output, &batch.target);
-    StepOutput { losses: model.losses(output, batch.target), classification }
+    StepOutput { losses: model.losses(output, batch.target), classification, stats: None }
 }
 
 impl<B, M> TrainStep for BackpropLearner<B, M>

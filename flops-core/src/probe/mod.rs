@@ -65,11 +65,11 @@ impl Clone for Prefix {
 }
 
 impl Prefix {
-    fn empty() -> Self {
+    pub fn empty() -> Self {
         Self { skipped: Vec::new(), state: None }
     }
 
-    /// Whether there is anything to reuse.
+    /// Whether there is nothing to reuse.
     pub fn is_empty(&self) -> bool {
         self.state.is_none()
     }
@@ -130,7 +130,7 @@ pub(crate) struct Query {
 
 enum Mode<B: Backend> {
     Plain,
-    Survey { embeddings: Option<Tensor<B, 2>>, open: bool },
+    Survey { embeddings: Option<Tensor<B, 2>>, open: bool, reached: HashSet<ParamId> },
     Record { sites: Vec<Site<B>> },
     Query(Query),
 }
@@ -157,10 +157,15 @@ impl<B: Backend> Probe<B> {
         Self::new(Mode::Plain, Arc::default(), Prefix::empty())
     }
 
+    /// Plain inference from a prefix on.
+    pub(crate) fn resume(prefix: Prefix) -> Self {
+        Self::new(Mode::Plain, Arc::default(), prefix)
+    }
+
     /// The clean pass of a step.
     pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>) -> Self {
         let open = prefix.is_none();
-        Self::new(Mode::Survey { embeddings: None, open }, trained, prefix.unwrap_or_else(Prefix::empty))
+        Self::new(Mode::Survey { embeddings: None, open, reached: HashSet::new() }, trained, prefix.unwrap_or_else(Prefix::empty))
     }
 
     /// The clean pass of some data that keeps what their gradients are products of.
@@ -177,13 +182,12 @@ impl<B: Backend> Probe<B> {
         Self { mode, trained, prefix, stage: 0, site: 0 }
     }
 
-    /// What the survey found: the prefix, the embeddings, and the number of sites.
-    pub(crate) fn surveyed(self) -> (Prefix, Option<Tensor<B, 2>>, usize) {
-        let embeddings = match self.mode {
-            Mode::Survey { embeddings, .. } => embeddings,
-            _ => None,
-        };
-        (self.prefix, embeddings, self.site)
+    /// What the survey found: the prefix, the embeddings, and the trained parameters that are sites.
+    pub(crate) fn surveyed(self) -> (Prefix, Option<Tensor<B, 2>>, HashSet<ParamId>) {
+        match self.mode {
+            Mode::Survey { embeddings, reached, .. } => (self.prefix, embeddings, reached),
+            _ => (self.prefix, None, HashSet::new()),
+        }
     }
 
     /// The sites that were recorded, in order.
@@ -387,11 +391,15 @@ impl<B: Backend> Probe<B> {
         }
         let index = self.site;
         self.site += 1;
+        let keep = |id: Option<ParamId>| id.filter(|id| self.trained.contains(id));
         match &mut self.mode {
-            Mode::Plain | Mode::Survey { .. } => y,
+            Mode::Plain => y,
+            Mode::Survey { reached, .. } => {
+                reached.extend([keep(weight), keep(bias)].into_iter().flatten());
+                y
+            }
             Mode::Record { sites } => {
-                let keep = |id: Option<ParamId>| id.filter(|id| self.trained.contains(id));
-                sites.push(Site { weight: keep(weight), bias: keep(bias), shape: y.dims().to_vec(), input: input() });
+                sites.push(Site { weight: keep(weight), bias: keep(bias), shape: y.dims().to_vec(), device: y.device(), input: input() });
                 y
             }
             Mode::Query(query) => {

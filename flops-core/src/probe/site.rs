@@ -60,10 +60,15 @@ pub(crate) struct Site<B: Backend> {
     pub bias: Option<ParamId>,
     /// Shape of the clean output, the rows first.
     pub shape: Vec<usize>,
+    pub device: B::Device,
     pub input: SiteInput<B>,
 }
 
 impl<B: Backend> Site<B> {
+    pub fn device(&self) -> B::Device {
+        self.device.clone()
+    }
+
     /// Perturbed coordinates of one row.
     pub fn len(&self) -> usize {
         self.shape[1..].iter().product()

@@ -1,0 +1,395 @@
+//! From losses of perturbed passes to gradients: ĝ = (1/B) Σ_j (1/A_j) Σ_q c_jq s(ε_jq) ∂.
+//!
+//! An estimate walks in three passes. The *clean* pass gives the losses ℓ_j and keeps the state in front of the first trained
+//! stage. The *query* pass evaluates each datum under its A_j perturbations and leaves nothing but the coefficients
+//! c_jq = (ℓ_jq − ℓ_j)/σ. The *update* pass draws the same noise again, sums c·s(ε) over the queries of each datum, and forms one
+//! product with the clean input per datum, instead of one per query. Memory is that of `max_rows` rows, whatever the budget.
+//!
+//! Which weight a query has, what is dropped and what the variance of a datum is, is the same for every perturbation space and
+//! written here; where the noise falls and how gradients follow from it has a file per space.
+
+mod activation;
+mod parallel;
+mod weights;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{Batch, Rows};
+use crate::budget::Allocation;
+use crate::error::Error;
+use crate::noise::{NoiseLaw, NoiseSource, Sampling, derive};
+use crate::objective::ForwardModel;
+use crate::probe::{Gradients, Prefix, Probe};
+
+/// Where the noise falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Space {
+    /// On the outputs of the trained layers, independent for every query of every datum; needs layers called through the probe.
+    Activation,
+    /// On the trained parameters themselves, one direction for all data of a forward pass; works for any module (SPSA, MeZO, ES).
+    Weights,
+}
+
+impl Space {
+    /// Every space.
+    pub const ALL: [Self; 2] = [Self::Activation, Self::Weights];
+}
+
+impl std::str::FromStr for Space {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self, Error> {
+        match s {
+            "activation" => Ok(Self::Activation),
+            "weights" => Ok(Self::Weights),
+            _ => Err(Error::Unknown { what: "perturbation space", name: s.into(), choices: "activation, weights" }),
+        }
+    }
+}
+
+/// A perturbation space, a noise law, and the limits a machine sets.
+///
+/// # Example
+/// A gradient by hand, for research; training uses [`ForwardLearner`](crate::ForwardLearner).
+/// ```
+/// # use burn::{backend::{Autodiff, Flex}, module::AutodiffModule, nn, prelude::*};
+/// # use flops_core::{ForwardModel, Probe, Batch, QueryBudget, Allocation, cross_entropy};
+/// # use flops_core::estimator::{Estimator, Space, trained_parameters};
+/// # #[derive(Module, Debug)]
+/// # struct Model<B: Backend> { fc: nn::Linear<B> }
+/// # impl<B: Backend> ForwardModel<B> for Model<B> {
+/// #     type Input = Tensor<B, 2>; type Target = Tensor<B, 1, Int>; type Output = Tensor<B, 2>;
+/// #     fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> { probe.linear(&self.fc, x) }
+/// #     fn losses(&self, y: Tensor<B, 2>, t: Tensor<B, 1, Int>) -> Tensor<B, 1> { cross_entropy(y, t) }
+/// # }
+/// # let device = Default::default();
+/// # let with_graph = Model::<Autodiff<Flex>> { fc: nn::LinearConfig::new(4, 3).init(&device) };
+/// let trained = trained_parameters(&with_graph);
+/// let model = with_graph.valid();
+/// let batch = Batch { ids: vec![0, 1], input: Tensor::ones([2, 4], &device), target: Tensor::zeros([2], &device) };
+/// let estimator = Estimator::new(Space::Activation);
+/// let clean = estimator.clean(&model, &batch, &trained)?;
+/// let allocation = Allocation::uniform(2, &QueryBudget::new(20, 1)?);
+/// let estimate = estimator.estimate(&model, &batch, &trained, &clean, &allocation, 0)?;
+/// assert_eq!(estimate.gradient(&model.fc.weight).unwrap().dims(), [4, 3]);
+/// # Ok::<(), flops_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimator {
+    /// Where the noise falls.
+    pub space: Space,
+    /// Law of the noise.
+    pub noise: NoiseLaw,
+    /// One-sided or antithetic.
+    pub sampling: Sampling,
+    /// Smoothing scale σ > 0: standard deviation of the perturbation, in units of what is perturbed.
+    pub sigma: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Rows of a forward pass, at least 2: it bounds the memory.
+    pub max_rows: usize,
+    /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it.
+    pub threads: usize,
+}
+
+/// Names of the trained parameters: those that require a gradient in a module of an autodiff backend.
+///
+/// Ask the module that burn-train holds, not its `valid()` one, where no parameter requires a gradient.
+pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<ParamId>> {
+    struct Collect(HashSet<ParamId>);
+    impl<B: Backend> ModuleVisitor<B> for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.is_require_grad() {
+                self.0.insert(param.id);
+            }
+        }
+    }
+    let mut collect = Collect(HashSet::new());
+    module.visit(&mut collect);
+    Arc::new(collect.0)
+}
+
+/// What the clean pass leaves.
+pub struct CleanPass<B: Backend, O> {
+    /// Loss ℓ_j of each datum.
+    pub losses: Vec<f64>,
+    /// What the model said.
+    pub output: O,
+    /// What it [offered](Probe::embed) as embeddings, `[batch, dim]`.
+    pub embeddings: Option<Tensor<B, 2>>,
+    /// Rows that went through the model, and the seconds they took.
+    pub cost: PassCost,
+    pub(crate) prefix: Prefix,
+    /// Trained parameters that were called through the probe.
+    reached: HashSet<ParamId>,
+}
+
+/// Rows and time of a pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassCost {
+    /// Rows sent through the model.
+    pub rows: u64,
+    /// Wall-clock time.
+    pub elapsed: Duration,
+}
+
+/// A gradient estimate and what it tells of its own variance.
+pub struct Estimate<B: Backend> {
+    gradients: Gradients<B>,
+    /// Mean over the queries of datum j of ‖ĝ_jq‖²: the second moment of a single-query estimate.
+    ///
+    /// It exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions. NaN where no query of the datum survived.
+    pub second_moments: Vec<f64>,
+    /// Queries of each datum that gave a finite loss.
+    pub survived: Vec<usize>,
+    /// Queries that did not, and were dropped with their weight.
+    pub dropped: u64,
+    /// Cost of the queries.
+    pub queries: PassCost,
+    /// Cost of the update: clean rows recorded, gradients formed.
+    pub update: PassCost,
+}
+
+impl<B: Backend> Estimate<B> {
+    /// The gradient of a parameter; `None` where it is frozen or was not reached.
+    pub fn gradient<const D: usize>(&self, param: &Param<Tensor<B, D>>) -> Option<Tensor<B, D>> {
+        self.gradients.0.get(&param.id).map(|g| g.clone().reshape(param.dims()))
+    }
+
+    /// The gradients as Burn's optimizers take them, registered under `model`'s parameters.
+    pub fn into_params<M: Module<B>>(self, model: &M) -> GradientsParams {
+        struct Register<'a, B: Backend>(&'a mut Gradients<B>, GradientsParams);
+        impl<B: Backend> ModuleVisitor<B> for Register<'_, B> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                if let Some(g) = self.0.0.remove(&param.id) {
+                    let value = param.val();
+                    self.1.register::<B, D>(param.id, g.reshape(value.dims()).cast(value.dtype()));
+                }
+            }
+        }
+        let mut gradients = self.gradients;
+        let mut register = Register(&mut gradients, GradientsParams::new());
+        model.visit(&mut register);
+        register.1
+    }
+}
+
+/// What a space hands back from its query pass and needs again for the update.
+pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
+    pub model: &'a M,
+    pub batch: &'a Batch<M::Input, M::Target>,
+    pub trained: &'a Arc<HashSet<ParamId>>,
+    pub prefix: &'a Prefix,
+    pub allocation: &'a Allocation,
+    pub noise: NoiseSource,
+    pub max_rows: usize,
+    pub threads: usize,
+}
+
+/// Weights of the queries of each datum and what follows from their losses.
+struct Weighted {
+    /// c_jq/(B·A_j), zero where dropped.
+    weights: Vec<Vec<f64>>,
+    /// Mean of c², a pair counting as two queries of twice its squared half-difference.
+    squares: Vec<f64>,
+    survived: Vec<usize>,
+    dropped: u64,
+}
+
+impl Estimator {
+    /// The defaults that measurement picked: Rademacher signs, one-sided, σ = 10⁻², 256 rows, one thread.
+    pub fn new(space: Space) -> Self {
+        Self {
+            space,
+            noise: NoiseLaw::Rademacher,
+            sampling: Sampling::OneSided,
+            sigma: 1e-2,
+            seed: 0,
+            max_rows: 256,
+            threads: 1,
+        }
+    }
+
+    /// Whether the settings are usable.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], naming the setting at fault.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fail = |name, value: f64, remedy: &str| Err(Error::Setting { name, value, remedy: remedy.into() });
+        if !(self.sigma.is_finite() && self.sigma > 0.0) {
+            return fail("sigma", self.sigma, "use a positive number, such as 0.01");
+        }
+        if self.max_rows < 2 {
+            return fail("max_rows", self.max_rows as f64, "use at least 2, the rows of an antithetic pair");
+        }
+        if self.threads == 0 {
+            return fail("threads", 0.0, "use at least 1");
+        }
+        Ok(())
+    }
+
+    /// The clean pass: losses, output, embeddings, and the state in front of the first trained stage.
+    ///
+    /// # Errors
+    /// Where settings are unusable or the batch is empty.
+    pub fn clean<B: Backend, M: ForwardModel<B>>(
+        &self,
+        model: &M,
+        batch: &Batch<M::Input, M::Target>,
+        trained: &Arc<HashSet<ParamId>>,
+    ) -> Result<CleanPass<B, M::Output>, Error> {
+        self.clean_from(model, batch, trained, None)
+    }
+
+    /// [`clean`](Self::clean), from a prefix that an earlier epoch kept.
+    pub(crate) fn clean_from<B: Backend, M: ForwardModel<B>>(
+        &self,
+        model: &M,
+        batch: &Batch<M::Input, M::Target>,
+        trained: &Arc<HashSet<ParamId>>,
+        prefix: Option<Prefix>,
+    ) -> Result<CleanPass<B, M::Output>, Error> {
+        self.validate()?;
+        let n = batch.ids.len();
+        if n == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        let start = Instant::now();
+        let (mut outputs, mut prefixes, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
+        let mut reached = HashSet::new();
+        for from in (0..n).step_by(self.max_rows) {
+            let index: Vec<usize> = (from..n.min(from + self.max_rows)).collect();
+            let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)));
+            let output = model.forward(batch.input.rows(&index), &mut probe);
+            losses.extend(read(model.losses(output.clone(), batch.target.rows(&index)), index.len())?);
+            let (prefix, embedded, seen) = probe.surveyed();
+            reached = seen;
+            outputs.push(output);
+            prefixes.push(prefix);
+            embeddings.extend(embedded);
+        }
+        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed() };
+        Ok(CleanPass { losses, output: M::Output::cat(outputs), embeddings, cost, prefix: Prefix::cat(prefixes), reached })
+    }
+
+    /// The gradient of the mean loss of `batch`, estimated from `allocation`'s queries; `step` keys the noise.
+    ///
+    /// Unbiased for the gradient of the loss smoothed by the law (for Rademacher and uniform noise: exact for quadratic losses,
+    /// a bias of O(σ²) otherwise; in the activation space all of them up to the O(σ²) of using the clean inputs), whatever the
+    /// allocation, as long as it was fixed before this call.
+    ///
+    /// # Errors
+    /// Where settings are unusable, no parameter is trained, a trained one is not called through the probe (activation space), or
+    /// the model returns another number of losses than rows.
+    pub fn estimate<B: Backend, M: ForwardModel<B>>(
+        &self,
+        model: &M,
+        batch: &Batch<M::Input, M::Target>,
+        trained: &Arc<HashSet<ParamId>>,
+        clean: &CleanPass<B, M::Output>,
+        allocation: &Allocation,
+        step: u64,
+    ) -> Result<Estimate<B>, Error> {
+        self.validate()?;
+        let n = batch.ids.len();
+        if allocation.counts().len() != n {
+            return Err(Error::Length { name: "allocation", got: allocation.counts().len(), expected: n });
+        }
+        if trained.is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let missed = trained.len() - clean.reached.len();
+        if self.space == Space::Activation && missed > 0 {
+            return Err(Error::NotSites { missed, trained: trained.len() });
+        }
+        // a trained parameter that is no site may act in any stage: none can be skipped then
+        let no_prefix = Prefix::empty();
+        let prefix = if missed == 0 { &clean.prefix } else { &no_prefix };
+        // workers of a multi-device strategy share the step: the batch tells them apart
+        let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
+        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step };
+        let problem = Problem {
+            model,
+            batch,
+            trained,
+            prefix,
+            allocation,
+            noise,
+            max_rows: self.max_rows,
+            threads: self.threads,
+        };
+        let start = Instant::now();
+        let losses = match self.space {
+            Space::Activation => activation::losses(&problem)?,
+            Space::Weights => weights::losses(&problem)?,
+        };
+        let rows = losses.iter().map(|l| l.len() as u64).sum();
+        let queries = PassCost { rows, elapsed: start.elapsed() };
+        let weighted = self.weigh(&losses, &clean.losses);
+        let start = Instant::now();
+        let (gradients, energies, recorded) = match self.space {
+            Space::Activation => activation::gradients(&problem, &weighted.weights)?,
+            Space::Weights => weights::gradients(&problem, &weighted.weights)?,
+        };
+        let s2 = self.noise.score_second_moment();
+        let second_moments = weighted.squares.iter().zip(&energies).map(|(c2, e)| c2 * e * s2).collect();
+        Ok(Estimate {
+            gradients,
+            second_moments,
+            survived: weighted.survived,
+            dropped: weighted.dropped,
+            queries,
+            update: PassCost { rows: recorded, elapsed: start.elapsed() },
+        })
+    }
+
+    /// c_jq/(B·A_j) from the losses. A direction with a non-finite loss goes whole, and A_j becomes the surviving count.
+    fn weigh(&self, losses: &[Vec<f64>], clean: &[f64]) -> Weighted {
+        let batch = losses.len() as f64;
+        let group = self.sampling.group();
+        let mut out = Weighted { weights: vec![], squares: vec![], survived: vec![], dropped: 0 };
+        for (queried, &clean) in losses.iter().zip(clean) {
+            let mut c: Vec<f64> = queried.iter().map(|l| (l - clean) / self.sigma).collect();
+            let (mut survived, mut squares) = (0usize, 0.0);
+            for direction in c.chunks_mut(group) {
+                if direction.iter().any(|c| !c.is_finite()) {
+                    out.dropped += direction.len() as u64;
+                    direction.fill(0.0);
+                    continue;
+                }
+                survived += direction.len();
+                squares += match direction {
+                    // a pair counts for two queries, of twice its own second moment each
+                    [plus, minus] => (*plus - *minus).powi(2),
+                    one => one.iter().map(|c| c * c).sum(),
+                };
+            }
+            let scale = if survived > 0 { 1.0 / (batch * survived as f64) } else { 0.0 };
+            c.iter_mut().for_each(|c| *c *= scale);
+            out.weights.push(c);
+            out.squares.push(squares / survived as f64);
+            out.survived.push(survived);
+        }
+        out
+    }
+}
+
+/// Losses of a pass as numbers on the host, reduced in f32 or better whatever the model's precision.
+pub(crate) fn read<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Vec<f64>, Error> {
+    let got = losses.dims()[0];
+    if got != rows {
+        return Err(Error::Length { name: "losses returned by the model", got, expected: rows });
+    }
+    Ok(losses.into_data().iter::<f64>().collect())
+}
+
+#[cfg(test)]
+mod tests;

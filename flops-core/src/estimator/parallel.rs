@@ -1,0 +1,90 @@
+//! Jobs on several threads, their results taken in order: the sum does not depend on the number of threads.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::Error;
+
+/// Runs jobs `0..jobs`, each with the context of its thread, and folds the results in the order of the jobs.
+///
+/// Contexts are cloned here, on the caller's thread: modules can be sent to other threads, but not shared.
+pub(crate) fn in_order<C: Clone + Send, T: Send>(
+    jobs: usize,
+    threads: usize,
+    context: C,
+    work: impl Fn(&C, usize) -> Result<T, Error> + Sync,
+    mut take: impl FnMut(usize, T) + Send,
+) -> Result<(), Error> {
+    let threads = threads.min(jobs);
+    if threads <= 1 {
+        for job in 0..jobs {
+            take(job, work(&context, job)?);
+        }
+        return Ok(());
+    }
+    struct Waiting<T, F> {
+        next: usize,
+        done: BTreeMap<usize, T>,
+        take: F,
+    }
+    let queue = AtomicUsize::new(0);
+    let waiting = Mutex::new(Waiting { next: 0, done: BTreeMap::new(), take: &mut take });
+    let contexts: Vec<C> = (0..threads).map(|_| context.clone()).collect();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = contexts
+            .into_iter()
+            .map(|context| {
+                let (queue, waiting, work) = (&queue, &waiting, &work);
+                scope.spawn(move || -> Result<(), Error> {
+                    loop {
+                        let job = queue.fetch_add(1, Ordering::Relaxed);
+                        if job >= jobs {
+                            return Ok(());
+                        }
+                        let result = work(&context, job).inspect_err(|_| queue.store(jobs, Ordering::Relaxed))?;
+                        let mut waiting = waiting.lock().unwrap_or_else(|e| e.into_inner());
+                        waiting.done.insert(job, result);
+                        loop {
+                            let next = waiting.next;
+                            let Some(result) = waiting.done.remove(&next) else { break };
+                            (waiting.take)(next, result);
+                            waiting.next += 1;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut outcome = Ok(());
+        for worker in workers {
+            match worker.join() {
+                Ok(result) => outcome = outcome.and(result),
+                // the user's forward pass panicked: that is theirs to see
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        outcome
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order() {
+        for threads in [1, 2, 5] {
+            let mut seen = vec![];
+            in_order(20, threads, (), |_, i| Ok(i * i), |i, r| seen.push((i, r))).unwrap();
+            assert_eq!(seen, (0..20).map(|i| (i, i * i)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_run() {
+        for threads in [1, 3] {
+            let result = in_order(9, threads, (), |_, i| if i == 4 { Err(Error::EmptyBatch) } else { Ok(i) }, |_, _| {});
+            assert_eq!(result, Err(Error::EmptyBatch));
+        }
+    }
+}

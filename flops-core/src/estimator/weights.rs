@@ -1,0 +1,111 @@
+//! Noise on the trained parameters (SPSA, Spall 1992; MeZO, Malladi et al. 2023; evolution strategies, Salimans et al. 2017).
+//!
+//! Query q of every datum shares direction ε_q: one perturbed model evaluates, in one pass, the data that have a query q. The
+//! coefficient of datum j is its own, (ℓ_jq − ℓ_j)/σ, so that allocations still weigh 1/(B·A_j); but the noise is not independent
+//! between data, and Neyman's ceiling does not hold. The perturbed copy is a new one for every direction: no weight is ever
+//! restored by subtraction.
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::prelude::*;
+
+use super::{Problem, parallel::in_order, read};
+use crate::batch::Rows;
+use crate::error::Error;
+use crate::noise::{NoiseSource, RowKey, SHARED};
+use crate::objective::ForwardModel;
+use crate::probe::{Gradients, Prefix, Probe};
+
+/// θ + σε_q, in the trained parameters.
+struct Perturb<'a> {
+    noise: NoiseSource,
+    query: usize,
+    trained: &'a std::collections::HashSet<ParamId>,
+    site: usize,
+}
+
+impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if !self.trained.contains(&param.id) {
+            return param;
+        }
+        let site = self.site;
+        self.site += 1;
+        let key = RowKey { position: SHARED, query: self.query };
+        param.map(|value| {
+            let (shape, device, dtype) = (value.dims(), value.device(), value.dtype());
+            value + self.noise.perturbation(site, &[key], shape, &device).cast(dtype)
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Shared(Prefix);
+
+/// Losses of all queries of each datum.
+pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Vec<Vec<f64>>, Error> {
+    let counts = p.allocation.counts();
+    let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
+    // the data that have a query q, for each q
+    let directions: Vec<Vec<usize>> =
+        (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
+    let (noise, max_rows) = (p.noise, p.max_rows);
+    let trained = p.trained.clone();
+    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), Shared(p.prefix.clone()));
+    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Shared), query: usize| {
+        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
+        let mut values = Vec::with_capacity(directions[query].len());
+        for positions in directions[query].chunks(max_rows) {
+            let mut probe = Probe::resume(prefix.0.rows(positions));
+            let output = perturbed.forward(input.rows(positions), &mut probe);
+            values.extend(read(perturbed.losses(output, target.rows(positions)), positions.len())?);
+        }
+        Ok(values)
+    };
+    in_order(directions.len(), p.threads, context, work, |query, values| {
+        for (&j, value) in directions[query].iter().zip(values) {
+            losses[j][query] = value;
+        }
+    })?;
+    Ok(losses)
+}
+
+/// Gradients, the energy E‖ε‖² of each datum (the number of perturbed parameters), and no recorded rows.
+pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
+    p: &Problem<'_, B, M>,
+    weights: &[Vec<f64>],
+) -> Result<(Gradients<B>, Vec<f64>, u64), Error> {
+    let queries = p.allocation.max();
+    // the weight of a direction is the sum over the data it was evaluated on
+    let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
+    let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
+
+    struct Sizes<'a, B: Backend> {
+        trained: &'a std::collections::HashSet<ParamId>,
+        found: Vec<(ParamId, usize)>,
+        device: Option<B::Device>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if self.trained.contains(&param.id) {
+                let value = param.val();
+                self.found.push((param.id, value.shape().num_elements()));
+                self.device.get_or_insert(value.device());
+            }
+        }
+    }
+    let mut sizes = Sizes::<B> { trained: p.trained, found: vec![], device: None };
+    p.model.visit(&mut sizes);
+    let Some(device) = sizes.device else { return Err(Error::NothingTrained) };
+    let found = sizes.found;
+    let dimensions: usize = found.iter().map(|(_, n)| n).sum();
+    let noise = p.noise;
+    let mut gradients = Gradients::default();
+    in_order(
+        found.len(),
+        p.threads,
+        device,
+        |device, site| Ok(noise.weighted_scores::<B>(site, std::slice::from_ref(&(0..queries)), &keys, &totals, found[site].1, device)),
+        |site, g| gradients.add(found[site].0, g),
+    )?;
+    Ok((gradients, vec![dimensions as f64; weights.len()], 0))
+}

@@ -1,0 +1,525 @@
+//! The only seam with burn-train: a [`TrainStep`] that replaces autodiff.
+//!
+//! `step` walks: clean pass → variances predicted → λ updated and queries allocated → queries → gradients. It works on the inner
+//! (`valid()`) model and on its plain backend, where a graph cannot exist. `optimize` applies Burn's optimizer and puts in what the
+//! step learned: λ, running variances, the ledger.
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use burn::module::{AutodiffModule, Module, ModuleDisplay, ParamId};
+use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::{InferenceStep, Interrupter, TrainOutput, TrainStep};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings};
+use crate::backprop::evaluate;
+use crate::batch::Batch;
+use crate::budget::{Ledger, Phase, QueryBudget};
+use crate::error::Error;
+use crate::estimator::{Estimator, Space, trained_parameters};
+use crate::metric::{StepOutput, StepStats};
+use crate::noise::{NoiseLaw, Sampling, derive};
+use crate::objective::ForwardModel;
+use crate::persist::Persist;
+use crate::probe::Prefix;
+use crate::variance::VarianceTracker;
+
+/// Separates the allocator's random numbers from the noise of the same seed.
+const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
+
+/// How a [`ForwardLearner`] spends its queries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ForwardConfig {
+    /// Space, law, σ, seed and limits of the estimator.
+    pub estimator: Estimator,
+    /// Queries per datum.
+    pub budget: QueryBudget,
+    /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented: a datum is known by
+    /// its id alone.
+    pub prefix_cache: usize,
+    /// Steps in a row without any finite loss after which training stops, at least 1.
+    pub max_failed_steps: usize,
+}
+
+impl ForwardConfig {
+    /// `budget` queries, and the defaults: activation noise, see [`Estimator::new`]; no prefix cache; 5 failed steps.
+    pub fn new(budget: QueryBudget) -> Self {
+        Self { estimator: Estimator::new(Space::Activation), budget, prefix_cache: 0, max_failed_steps: 5 }
+    }
+
+    /// Sets where the noise falls.
+    pub fn with_space(mut self, space: Space) -> Self {
+        self.estimator.space = space;
+        self
+    }
+
+    /// Sets the law of the noise.
+    pub fn with_noise(mut self, noise: NoiseLaw) -> Self {
+        self.estimator.noise = noise;
+        self
+    }
+
+    /// Sets one-sided or antithetic sampling.
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.estimator.sampling = sampling;
+        self
+    }
+
+    /// Sets the smoothing scale.
+    pub fn with_sigma(mut self, sigma: f64) -> Self {
+        self.estimator.sigma = sigma;
+        self
+    }
+
+    /// Sets the seed of noise and allocation.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.estimator.seed = seed;
+        self
+    }
+
+    /// Sets the rows of a forward pass.
+    pub fn with_max_rows(mut self, max_rows: usize) -> Self {
+        self.estimator.max_rows = max_rows;
+        self
+    }
+
+    /// Sets the threads that evaluate queries.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.estimator.threads = threads;
+        self
+    }
+
+    /// Sets how many data's frozen prefix is kept over the epochs.
+    pub fn with_prefix_cache(mut self, data: usize) -> Self {
+        self.prefix_cache = data;
+        self
+    }
+
+    /// Sets how many steps in a row may fail.
+    pub fn with_max_failed_steps(mut self, steps: usize) -> Self {
+        self.max_failed_steps = steps;
+        self
+    }
+}
+
+/// What one step reports.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Mean clean loss of the batch.
+    pub loss: f64,
+    /// Queries of this step.
+    pub queries: u64,
+    /// Queries so far.
+    pub queries_total: u64,
+    /// Queries of this step dropped for a non-finite loss.
+    pub dropped: u64,
+    /// What the allocation gained, by the variances measured in this very step.
+    pub allocation: AllocationReport,
+}
+
+/// State that a checkpoint carries beside θ and λ.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LearnerState {
+    /// Steps taken.
+    pub step: u64,
+    /// Queries, row-forwards and seconds so far.
+    pub ledger: Ledger,
+    /// Running variances.
+    pub variances: VarianceTracker,
+    /// Steps in a row without a finite loss.
+    pub failed_steps: usize,
+}
+
+/// What a step leaves for `optimize`, in the order of its first datum's id.
+#[derive(Debug)]
+struct Pending {
+    first: u64,
+    /// The allocator's update; its type is the allocator's, which a module and its `valid()` share.
+    update: Option<Box<dyn Any + Send>>,
+    ids: Vec<u64>,
+    losses: Vec<f64>,
+    second_moments: Vec<f64>,
+    survived: Vec<usize>,
+    ledger: Vec<(Phase, u64, u64, std::time::Duration)>,
+    failed: bool,
+}
+
+#[derive(Default)]
+struct Watched {
+    interrupter: Option<Interrupter>,
+    error: Option<Error>,
+    reports: Vec<StepReport>,
+    ledger: Ledger,
+    lr: f64,
+    prefixes: HashMap<u64, Prefix>,
+}
+
+/// A handle on a learner that training has taken away: what went wrong, what was spent.
+#[derive(Clone, Default)]
+pub struct Monitor(Arc<Mutex<Watched>>);
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Monitor")
+    }
+}
+
+impl Monitor {
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Stops training through `interrupter` when a step fails: `training.interrupter()` of burn-train's `SupervisedTraining`.
+    ///
+    /// Without it training goes on, and the failed steps leave the model as it was.
+    pub fn stop_with(&self, interrupter: Interrupter) {
+        self.watched().interrupter = Some(interrupter);
+    }
+
+    /// The error that stopped training, if one did. Look at it when `launch` returns.
+    pub fn error(&self) -> Option<Error> {
+        self.watched().error.clone()
+    }
+
+    /// Takes the reports of the steps since the last call.
+    pub fn take_reports(&self) -> Vec<StepReport> {
+        std::mem::take(&mut self.watched().reports)
+    }
+
+    /// What the run has cost so far, what was spent before a resume included.
+    pub fn ledger(&self) -> Ledger {
+        self.watched().ledger.clone()
+    }
+
+    fn fail(&self, error: Error) {
+        let mut watched = self.watched();
+        if let Some(interrupter) = &watched.interrupter {
+            interrupter.stop(Some(&error.to_string()));
+        }
+        watched.error.get_or_insert(error);
+    }
+}
+
+/// Trains a [`ForwardModel`] from forward passes alone; goes into burn-train's `Learner` like any model.
+///
+/// `B` is an autodiff backend in training, because burn-train asks for one; no graph is ever recorded on it. Trained are the
+/// parameters that require a gradient: freeze the others with `no_grad`.
+///
+/// # Example
+/// ```
+/// # use burn::{backend::{Autodiff, Flex}, nn, prelude::*};
+/// # use flops_core::{ForwardModel, Probe, cross_entropy};
+/// # #[derive(Module, Debug)]
+/// # struct Model<B: Backend> { fc: nn::Linear<B> }
+/// # impl<B: Backend> ForwardModel<B> for Model<B> {
+/// #     type Input = Tensor<B, 2>; type Target = Tensor<B, 1, Int>; type Output = Tensor<B, 2>;
+/// #     fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> { probe.linear(&self.fc, x) }
+/// #     fn losses(&self, y: Tensor<B, 2>, t: Tensor<B, 1, Int>) -> Tensor<B, 1> { cross_entropy(y, t) }
+/// # }
+/// use burn::optim::AdamConfig;
+/// use burn::train::TrainStep;
+/// use flops_core::allocator::GaussianAllocatorConfig;
+/// use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
+///
+/// type AB = Autodiff<Flex>;
+/// let device = Default::default();
+/// let model = Model::<AB> { fc: nn::LinearConfig::new(4, 3).init(&device) };
+/// let config = ForwardConfig::new(QueryBudget::new(20, 1)?).with_seed(7);
+/// let learner = ForwardLearner::new(model, GaussianAllocatorConfig::new().init(&device)?, config)?;
+///
+/// // what burn-train does with it, once per batch (on the backend without a graph)
+/// let batch = Batch { ids: vec![0, 1], input: Tensor::<Flex, 2>::ones([2, 4], &device), target: Tensor::zeros([2], &device) };
+/// let mut optimizer = AdamConfig::new().init();
+/// let output = learner.step(batch);
+/// let learner = learner.optimize::<AB, _>(&mut optimizer, 1e-3, output.grads);
+/// assert_eq!(learner.state().step, 1);
+/// # Ok::<(), flops_core::Error>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
+    /// The model, θ.
+    pub model: M,
+    /// The allocator, λ.
+    pub allocator: A,
+    state: Persist<B, LearnerState>,
+    #[module(skip)]
+    config: Arc<ForwardConfig>,
+    #[module(skip)]
+    monitor: Monitor,
+    #[module(skip)]
+    pending: Arc<Mutex<Vec<Pending>>>,
+}
+
+impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
+    /// A learner for `model`.
+    ///
+    /// # Errors
+    /// Where a setting is out of its range.
+    pub fn new(model: M, allocator: A, config: ForwardConfig) -> Result<Self, Error> {
+        config.estimator.validate()?;
+        if config.max_failed_steps == 0 {
+            let remedy = "use at least 1".to_string();
+            return Err(Error::Setting { name: "max_failed_steps", value: 0.0, remedy });
+        }
+        // lazily made parameters would differ between clones
+        let _ = model.num_params();
+        Ok(Self {
+            model,
+            allocator,
+            state: Persist::new(LearnerState::default()),
+            config: Arc::new(config),
+            monitor: Monitor::default(),
+            pending: Arc::default(),
+        })
+    }
+
+    /// The handle on this learner and all its clones.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
+    }
+
+    /// What is saved beside θ and λ.
+    pub fn state(&self) -> &LearnerState {
+        &self.state.value
+    }
+
+    /// How it spends its queries.
+    pub fn config(&self) -> &ForwardConfig {
+        &self.config
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.pending.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// What a forward-only step gives: gradients, report, and what `optimize` is to take in.
+struct Stepped<B: Backend> {
+    grads: GradientsParams,
+    item: StepOutput<B>,
+    pending: Pending,
+    report: Option<StepReport>,
+}
+
+impl<B: Backend, M, A> ForwardLearner<B, M, A>
+where
+    M: Module<B>,
+    A: Module<B>,
+{
+    /// One step on the plain backend `P`, with the model and the allocator as they are there.
+    fn forward_step<P: Backend, F: ForwardModel<P>, G: Allocator<P>>(
+        &self,
+        model: &F,
+        allocator: &G,
+        trained: &Arc<HashSet<ParamId>>,
+        batch: Batch<F::Input, F::Target>,
+    ) -> Result<Stepped<P>, Error> {
+        let ForwardConfig { estimator, budget, .. } = &*self.config;
+        let state = &self.state.value;
+        let clean = estimator.clean_from(model, &batch, trained, self.cached(&batch.ids))?;
+        self.cache(&batch.ids, &clean.prefix);
+        let classification = model.classification(&clean.output, &batch.target);
+        let device = Default::default();
+        let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
+        let mut item = StepOutput {
+            losses: Tensor::from_data(TensorData::new(losses, [batch.ids.len()]), &device),
+            classification,
+            stats: None,
+        };
+        let mut pending = Pending {
+            first: batch.ids[0],
+            update: None,
+            ids: batch.ids.clone(),
+            losses: clean.losses.clone(),
+            second_moments: vec![],
+            survived: vec![],
+            ledger: vec![(Phase::Clean, 0, clean.cost.rows, clean.cost.elapsed)],
+            failed: true,
+        };
+
+        let broken: Vec<u64> =
+            batch.ids.iter().zip(&clean.losses).filter(|(_, l)| !l.is_finite()).map(|(&id, _)| id).collect();
+        if broken.len() == batch.ids.len() {
+            // the model, not a datum, is at fault
+            return Ok(Stepped { grads: GradientsParams::new(), item, pending, report: None });
+        }
+        if !broken.is_empty() {
+            let mut ids = broken.iter().take(5).map(u64::to_string).collect::<Vec<_>>().join(", ");
+            if broken.len() > 5 {
+                ids += ", …";
+            }
+            return Err(Error::NonFiniteData { count: broken.len(), ids });
+        }
+
+        let predicted = state.variances.predict(&batch.ids, &clean.losses);
+        let embedded = clean.embeddings.as_ref().map(|e| (e.dims()[1], e.to_data().iter::<f32>().collect::<Vec<_>>()));
+        let embeddings = match &embedded {
+            Some((dim, values)) => Some(Embeddings::new(values, *dim)?),
+            None => None,
+        };
+        let features = DatumFeatures { losses: &clean.losses, variances: &predicted, embeddings };
+        let mut rng = StdRng::seed_from_u64(derive(&[estimator.seed, state.step, batch.ids[0], ALLOCATE]));
+        let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
+        pending.update = Some(Box::new(update));
+
+        let estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
+        let queries = allocation.total() as u64;
+        pending.ledger.push((Phase::Query, queries, estimate.queries.rows, estimate.queries.elapsed));
+        pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
+        pending.second_moments = estimate.second_moments.clone();
+        pending.survived = estimate.survived.clone();
+        pending.failed = estimate.survived.iter().all(|&n| n == 0);
+        let measured: Vec<f64> = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
+        let report = StepReport {
+            step: state.step,
+            loss: clean.losses.iter().sum::<f64>() / clean.losses.len() as f64,
+            queries,
+            queries_total: state.ledger.total().queries + queries,
+            dropped: estimate.dropped,
+            allocation: AllocationReport::new(&measured, &allocation, budget)?,
+        };
+        item.stats = Some(StepStats::of(&report));
+        let grads = if pending.failed { GradientsParams::new() } else { estimate.into_params(model) };
+        Ok(Stepped { grads, item, pending, report: Some(report) })
+    }
+
+    /// The prefixes of these data, where an earlier epoch kept them all.
+    fn cached(&self, ids: &[u64]) -> Option<Prefix> {
+        if self.config.prefix_cache == 0 {
+            return None;
+        }
+        let watched = self.monitor.watched();
+        let parts: Option<Vec<Prefix>> = ids.iter().map(|id| watched.prefixes.get(id).cloned()).collect();
+        parts.filter(|p| !p.is_empty()).map(Prefix::cat)
+    }
+
+    fn cache(&self, ids: &[u64], prefix: &Prefix) {
+        if self.config.prefix_cache == 0 || prefix.is_empty() {
+            return;
+        }
+        let mut watched = self.monitor.watched();
+        for (i, &id) in ids.iter().enumerate() {
+            if watched.prefixes.len() >= self.config.prefix_cache {
+                return;
+            }
+            watched.prefixes.entry(id).or_insert_with(|| prefix.rows(&[i]));
+        }
+    }
+
+    /// Takes in what the steps since the last update left.
+    fn advance(&mut self, lr: f64) -> bool
+    where
+        A: Allocator<B>,
+    {
+        let mut pending = std::mem::take(&mut *self.pending());
+        pending.sort_by_key(|p| p.first);
+        if pending.is_empty() {
+            return false;
+        }
+        let state = &mut self.state.value;
+        state.step += 1;
+        let failed = pending.iter().all(|p| p.failed);
+        state.failed_steps = if failed { state.failed_steps + 1 } else { 0 };
+        for p in pending {
+            for (phase, queries, rows, elapsed) in p.ledger {
+                state.ledger.add(phase, queries, rows, elapsed);
+            }
+            state.variances.observe(&p.ids, &p.losses, &p.second_moments, &p.survived);
+            if let Some(update) = p.update.and_then(|u| u.downcast::<A::Update>().ok()) {
+                self.allocator = self.allocator.clone().apply(*update);
+            }
+        }
+        let (steps, sigma) = (state.failed_steps, self.config.estimator.sigma);
+        {
+            let mut watched = self.monitor.watched();
+            watched.ledger = state.ledger.clone();
+            watched.lr = lr;
+        }
+        if steps >= self.config.max_failed_steps {
+            self.monitor.fail(Error::Diverged { steps, sigma, lr });
+        }
+        !failed
+    }
+}
+
+impl<B, M, A> TrainStep for ForwardLearner<B, M, A>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay + 'static,
+    M::InnerModule: ForwardModel<B::InnerBackend>,
+    A: AutodiffModule<B> + Allocator<B>,
+    A::InnerModule: Allocator<B::InnerBackend, Update = A::Update>,
+{
+    type Input = Batch<
+        <M::InnerModule as ForwardModel<B::InnerBackend>>::Input,
+        <M::InnerModule as ForwardModel<B::InnerBackend>>::Target,
+    >;
+    type Output = StepOutput<B::InnerBackend>;
+
+    fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
+        let rows = batch.ids.len();
+        // from here on the backend is a plain one: no graph can exist
+        let (model, allocator) = (self.model.valid(), self.allocator.valid());
+        match self.forward_step(&model, &allocator, &trained_parameters(&self.model), batch) {
+            Ok(stepped) => {
+                self.pending().push(stepped.pending);
+                self.monitor.watched().reports.extend(stepped.report);
+                TrainOutput { grads: stepped.grads, item: stepped.item }
+            }
+            Err(error) => {
+                self.monitor.fail(error);
+                TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) }
+            }
+        }
+    }
+
+    fn optimize<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
+        mut self,
+        optim: &mut O,
+        lr: f64,
+        grads: GradientsParams,
+    ) -> Self
+    where
+        Self: AutodiffModule<B1>,
+    {
+        if self.advance(lr) { optim.step(lr, self, grads) } else { self }
+    }
+
+    fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
+        mut self,
+        optim: &mut O,
+        lr: f64,
+        grads: MultiGradientsParams,
+    ) -> Self
+    where
+        Self: AutodiffModule<B1>,
+    {
+        if self.advance(lr) { optim.step_multi(lr, self, grads) } else { self }
+    }
+}
+
+impl<B, M, A> InferenceStep for ForwardLearner<B, M, A>
+where
+    B: Backend,
+    M: ForwardModel<B> + ModuleDisplay + 'static,
+    A: Module<B> + ModuleDisplay + 'static,
+{
+    type Input = Batch<M::Input, M::Target>;
+    type Output = StepOutput<B>;
+
+    fn step(&self, batch: Self::Input) -> Self::Output {
+        evaluate(&self.model, batch)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A pre-norm transformer block, its layers called through the probe.
 
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use burn::tensor::activation::gelu;
 use burn::tensor::module::attention;
@@ -8,6 +8,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use flops_core::Probe;
 
 use crate::config::ViTConfig;
+use crate::model::linear;
 
 /// Multi-head self-attention with separate query, key and value layers.
 #[derive(Module, Debug)]
@@ -27,12 +28,12 @@ pub struct Attention<B: Backend> {
 impl<B: Backend> Attention<B> {
     fn new(config: &ViTConfig, device: &B::Device) -> Self {
         let d = config.embed_dim;
-        let qkv = LinearConfig::new(d, d).with_bias(config.qkv_bias).with_initializer(crate::model::INIT);
+        let qkv = || linear(d, d, config.qkv_bias, device);
         Self {
-            query: qkv.init(device),
-            key: qkv.init(device),
-            value: qkv.init(device),
-            proj: LinearConfig::new(d, d).with_initializer(crate::model::INIT).init(device),
+            query: qkv(),
+            key: qkv(),
+            value: qkv(),
+            proj: linear(d, d, true, device),
             num_heads: config.num_heads,
         }
     }
@@ -78,13 +79,12 @@ impl<B: Backend> Block<B> {
     pub(crate) fn new(config: &ViTConfig, device: &B::Device) -> Self {
         let (d, hidden) = (config.embed_dim, config.mlp_dim());
         let norm = LayerNormConfig::new(d).with_epsilon(config.layer_norm_eps);
-        let linear = |i, o| LinearConfig::new(i, o).with_initializer(crate::model::INIT).init(device);
         Self {
             norm1: norm.init(device),
             attn: Attention::new(config, device),
             norm2: norm.init(device),
-            fc1: linear(d, hidden),
-            fc2: linear(hidden, d),
+            fc1: linear(d, hidden, true, device),
+            fc2: linear(hidden, d, true, device),
         }
     }
 

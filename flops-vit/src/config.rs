@@ -134,4 +134,52 @@ impl ViTConfig {
     pub fn mlp_dim(&self) -> usize {
         (self.embed_dim as f64 * self.mlp_ratio).round() as usize
     }
+
+    /// Parameters of the model, counted without making it.
+    pub fn num_params(&self) -> usize {
+        let (d, hidden) = (self.embed_dim, self.mlp_dim());
+        let linear = |d_in: usize, d_out: usize| d_in * d_out + d_out;
+        let embed = linear(self.in_chans * self.patch_size.pow(2), d) + d + self.num_tokens() * d;
+        let qkv = if self.qkv_bias { 3 * linear(d, d) } else { 3 * d * d };
+        let norm = 2 * d;
+        let block = 2 * norm + qkv + linear(d, d) + linear(d, hidden) + linear(hidden, d);
+        embed + self.depth * block + norm + linear(d, self.num_classes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    #[test]
+    fn presets_have_the_parameters_that_timm_publishes() {
+        // sum(p.numel() for p in timm.create_model(name).parameters())
+        for (name, params) in [
+            ("vit_tiny_patch16_224", 5_717_416),
+            ("vit_small_patch16_224", 22_050_664),
+            ("vit_base_patch16_224", 86_567_656),
+            ("vit_large_patch16_224", 304_326_632),
+        ] {
+            assert_eq!(ViTConfig::preset(name).unwrap().num_params(), params, "{name}");
+        }
+    }
+
+    #[test]
+    fn counts_the_parameters_of_the_model() {
+        let micro = ViTConfig::vit_micro_patch4_32();
+        for config in [micro.clone(), micro.with_qkv_bias(false), ViTConfig::vit_tiny_patch16_224()] {
+            let model = config.init::<Flex>(&Default::default()).unwrap();
+            assert_eq!(config.num_params(), Module::num_params(&model));
+        }
+    }
+
+    #[test]
+    fn every_preset_is_valid_and_others_are_named_in_the_error() {
+        for name in PRESETS {
+            ViTConfig::preset(name).unwrap().validate().unwrap();
+        }
+        let error = ViTConfig::preset("vit_huge").unwrap_err().to_string();
+        assert!(error.contains("'vit_huge'") && error.contains("vit_base_patch16_224"), "{error}");
+    }
 }

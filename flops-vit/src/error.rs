@@ -20,20 +20,98 @@ pub enum VitError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A scope that does not exist.
+    #[error("unknown scope '{name}'; choose one of {}", crate::scope::CHOICES)]
+    UnknownScope {
+        /// The text given.
+        name: String,
+    },
+    /// A scope of more blocks than there are, or of none.
+    #[error("scope last:{blocks} does not fit a model of {depth} blocks; choose K from 1 to {depth}, or one of {}", crate::scope::CHOICES)]
+    ScopeDepth {
+        /// The blocks asked for.
+        blocks: usize,
+        /// The blocks of the model.
+        depth: usize,
+    },
     /// A checkpoint that cannot be loaded.
     #[error("cannot load {path}: {why}")]
     Checkpoint {
         /// The file.
         path: String,
         /// What is wrong with it.
-        why: String,
+        why: CheckpointError,
     },
     /// A checkpoint that cannot be written.
-    #[error("cannot write {}: {why}; choose a folder that can be written", path.display())]
+    #[error("cannot write {}: {why}", path.display())]
     Save {
         /// The file.
         path: std::path::PathBuf,
         /// What went wrong.
         why: String,
     },
+}
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The file is missing or cannot be read.
+    #[error("it cannot be read ({0}); check the path")]
+    Read(std::io::Error),
+    /// The file has no content.
+    #[error("the file is empty; fetch or save it again")]
+    Empty,
+    /// The file is truncated, or no safetensors file at all.
+    #[error("it is no intact safetensors file ({0}); fetch or save it again")]
+    Malformed(String),
+    /// The file comes from somewhere else.
+    #[error(
+        "its metadata have no card (key '{}'); it was not written by this crate: import a HuggingFace folder with checkpoint::hf::load",
+        crate::checkpoint::CARD_KEY
+    )]
+    NoCard,
+    /// The card is no JSON of the right form, or contradicts itself.
+    #[error("its card is damaged ({0}); fetch or save it again")]
+    Card(String),
+    /// A JSON file beside the weights cannot be used.
+    #[error("it cannot be understood ({0}); fetch it again")]
+    Json(String),
+    /// Parameters of the model that the file does not have.
+    #[error("{} missing: {}; the weights belong to another model", plural(.0.len(), "parameter is", "parameters are"), .0.join(", "))]
+    Missing(Vec<String>),
+    /// Tensors in the file that the model does not have.
+    #[error("{} no parameter of the model: {}; the weights belong to another one", plural(.0.len(), "tensor is", "tensors are"), .0.join(", "))]
+    Unexpected(Vec<String>),
+    /// Parameters of another shape.
+    #[error("wrong shapes: {}; the weights belong to another model", .0.join(", "))]
+    Shapes(Vec<String>),
+    /// A tensor that is not of floating-point numbers.
+    #[error("'{name}' holds {dtype}; weights are f16, bf16, f32 or f64")]
+    DType {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("parameter '{name}' has values that are not finite; the training that wrote it diverged, use an earlier checkpoint")]
+    NonFinite {
+        /// The parameter.
+        name: String,
+    },
+    /// A model of another kind than this crate has.
+    #[error("{field} = '{value}' is not supported; only {supported} is")]
+    Unsupported {
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What can be loaded.
+        supported: &'static str,
+    },
+}
+
+fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe, cross_entropy};
 
@@ -10,8 +10,13 @@ pub use crate::block::{Attention, Block};
 use crate::config::ViTConfig;
 use crate::error::VitError;
 
-/// timm's initialisation of weights; biases follow the same law, at a size that does not matter.
-pub(crate) const INIT: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+/// Initial law of weights, class token and positional embedding; biases start at zero.
+const INIT: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+
+/// A linear layer with weights N(0, 0.02²) and, where it has one, a bias of zeros.
+pub(crate) fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Linear<B> {
+    Linear { weight: INIT.init([d_in, d_out], device), bias: bias.then(|| Initializer::Zeros.init([d_out], device)) }
+}
 
 /// A vision transformer that classifies by its class token.
 ///
@@ -45,28 +50,33 @@ pub struct ViT<B: Backend> {
 }
 
 impl ViTConfig {
-    /// A model with timm's random initialisation.
+    /// A model with random weights: N(0, 0.02²), biases zero, as in timm.
     ///
     /// # Errors
     /// Where the sizes do not fit together, see [`validate`](Self::validate).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<ViT<B>, VitError> {
         self.validate()?;
+        let model = self.init_lazy(device);
+        // parameters are made on first use; made now, so that clones are the same model
+        let _ = Module::num_params(&model);
+        Ok(model)
+    }
+
+    /// The same without making the parameters: nothing is drawn or allocated until they are looked at.
+    pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> ViT<B> {
         let d = self.embed_dim;
         let patch = [self.patch_size; 2];
-        let model = ViT {
-            patch_embed: Conv2dConfig::new([self.in_chans, d], patch)
-                .with_stride(patch)
-                .with_initializer(INIT)
-                .init(device),
+        let mut patch_embed =
+            Conv2dConfig::new([self.in_chans, d], patch).with_stride(patch).with_initializer(INIT).init(device);
+        patch_embed.bias = Some(Initializer::Zeros.init([d], device));
+        ViT {
+            patch_embed,
             cls_token: INIT.init([1, 1, d], device),
             pos_embed: INIT.init([1, self.num_tokens(), d], device),
             blocks: (0..self.depth).map(|_| Block::new(self, device)).collect(),
             norm: LayerNormConfig::new(d).with_epsilon(self.layer_norm_eps).init(device),
-            head: LinearConfig::new(d, self.num_classes).with_initializer(INIT).init(device),
-        };
-        // parameters are made on first use; made now, so that clones are the same model
-        let _ = model.num_params();
-        Ok(model)
+            head: linear(d, self.num_classes, true, device),
+        }
     }
 }
 
@@ -105,7 +115,8 @@ impl<B: Backend> ViT<B> {
 
     /// Puts a freshly initialised head of `num_classes` classes in place of this one.
     ///
-    /// Weights are N(0, 0.02²) and biases zero, from `seed` alone.
+    /// Weights are N(0, 0.02²) and biases zero, from `seed` alone; both are trainable. A [`Card`](crate::checkpoint::Card) that
+    /// goes with the model needs the new `num_classes` and `classes`.
     pub fn with_new_head(mut self, num_classes: usize, seed: u64) -> Self {
         use rand::SeedableRng;
         let [d, _] = self.head.weight.dims();
@@ -154,5 +165,51 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
         target: &Tensor<B, 1, Int>,
     ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
         Some((logits.clone(), target.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    fn model() -> ViT<Flex> {
+        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
+        config.with_num_classes(3).init(&Default::default()).unwrap()
+    }
+
+    #[test]
+    fn biases_start_at_zero_and_weights_do_not() {
+        let model = model();
+        let block = &model.blocks[1];
+        let linear = [&block.attn.query, &block.attn.key, &block.attn.value, &block.attn.proj, &block.fc1, &block.fc2];
+        for layer in linear.into_iter().chain([&model.head]) {
+            assert_eq!(layer.bias.as_ref().unwrap().val().abs().max().into_scalar(), 0.0);
+            let largest = layer.weight.val().abs().max().into_scalar();
+            assert!(0.0 < largest && largest < 0.2, "largest weight {largest}");
+        }
+        assert_eq!(model.patch_embed.bias.as_ref().unwrap().val().abs().max().into_scalar(), 0.0);
+        assert_eq!(block.fc1.weight.dims(), [8, 32]);
+    }
+
+    #[test]
+    fn a_new_head_depends_on_its_seed_alone() {
+        let head = |model: ViT<Flex>, seed| model.with_new_head(5, seed).head;
+        let (a, b, other) = (head(model(), 7), head(model(), 7), head(model(), 8));
+        assert_eq!(a.weight.dims(), [8, 5]);
+        assert_eq!(a.weight.to_data(), b.weight.to_data());
+        assert_ne!(a.weight.to_data(), other.weight.to_data());
+        assert_eq!(a.bias.unwrap().to_data(), TensorData::from([0.0f32; 5]));
+    }
+
+    #[test]
+    fn the_class_token_path_gives_the_same_logits() {
+        let images =
+            Tensor::from_data(TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]), &Default::default());
+        let (model, mut probe) = (model(), Probe::clean());
+        let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
+        let short = model.forward(images, &mut Probe::clean());
+        let distance: f32 = (all - short).abs().max().into_scalar();
+        assert!(distance < 1e-6, "logits differ by {distance}");
     }
 }

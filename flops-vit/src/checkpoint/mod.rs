@@ -1,0 +1,249 @@
+//! Checkpoints as safetensors, with the configuration in the file's metadata.
+//!
+//! A file that does not fit is an error, never a model of which half is loaded. Models from the HuggingFace hub: [`hf`].
+//!
+//! # Example
+//! ```
+//! use burn::backend::Flex;
+//! use flops_vit::checkpoint::{self, Card};
+//! use flops_vit::{Normalization, ViTConfig};
+//!
+//! let device = Default::default();
+//! let config = ViTConfig::vit_micro_patch4_32().with_num_classes(2);
+//! let model = config.init::<Flex>(&device)?;
+//! let card = Card {
+//!     config,
+//!     normalization: Normalization::HALF,
+//!     classes: vec!["cat".into(), "dog".into()],
+//!     description: "not trained yet".into(),
+//! };
+//! let path = std::env::temp_dir().join(format!("flops-vit-doc-{}.safetensors", std::process::id()));
+//! checkpoint::save(&model, &card, &path, true)?;
+//! let (_model, card) = checkpoint::load::<Flex>(&path, &device)?;
+//! assert_eq!(card.classes, ["cat", "dog"]);
+//! # std::fs::remove_file(path).unwrap();
+//! # Ok::<(), flops_vit::VitError>(())
+//! ```
+
+pub mod hf;
+mod hf_keys;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_store::{
+    ApplyError, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore, SafetensorsStore,
+    TensorSnapshot,
+};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use crate::config::ViTConfig;
+use crate::error::{CheckpointError, VitError};
+use crate::model::ViT;
+use crate::normalization::Normalization;
+
+/// The card's key in the metadata of a file.
+pub(crate) const CARD_KEY: &str = "flops";
+
+/// What a checkpoint says of itself: all that is needed to use its weights, as JSON in the file's metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Card {
+    /// Sizes of the model.
+    pub config: ViTConfig,
+    /// What its inputs were normalised with, and must be normalised with again.
+    pub normalization: Normalization,
+    /// Names of the classes of its head, in order, one for each of `config.num_classes`.
+    pub classes: Vec<String>,
+    /// How it came to be, and how good it is; for people.
+    pub description: String,
+}
+
+impl Card {
+    /// Whether the parts fit together; what is wrong where they do not.
+    fn check(&self) -> Result<(), String> {
+        self.config.validate().map_err(|e| e.to_string())?;
+        if self.classes.len() != self.config.num_classes {
+            return Err(format!("it names {} classes, num_classes = {}", self.classes.len(), self.config.num_classes));
+        }
+        let Normalization { mean, std } = self.normalization;
+        if mean.iter().chain(&std).any(|x| !x.is_finite()) || std.iter().any(|&x| x <= 0.0) {
+            return Err(format!("its normalization has mean {mean:?} and std {std:?}, expected finite numbers and std > 0"));
+        }
+        Ok(())
+    }
+}
+
+/// `vit_micro_patch4_32`, pretrained by backpropagation on 30,000 CIFAR-10 records with `examples/vit_pretrain.rs`; f16.
+pub fn pretrained_bytes() -> &'static [u8] {
+    include_bytes!("../../weights/vit_micro_patch4_32.safetensors")
+}
+
+/// The shipped checkpoint, [`pretrained_bytes`], as a model.
+///
+/// # Errors
+/// [`VitError::Checkpoint`] where the file in the crate is damaged.
+pub fn pretrained<B: Backend>(device: &B::Device) -> Result<(ViT<B>, Card), VitError> {
+    from_bytes(pretrained_bytes().to_vec(), device)
+        .map_err(|why| VitError::Checkpoint { path: "the shipped checkpoint".into(), why })
+}
+
+/// Saves a model, in f16 where `half` says so; the file is written beside its place and renamed, so that a failure leaves what
+/// was there before.
+///
+/// # Errors
+/// [`VitError::Save`] where the card does not fit the model, a weight is not finite (or is too large for f16), or the file
+/// cannot be written.
+pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) -> Result<(), VitError> {
+    let failed = |why: String| VitError::Save { path: path.to_path_buf(), why };
+    card.check().map_err(|why| failed(format!("the card does not fit the model: {why}")))?;
+    let classes = model.head.weight.dims()[1];
+    if classes != card.config.num_classes {
+        return Err(failed(format!("the card says {} classes, the model's head has {classes}", card.config.num_classes)));
+    }
+    let described = serde_json::to_string(card).map_err(|e| failed(e.to_string()))?;
+    let mut store = SafetensorsStore::from_bytes(None).metadata(CARD_KEY, described);
+    let mut stored = None;
+    if half {
+        let to_half = HalfPrecisionAdapter::new().with_module("ViT");
+        stored = Some(to_half.clone_box());
+        store = store.with_to_adapter(to_half);
+    }
+    check_finite(&model.collect(None, stored, false)).map_err(|e| failed(e.to_string()))?;
+    model.save_into(&mut store).map_err(|e| failed(e.to_string()))?;
+    let bytes = store.get_bytes().map_err(|e| failed(e.to_string()))?;
+    write_whole(path, &bytes).map_err(|e| failed(format!("{e}; choose a file in a folder that can be written")))
+}
+
+/// Loads a checkpoint that [`save`] wrote; f16 becomes f32.
+///
+/// # Errors
+/// [`VitError::Checkpoint`] where the file is missing, damaged, or of another shape than its card says.
+pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<(ViT<B>, Card), VitError> {
+    read(path)
+        .and_then(|bytes| from_bytes(bytes, device))
+        .map_err(|why| VitError::Checkpoint { path: path.display().to_string(), why })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    std::fs::read(path).map_err(CheckpointError::Read)
+}
+
+/// Writes beside `path` and renames: there is never half a file under that name.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidFilename)?.to_owned();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // the first error is the one worth telling
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
+}
+
+fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<(ViT<B>, Card), CheckpointError> {
+    check_intact(&bytes)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+    let described = header.metadata().as_ref().and_then(|m| m.get(CARD_KEY)).ok_or(CheckpointError::NoCard)?;
+    let card: Card = serde_json::from_str(described).map_err(|e| CheckpointError::Card(e.to_string()))?;
+    card.check().map_err(CheckpointError::Card)?;
+    let model = fill(&card.config, tensors(bytes)?, IdentityAdapter, device)?;
+    Ok((model, card))
+}
+
+fn check_intact(bytes: &[u8]) -> Result<(), CheckpointError> {
+    if bytes.is_empty() {
+        return Err(CheckpointError::Empty);
+    }
+    SafeTensors::deserialize(bytes).map(|_| ()).map_err(|e| CheckpointError::Malformed(e.to_string()))
+}
+
+/// The tensors of a safetensors file, not yet read.
+fn tensors(bytes: Vec<u8>) -> Result<Vec<TensorSnapshot>, CheckpointError> {
+    check_intact(&bytes)?;
+    let mut store = SafetensorsStore::from_bytes(Some(bytes));
+    let tensors = store.get_all_snapshots().map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+    Ok(tensors.values().cloned().collect())
+}
+
+/// A model of that configuration with every parameter taken from `tensors`, which are named as in the model.
+fn fill<B: Backend>(
+    config: &ViTConfig,
+    tensors: Vec<TensorSnapshot>,
+    layout: impl ModuleAdapter + 'static,
+    device: &B::Device,
+) -> Result<ViT<B>, CheckpointError> {
+    if let Some(tensor) = tensors.iter().find(|t| !t.dtype.is_float()) {
+        return Err(CheckpointError::DType { name: tensor.full_path(), dtype: format!("{:?}", tensor.dtype) });
+    }
+    if config.depth > tensors.len() {
+        let why = format!("depth = {}, but the file holds {} tensors", config.depth, tensors.len());
+        return Err(CheckpointError::Card(why));
+    }
+    // lazy: sizes are compared before anything is allocated, however large the configuration says the model is
+    let mut model = config.init_lazy::<B>(device);
+    let result = model.apply(tensors, None, Some(Box::new(ToFull.chain(layout))), false);
+    if !result.missing.is_empty() {
+        return Err(CheckpointError::Missing(result.missing.into_iter().map(|(name, _)| name).collect()));
+    }
+    if !result.errors.is_empty() {
+        return Err(CheckpointError::Shapes(result.errors.iter().map(describe).collect()));
+    }
+    if !result.unused.is_empty() {
+        return Err(CheckpointError::Unexpected(result.unused));
+    }
+    check_finite(&model.collect(None, None, false))?;
+    Ok(model)
+}
+
+fn describe(error: &ApplyError) -> String {
+    match error {
+        ApplyError::ShapeMismatch { path, expected, found } => {
+            format!("{path} is {:?}, expected {:?}", found.as_slice(), expected.as_slice())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn check_finite(tensors: &[TensorSnapshot]) -> Result<(), CheckpointError> {
+    for tensor in tensors {
+        let data = tensor.to_data().map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+        if data.iter::<f32>().any(|x| !x.is_finite()) {
+            return Err(CheckpointError::NonFinite { name: tensor.full_path() });
+        }
+    }
+    Ok(())
+}
+
+/// Tensors of other precisions become f32 when they are loaded, whatever layer they belong to.
+#[derive(Clone)]
+struct ToFull;
+
+impl ModuleAdapter for ToFull {
+    fn adapt(&self, snapshot: &TensorSnapshot) -> TensorSnapshot {
+        if snapshot.dtype == DType::F32 {
+            return snapshot.clone();
+        }
+        let data = snapshot.clone_data_fn();
+        TensorSnapshot::from_closure(
+            std::rc::Rc::new(move || Ok(data()?.convert_dtype(DType::F32))),
+            DType::F32,
+            snapshot.shape.clone(),
+            snapshot.path_stack.clone().unwrap_or_default(),
+            snapshot.container_stack.clone().unwrap_or_default(),
+            snapshot.tensor_id.unwrap_or_default(),
+        )
+    }
+
+    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
+        Box::new(self.clone())
+    }
+}

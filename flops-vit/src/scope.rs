@@ -1,0 +1,253 @@
+//! Which parameters of a ViT are trained.
+//!
+//! A forward-only gradient is the noisier the more coordinates are perturbed, so a small scope is often the faster one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::module::{ModuleMapper, Param};
+use burn::prelude::*;
+
+use crate::error::VitError;
+use crate::model::ViT;
+
+/// The scopes as text, for error messages and command lines.
+pub(crate) const CHOICES: &str = "head, cls_tail, bias_norm, last:K (K blocks, at least 1), full";
+
+/// Which parameters are trained; the others are frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// `head`: the classifier alone.
+    Head,
+    /// `cls_tail`: the path of the class token from the last block on: its query, output projection, second norm and MLP, the
+    /// final norm and the head. Keys, values and first norm of that block stay frozen, so the other tokens need no noise: of
+    /// the scopes that change the features, the one with the fewest perturbed coordinates.
+    ClsTail,
+    /// `bias_norm`: every bias and every layer normalisation, and the head.
+    BiasNorm,
+    /// `last:K`: the last K blocks, the final norm and the head.
+    Last(usize),
+    /// `full`: everything.
+    Full,
+}
+
+impl Scope {
+    /// Whether the parameter of that path is trained in a model of `depth` blocks.
+    fn trains(self, path: &[String], depth: usize) -> bool {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        match (self, path.as_slice()) {
+            (Self::Full, _) | (_, ["head", ..]) => true,
+            (Self::Head, _) => false,
+            (Self::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
+            (Self::ClsTail | Self::Last(_), ["norm", ..]) => true,
+            (Self::ClsTail, ["blocks", index, layer @ ..]) => {
+                is_last(index, 1, depth) && matches!(layer, ["attn", "query" | "proj", ..] | ["norm2" | "fc1" | "fc2", ..])
+            }
+            (Self::Last(blocks), ["blocks", index, ..]) => is_last(index, blocks, depth),
+            _ => false,
+        }
+    }
+}
+
+/// Whether `index` is one of the last `blocks` of `depth`.
+fn is_last(index: &str, blocks: usize, depth: usize) -> bool {
+    index.parse::<usize>().is_ok_and(|index| index + blocks >= depth)
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head => f.write_str("head"),
+            Self::ClsTail => f.write_str("cls_tail"),
+            Self::BiasNorm => f.write_str("bias_norm"),
+            Self::Last(blocks) => write!(f, "last:{blocks}"),
+            Self::Full => f.write_str("full"),
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = VitError;
+
+    fn from_str(text: &str) -> Result<Self, VitError> {
+        match text {
+            "head" => Ok(Self::Head),
+            "cls_tail" => Ok(Self::ClsTail),
+            "bias_norm" => Ok(Self::BiasNorm),
+            "full" => Ok(Self::Full),
+            _ => match text.strip_prefix("last:").map(str::parse) {
+                Some(Ok(blocks)) if blocks > 0 => Ok(Self::Last(blocks)),
+                _ => Err(VitError::UnknownScope { name: text.into() }),
+            },
+        }
+    }
+}
+
+impl<B: Backend> ViT<B> {
+    /// The model with the parameters of `scope` trainable and all others frozen, whatever they were before.
+    ///
+    /// On an autodiff backend `is_require_grad` of a parameter tells which it is; a backend without a graph has no such flag.
+    ///
+    /// # Errors
+    /// [`VitError::ScopeDepth`] where `last:K` asks for no block, or for more than there are.
+    pub fn with_scope(self, scope: Scope) -> Result<Self, VitError> {
+        let depth = self.blocks.len();
+        if let Scope::Last(blocks) = scope
+            && !(1..=depth).contains(&blocks)
+        {
+            return Err(VitError::ScopeDepth { blocks, depth });
+        }
+        Ok(self.map(&mut Marker { scope, depth, path: Vec::new() }))
+    }
+}
+
+/// Marks each parameter as trainable or frozen.
+struct Marker {
+    scope: Scope,
+    depth: usize,
+    path: Vec<String>,
+}
+
+impl<B: Backend> ModuleMapper<B> for Marker {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.set_require_grad(self.scope.trains(&self.path, self.depth))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ViTConfig;
+    use burn::backend::{Autodiff, Flex};
+    use burn::module::ModuleVisitor;
+
+    type AB = Autodiff<Flex>;
+
+    /// Names of the trainable parameters.
+    #[derive(Default)]
+    struct Trainable {
+        path: Vec<String>,
+        names: Vec<String>,
+        params: usize,
+    }
+
+    impl ModuleVisitor<AB> for Trainable {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
+            if param.is_require_grad() {
+                self.names.push(self.path.join("."));
+                self.params += param.shape().num_elements();
+            }
+        }
+    }
+
+    fn model() -> ViT<AB> {
+        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(3).with_num_heads(2);
+        config.with_mlp_ratio(2.0).with_num_classes(5).init(&Default::default()).unwrap()
+    }
+
+    fn trained(scope: &str) -> (Vec<String>, usize) {
+        let mut seen = Trainable::default();
+        model().with_scope(scope.parse().unwrap()).unwrap().visit(&mut seen);
+        (seen.names, seen.params)
+    }
+
+    fn layers(names: &[&str], parameters: [&str; 2]) -> Vec<String> {
+        names.iter().flat_map(|n| parameters.map(|p| format!("{n}.{p}"))).collect()
+    }
+
+    fn assert_same(mut found: Vec<String>, mut expected: Vec<String>) {
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+
+    const LINEAR: [&str; 2] = ["weight", "bias"];
+    const NORM: [&str; 2] = ["gamma", "beta"];
+
+    #[test]
+    fn head() {
+        let (names, params) = trained("head");
+        assert_eq!(names, ["head.weight", "head.bias"]);
+        assert_eq!(params, 8 * 5 + 5);
+    }
+
+    #[test]
+    fn cls_tail() {
+        let (names, params) = trained("cls_tail");
+        let linear = ["blocks.2.attn.query", "blocks.2.attn.proj", "blocks.2.fc1", "blocks.2.fc2", "head"];
+        assert_same(names, [layers(&linear, LINEAR), layers(&["blocks.2.norm2", "norm"], NORM)].concat());
+        assert_eq!(params, 2 * (64 + 8) + (128 + 16) + (128 + 8) + 2 * 16 + 45);
+    }
+
+    #[test]
+    fn bias_norm() {
+        let (names, params) = trained("bias_norm");
+        let mut expected = layers(&["head"], LINEAR);
+        expected.extend(["patch_embed.bias", "norm.gamma", "norm.beta"].map(String::from));
+        for block in 0..3 {
+            expected.extend(layers(&["norm1", "norm2"], NORM).iter().map(|n| format!("blocks.{block}.{n}")));
+            let linear = ["attn.query", "attn.key", "attn.value", "attn.proj", "fc1", "fc2"];
+            expected.extend(linear.map(|n| format!("blocks.{block}.{n}.bias")));
+        }
+        assert_same(names, expected);
+        assert_eq!(params, 8 + 3 * (2 * 16 + 4 * 8 + 16 + 8) + 16 + 45);
+    }
+
+    #[test]
+    fn last_blocks() {
+        let block = 2 * 16 + 4 * 72 + 144 + 136;
+        for (scope, blocks) in [("last:1", 1), ("last:2", 2), ("last:3", 3)] {
+            let (names, params) = trained(scope);
+            assert_eq!(names.len(), blocks * 16 + 4);
+            assert!(names.iter().all(|n| !n.starts_with("patch_embed") && !n.ends_with("token") && !n.ends_with("embed")));
+            assert!(names.contains(&format!("blocks.{}.attn.key.weight", 3 - blocks)));
+            assert_eq!(params, blocks * block + 16 + 45);
+        }
+    }
+
+    #[test]
+    fn full() {
+        let (names, params) = trained("full");
+        assert_eq!(names.len(), 4 + 3 * 16 + 4);
+        assert_eq!(params, Module::num_params(&model()));
+    }
+
+    #[test]
+    fn a_scope_replaces_the_one_before() {
+        let mut seen = Trainable::default();
+        model().with_scope(Scope::Head).unwrap().with_scope(Scope::Full).unwrap().visit(&mut seen);
+        assert_eq!(seen.names.len(), 56);
+    }
+
+    #[test]
+    fn text_and_back() {
+        for scope in [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(4), Scope::Full] {
+            assert_eq!(scope.to_string().parse::<Scope>().unwrap(), scope);
+        }
+        for text in ["tail", "", "last", "last:", "last:0", "last:-1", "last:two"] {
+            let error = text.parse::<Scope>().unwrap_err();
+            assert!(matches!(error, VitError::UnknownScope { .. }));
+            assert!(error.to_string().contains(CHOICES), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        for blocks in [0, 4] {
+            let error = model().with_scope(Scope::Last(blocks)).unwrap_err();
+            assert!(matches!(error, VitError::ScopeDepth { depth: 3, .. }));
+            assert!(error.to_string().contains("1 to 3"), "{error}");
+        }
+    }
+}

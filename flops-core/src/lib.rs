@@ -14,6 +14,8 @@ pub mod noise;
 pub mod objective;
 pub mod persist;
 pub mod probe;
+#[cfg(test)]
+mod testing;
 pub mod variance;
 
 pub use backprop::BackpropLearner;

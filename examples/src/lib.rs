@@ -1,3 +1,22 @@
-//! What the examples share: the backend they run on.
+//! What the examples share: the backend they run on, the training loop around a learner, and the artifacts of a run.
 
+pub mod artifacts;
 pub mod backend;
+pub mod cli;
+pub mod curves;
+pub mod fit;
+pub mod history;
+pub mod recorder;
+pub mod renderer;
+
+/// The version of Burn that the workspace is pinned to.
+pub const BURN_VERSION: &str = "0.21.0";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_burn_version_is_the_workspace_s() {
+        let pinned = format!("burn = {{ version = \"={}\"", super::BURN_VERSION);
+        assert!(include_str!("../../Cargo.toml").contains(&pinned), "the workspace pins another version of Burn");
+    }
+}

@@ -30,6 +30,7 @@ mod hf_keys;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -117,7 +118,20 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) ->
     check_finite(&model.collect(None, stored, false)).map_err(|e| failed(e.to_string()))?;
     model.save_into(&mut store).map_err(|e| failed(e.to_string()))?;
     let bytes = store.get_bytes().map_err(|e| failed(e.to_string()))?;
+    let bytes = reproducible(&bytes).ok_or_else(|| failed("its header is malformed".into()))?;
     write_whole(path, &bytes).map_err(|e| failed(format!("{e}; choose a file in a folder that can be written")))
+}
+
+/// The same file with the entries of its header in alphabetical order; the store writes its metadata in any order. So the same
+/// model is the same file.
+fn reproducible(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let (header, tensors) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+    let header: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header).ok()?;
+    let mut header = serde_json::to_vec(&header).ok()?;
+    // tensors start at a multiple of 8
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Some([&(header.len() as u64).to_le_bytes(), header.as_slice(), tensors].concat())
 }
 
 /// Loads a checkpoint that [`save`] wrote; f16 becomes f32.

@@ -1,0 +1,452 @@
+//! Fine-tunes a pretrained ViT with forward passes only, and says what it cost.
+//!
+//! ```text
+//! cargo run --release --example vit_cifar
+//! cargo run --release --example vit_cifar -- --dataset cifar10 --data-dir path/to/cifar-10-batches-bin --reset-head
+//! cargo run --release --example vit_cifar -- --method backprop
+//! ```
+//!
+//! The artifact folder is described in [`flops_examples::artifacts`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use burn::data::dataloader::DataLoader;
+use burn::module::AutodiffModule;
+use burn::prelude::*;
+use clap::{Parser, ValueEnum};
+use flops_core::allocator::{AllocatorKind, AnyAllocator};
+use flops_core::{
+    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget,
+    Sampling, Space,
+};
+use flops_examples::artifacts::{Artifacts, Settings};
+use flops_examples::backend::{self, AB, B, Device};
+use flops_examples::fit::{self, Plan, fit};
+use flops_examples::history::{History, Row, Split};
+use flops_examples::renderer::thousands;
+use flops_examples::{BURN_VERSION, cli, curves};
+use flops_vit::checkpoint::{self, Card};
+use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem};
+use flops_vit::{Scope, ViT};
+use serde_json::{Value, json};
+
+/// Images of a batch when the test set is evaluated.
+const TEST_BATCH: usize = 250;
+/// Memory that kept prefixes of frozen blocks may take.
+const PREFIX_CACHE_BYTES: usize = 1 << 30;
+/// Settings that do not change what is computed: a resumed run may have others.
+const FREE_SETTINGS: [&str; 4] = ["data_dir", "max_rows", "threads", "prefix_cache"];
+
+/// Fine-tune a vision transformer with forward passes only.
+#[derive(Parser, Debug)]
+#[command(name = "vit_cifar", version)]
+struct Args {
+    /// How gradients are obtained.
+    #[arg(long, value_enum, default_value = "forward")]
+    method: Method,
+    /// cifar10, digits (embedded) or folder:PATH (a sub-folder per class).
+    #[arg(long, default_value = "digits")]
+    dataset: DatasetSpec,
+    /// Folder of CIFAR-10's binary files; Burn's data set cache if not given.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Fetch CIFAR-10 into Burn's data set cache where it is missing (build with --features download).
+    #[arg(long)]
+    download: bool,
+    /// Use at most this many training and this many test images, spread evenly over the data set.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Checkpoint to start from (.safetensors); the one shipped with flops-vit if not given.
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Start from a new head even where the checkpoint has the same classes.
+    #[arg(long)]
+    reset_head: bool,
+    /// What is trained: head, cls_tail, bias_norm, last:K or full.
+    #[arg(long, default_value = "cls_tail")]
+    scope: Scope,
+    /// How queries are dealt out: uniform, neyman or gaussian.
+    #[arg(long, default_value = "gaussian")]
+    allocator: String,
+    /// Where the noise falls: activation or weights.
+    #[arg(long, default_value = "activation")]
+    space: Space,
+    /// Law of the noise: gaussian, laplace, rademacher or uniform [default: the library's].
+    #[arg(long)]
+    noise: Option<NoiseLaw>,
+    /// One-sided or antithetic [default: the library's].
+    #[arg(long)]
+    sampling: Option<Sampling>,
+    /// Smoothing scale [default: the library's].
+    #[arg(long, allow_negative_numbers = true)]
+    sigma: Option<f64>,
+    /// Queries per image and step, on average.
+    #[arg(long, default_value_t = 20)]
+    queries: usize,
+    /// Queries that every image gets.
+    #[arg(long, default_value_t = 1)]
+    min_queries: usize,
+    /// Passes over the training set.
+    #[arg(long, default_value_t = 20)]
+    epochs: usize,
+    /// Images of a step.
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    /// Adam's learning rate; it falls to zero as a cosine over all epochs.
+    #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true)]
+    lr: f64,
+    /// Seed of order, noise, allocation and head.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Rows of a forward pass: more take more memory.
+    #[arg(long, default_value_t = 256)]
+    max_rows: usize,
+    /// Threads that evaluate queries [default: one per core, at most 8].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Compute what lies before the scope anew in each epoch.
+    #[arg(long)]
+    no_prefix_cache: bool,
+    /// Go on with the run in the artifact folder after its last finished epoch.
+    #[arg(long)]
+    resume: bool,
+    /// Stop after this epoch, to go on with --resume another time.
+    #[arg(long)]
+    stop_after: Option<usize>,
+    /// Where the run's files go.
+    #[arg(long, default_value = "artifacts/vit_cifar")]
+    artifact_dir: PathBuf,
+    /// Plain lines instead of the terminal interface.
+    #[arg(long)]
+    plain: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Forward passes only.
+    Forward,
+    /// Burn's autodiff, with the same model, data and optimizer.
+    Backprop,
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backprop => "backprop",
+        }
+    }
+}
+
+impl Args {
+    /// What can be said before anything is loaded.
+    fn validate(&self) -> Result<ForwardConfig> {
+        ensure!(self.epochs > 0, "--epochs 0: train for at least 1 epoch");
+        ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 image");
+        ensure!(self.limit != Some(0), "--limit 0: use at least 1 image");
+        ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
+        if let Some(epoch) = self.stop_after {
+            ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
+        }
+        self.allocator.parse::<AllocatorKind>()?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut config = ForwardConfig::new(QueryBudget::new(self.queries, self.min_queries)?)
+            .with_space(self.space)
+            .with_seed(self.seed)
+            .with_max_rows(self.max_rows)
+            .with_threads(self.threads.unwrap_or(cores.min(8)));
+        if let Some(noise) = self.noise {
+            config = config.with_noise(noise);
+        }
+        if let Some(sampling) = self.sampling {
+            config = config.with_sampling(sampling);
+        }
+        if let Some(sigma) = self.sigma {
+            config = config.with_sigma(sigma);
+        }
+        config.estimator.validate()?;
+        Ok(config)
+    }
+
+    /// Every setting of the run, by its flag's name.
+    fn settings(&self, config: &ForwardConfig) -> Result<Settings> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+        let mut settings = json!({
+            "method": self.method.name(),
+            "backend": backend::NAME,
+            "dataset": self.dataset.to_string(),
+            "data_dir": path(&self.data_dir),
+            "limit": self.limit,
+            "weights": path(&self.weights),
+            "reset_head": self.reset_head,
+            "scope": self.scope.to_string(),
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "seed": self.seed,
+        });
+        if self.method == Method::Forward {
+            let estimator = &config.estimator;
+            let forward = json!({
+                "allocator": self.allocator,
+                "space": estimator.space,
+                "noise": estimator.noise,
+                "sampling": estimator.sampling,
+                "sigma": estimator.sigma,
+                "queries": self.queries,
+                "min_queries": self.min_queries,
+                "max_rows": estimator.max_rows,
+                "threads": estimator.threads,
+                "prefix_cache": config.prefix_cache > 0,
+            });
+            merge(&mut settings, forward);
+        }
+        settings.as_object().cloned().context("settings are an object")
+    }
+}
+
+/// Puts the entries of `more` into `object`.
+fn merge(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
+}
+
+/// At most `limit` of the images, evenly spread.
+fn limited(mut data: ImageDataset, limit: Option<usize>) -> ImageDataset {
+    let all = data.items.len();
+    if let Some(limit) = limit.filter(|&limit| limit < all) {
+        data.items = (0..limit).map(|i| data.items[i * all / limit].clone()).collect();
+    }
+    data
+}
+
+/// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory.
+fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
+    // at most keys, values and hidden state of every token
+    let bytes = 3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>();
+    if args.no_prefix_cache || images.saturating_mul(bytes) > PREFIX_CACHE_BYTES { 0 } else { images }
+}
+
+/// Mean loss and accuracy on the test images.
+fn evaluate(model: &ViT<B>, loader: &dyn DataLoader<B, ImageBatch<B>>) -> (f64, f64) {
+    let (mut loss, mut right, mut all) = (0.0, 0i64, 0usize);
+    for batch in loader.iter() {
+        let n = batch.ids.len();
+        let logits = model.forward(batch.input, &mut Probe::clean());
+        let named = logits.clone().argmax(1).reshape([n]);
+        right += named.equal(batch.target.clone()).int().sum().into_scalar().elem::<i64>();
+        loss += model.losses(logits, batch.target).sum().into_scalar().elem::<f64>();
+        all += n;
+    }
+    (loss / all as f64, right as f64 / all as f64)
+}
+
+fn train(args: Args) -> Result<()> {
+    let mut config = args.validate()?;
+    let artifacts = Artifacts::open(&args.artifact_dir)?;
+    let device = backend::device()?;
+
+    let (model, mut card): (ViT<AB>, Card) = match &args.weights {
+        Some(path) => checkpoint::load(path, &device)?,
+        None => checkpoint::pretrained(&device)?,
+    };
+    let split = args.dataset.load(args.data_dir.as_deref(), args.download, card.config.img_size)?;
+    if !split.missing.is_empty() {
+        println!("without {}: training goes on with fewer images", split.missing.join(", "));
+    }
+    let (train_data, test_data) = (limited(split.train, args.limit), limited(split.test, args.limit));
+    let images = train_data.items.len();
+    config = config.with_prefix_cache(prefix_cache(&args, images, &card));
+    let settings = args.settings(&config)?;
+    if args.resume {
+        artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
+    }
+
+    let new_head = args.reset_head || card.classes != train_data.classes;
+    let model = if new_head { model.with_new_head(train_data.classes.len(), args.seed) } else { model };
+    card.config.num_classes = train_data.classes.len();
+    card.classes = train_data.classes.clone();
+    let model = model.with_scope(args.scope)?;
+
+    let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
+    let test: EpochLoader<B, ImageItem, ImageBatch<B>> =
+        EpochLoader::new(Arc::new(test_data), batcher.clone(), TEST_BATCH, device)?;
+    let test: Arc<dyn DataLoader<B, ImageBatch<B>>> = Arc::new(test);
+
+    let (resume, history) = if args.resume {
+        let (epoch, history) = fit::resumable(&artifacts)?;
+        (Some(epoch), history)
+    } else {
+        let (loss, accuracy) = evaluate(&model.valid(), &*test);
+        let mut history = History::default();
+        history.push(Row::new(Split::Test, 0, loss, accuracy));
+        artifacts.start(&settings)?;
+        (None, history)
+    };
+    let before = history.of(Split::Test).next().cloned().context("metrics.csv has no row of epoch 0; start a new run")?;
+    println!(
+        "{} on {}: {images} training images, scope {}, {}, test accuracy before {:.2} %",
+        args.method.name(),
+        args.dataset,
+        args.scope,
+        if new_head { "new head" } else { "the checkpoint's head" },
+        100.0 * before.accuracy,
+    );
+    if let Some(epoch) = resume {
+        println!("going on after epoch {epoch} of {}", args.epochs);
+    }
+
+    let steps_per_epoch = images.div_ceil(args.batch_size);
+    let loader = Training { data: Arc::new(train_data), batcher, args: &args, epoch: resume.unwrap_or(0), device };
+    let plan = |monitor| Plan {
+        artifacts: &artifacts,
+        device,
+        lr: args.lr,
+        steps: args.epochs * steps_per_epoch,
+        last_epoch: args.stop_after.unwrap_or(args.epochs),
+        resume,
+        monitor,
+        plain: args.plain,
+    };
+    let (model, history, stopped) = match args.method {
+        Method::Forward => {
+            let allocator = AnyAllocator::<AB>::from_name(&args.allocator, &device)?;
+            let learner = ForwardLearner::new(model, allocator, config.clone())?;
+            let plan = plan(Some(learner.monitor()));
+            let fitted = fit(learner, loader.plain()?, test.clone(), history, plan)?;
+            (fitted.learner.model, fitted.history, fitted.stopped)
+        }
+        Method::Backprop => {
+            let fitted = fit(BackpropLearner::new(model), loader.differentiable()?, test.clone(), history, plan(None))?;
+            (fitted.learner.model, fitted.history, fitted.stopped)
+        }
+    };
+
+    let (loss, accuracy) = evaluate(&model, &*test);
+    let epochs = history.of(Split::Test).next_back().map_or(0, |row| row.epoch);
+    let budget = match args.method {
+        Method::Forward => budget(&history, images, &args),
+        Method::Backprop => 0,
+    };
+    let independent = args.method == Method::Forward && args.space == Space::Activation;
+    let mut summary = Value::Object(settings.clone());
+    merge(
+        &mut summary,
+        json!({
+            "allocator": settings.get("allocator"),
+            "space": settings.get("space"),
+            "noise": settings.get("noise"),
+            "sampling": settings.get("sampling"),
+            "sigma": settings.get("sigma"),
+            "accuracy_before": before.accuracy,
+            "accuracy_after": accuracy,
+            "loss_before": before.loss,
+            "loss_after": loss,
+            "query_budget": budget,
+            "queries_used": history.queries(),
+            "queries_dropped": history.of(Split::Train).filter_map(|row| row.dropped).sum::<u64>(),
+            "steps": history.steps(),
+            "epochs_done": epochs,
+            "seconds": history.seconds(),
+            // what equal shares would give is known for noise that is independent between the images only
+            "variance_vs_uniform": history.mean(|row| row.variance_vs_uniform).filter(|_| independent),
+            "ceiling": history.mean(|row| row.ceiling).filter(|_| independent),
+            "train_images": images,
+            "stopped": stopped,
+            "config": settings,
+            "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
+        }),
+    );
+    card.description = format!(
+        "{}; fine-tuned on {} ({}, scope {}, {epochs} epochs, seed {}): test accuracy {:.2} %",
+        card.description,
+        args.dataset,
+        args.method.name(),
+        args.scope,
+        args.seed,
+        100.0 * accuracy
+    );
+    checkpoint::save(&model, &card, &artifacts.path("model.safetensors"), false)?;
+    history.write(&artifacts)?;
+    let title = format!("{}, scope {}, {}", args.dataset, args.scope, description(&args));
+    artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
+    artifacts.write_json("summary.json", &summary)?;
+    print_table(&args, &summary);
+    println!("\n{} holds {}", artifacts.dir().display(), "summary.json, metrics.csv, curves.svg and model.safetensors");
+    Ok(())
+}
+
+/// What the steps taken were to spend: A₀ queries for each image they saw.
+fn budget(history: &History, images: usize, args: &Args) -> u64 {
+    let mut seen = 0;
+    let steps_per_epoch = images.div_ceil(args.batch_size) as u64;
+    for step in 0..history.steps() {
+        let start = (step % steps_per_epoch) as usize * args.batch_size;
+        seen += args.batch_size.min(images - start);
+    }
+    (seen * args.queries) as u64
+}
+
+/// The method in a few words.
+fn description(args: &Args) -> String {
+    match args.method {
+        Method::Forward => format!("forward-only, {} allocator, {} queries per image", args.allocator, args.queries),
+        Method::Backprop => "backpropagation".to_string(),
+    }
+}
+
+/// The training images, to be loaded for either method.
+struct Training<'a> {
+    data: Arc<ImageDataset>,
+    batcher: ImageBatcher,
+    args: &'a Args,
+    epoch: usize,
+    device: Device,
+}
+
+impl Training<'_> {
+    /// Batches without a graph.
+    fn plain(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
+        let loader = EpochLoader::new(self.data.clone(), Plain(self.batcher.clone()), self.args.batch_size, self.device)?;
+        Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
+    }
+
+    /// Batches for backpropagation, in the same order.
+    fn differentiable(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<AB>>>> {
+        let loader = EpochLoader::new(self.data.clone(), self.batcher.clone(), self.args.batch_size, self.device)?;
+        Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
+    }
+}
+
+fn print_table(args: &Args, summary: &Value) {
+    let number = |key: &str| summary[key].as_f64();
+    let count = |key: &str| summary[key].as_u64().map_or("–".into(), thousands);
+    let percent = |key: &str| number(key).map_or("–".into(), |v| format!("{:.2} %", 100.0 * v));
+    let decimal = |key: &str, digits: usize| number(key).map_or("–".into(), |v| format!("{v:.digits$}"));
+    println!("\n{}, scope {}, {}", args.dataset, args.scope, description(args));
+    let mut rows = vec![
+        ("test accuracy before", percent("accuracy_before")),
+        ("test accuracy after", percent("accuracy_after")),
+        ("test loss before", decimal("loss_before", 4)),
+        ("test loss after", decimal("loss_after", 4)),
+        ("steps", count("steps")),
+        ("seconds", decimal("seconds", 1)),
+    ];
+    if args.method == Method::Forward {
+        rows.push(("query budget", count("query_budget")));
+        rows.push(("queries used", count("queries_used")));
+        rows.push(("variance relative to uniform", decimal("variance_vs_uniform", 3)));
+        rows.push(("ceiling 1/(1 + CV²)", decimal("ceiling", 3)));
+    }
+    for (name, value) in rows {
+        println!("  {name:<30}{value:>12}");
+    }
+}
+
+fn main() -> ExitCode {
+    cli::run(train)
+}

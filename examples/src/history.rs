@@ -1,0 +1,189 @@
+//! What a run has measured, step by step and epoch by epoch; kept as `metrics.csv`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::artifacts::Artifacts;
+
+/// What a row tells about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// One training step, on its batch, before the update.
+    Train,
+    /// The whole test set, after an epoch.
+    Test,
+}
+
+/// A row of `metrics.csv`; a cell that does not apply is empty.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// `train`: a step; `test`: the test set after an epoch.
+    pub split: Split,
+    /// The epoch, counted from 1; epoch 0 is the model before training.
+    pub epoch: usize,
+    /// Steps of the run so far.
+    pub step: u64,
+    /// Queries of the run so far.
+    pub queries: u64,
+    /// Seconds since the run began, pauses left out.
+    pub seconds: f64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of images named correctly, 0 to 1.
+    pub accuracy: f64,
+    /// Queries of this step.
+    pub step_queries: Option<u64>,
+    /// Queries of this step whose loss was not finite.
+    pub dropped: Option<u64>,
+    /// Variance of the gradient estimate, relative to equal allocation's.
+    pub variance_vs_uniform: Option<f64>,
+    /// The least that could be: 1/(1 + CV²).
+    pub ceiling: Option<f64>,
+    /// Coefficient of variation of √(Tr Σ_j) over the batch.
+    pub cv: Option<f64>,
+    /// Queries of the datum that got fewest.
+    pub min_queries: Option<usize>,
+    /// Queries of the datum that got most.
+    pub max_queries: Option<usize>,
+}
+
+impl Row {
+    /// A row without the figures of forward-only learning.
+    pub fn new(split: Split, epoch: usize, loss: f64, accuracy: f64) -> Self {
+        Self {
+            split,
+            epoch,
+            step: 0,
+            queries: 0,
+            seconds: 0.0,
+            loss,
+            accuracy,
+            step_queries: None,
+            dropped: None,
+            variance_vs_uniform: None,
+            ceiling: None,
+            cv: None,
+            min_queries: None,
+            max_queries: None,
+        }
+    }
+}
+
+/// The rows of a run, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// The file's name in the artifact folder.
+pub const FILE: &str = "metrics.csv";
+
+impl History {
+    /// Reads what [`write`](Self::write) wrote.
+    ///
+    /// # Errors
+    /// Where the file is missing or damaged.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut reader = csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let rows: Result<Vec<Row>, _> = reader.deserialize().collect();
+        Ok(Self { rows: rows.with_context(|| format!("{} is damaged; start a new run", path.display()))? })
+    }
+
+    /// Writes `metrics.csv`.
+    pub fn write(&self, artifacts: &Artifacts) -> Result<()> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in &self.rows {
+            writer.serialize(row)?;
+        }
+        artifacts.write(FILE, &writer.into_inner()?)
+    }
+
+    /// Appends a row, with the counters of the run filled in.
+    pub fn push(&mut self, mut row: Row) {
+        let (step, queries) = self.rows.last().map_or((0, 0), |last| (last.step, last.queries));
+        row.step = step + u64::from(row.split == Split::Train);
+        row.queries = queries + row.step_queries.unwrap_or(0);
+        self.rows.push(row);
+    }
+
+    /// The rows of a split.
+    pub fn of(&self, split: Split) -> impl DoubleEndedIterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.split == split)
+    }
+
+    /// Whether the test set was evaluated after `epoch`.
+    pub fn is_complete(&self, epoch: usize) -> bool {
+        self.of(Split::Test).any(|row| row.epoch == epoch)
+    }
+
+    /// Forgets what came after `epoch`.
+    pub fn truncate(&mut self, epoch: usize) {
+        self.rows.retain(|row| row.epoch <= epoch);
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.rows.last().map_or(0, |row| row.step)
+    }
+
+    /// Queries so far.
+    pub fn queries(&self) -> u64 {
+        self.rows.last().map_or(0, |row| row.queries)
+    }
+
+    /// Seconds so far.
+    pub fn seconds(&self) -> f64 {
+        self.rows.last().map_or(0.0, |row| row.seconds)
+    }
+
+    /// Mean over the training steps of a figure, where any has it.
+    pub fn mean(&self, figure: impl Fn(&Row) -> Option<f64>) -> Option<f64> {
+        mean(self.of(Split::Train).filter_map(figure))
+    }
+}
+
+/// The mean, where there is anything to average.
+pub fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0u32), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / f64::from(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_read_back_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(dir.path()).unwrap();
+        let mut history = History::default();
+        history.push(Row::new(Split::Test, 0, 2.3, 0.1));
+        for epoch in 1..=2 {
+            for _ in 0..2 {
+                let row = Row::new(Split::Train, epoch, 1.0 / 3.0, 2.0 / 7.0);
+                history.push(Row { step_queries: Some(20), ceiling: Some(0.1 + 0.2), ..row });
+            }
+            history.push(Row { seconds: 0.7, ..Row::new(Split::Test, epoch, f64::INFINITY, 1.0) });
+        }
+        assert_eq!((history.steps(), history.queries(), history.seconds()), (4, 80, 0.7));
+        assert_eq!(history.mean(|row| row.ceiling), Some(0.1 + 0.2));
+        assert_eq!(history.mean(|row| row.cv), None);
+        history.write(&artifacts).unwrap();
+        let mut read = History::read(&artifacts.path(FILE)).unwrap();
+        assert_eq!(read, history);
+        read.truncate(1);
+        assert_eq!((read.rows.len(), read.is_complete(1), read.is_complete(2)), (4, true, false));
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        std::fs::write(&path, "split,epoch\ntrain,x\n").unwrap();
+        assert!(format!("{:#}", History::read(&path).unwrap_err()).contains("damaged"));
+    }
+}

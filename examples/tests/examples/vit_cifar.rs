@@ -1,0 +1,240 @@
+use std::fs;
+use std::path::Path;
+
+use burn::backend::Flex;
+use flops_vit::checkpoint::{self, Card};
+use flops_vit::{Normalization, ViTConfig};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const NAME: &str = "vit_cifar";
+/// 70 training images: the last batch of an epoch is smaller than the others.
+const TINY: [&str; 10] = ["--weights", "tiny.safetensors", "--limit", "70", "--batch-size", "32", "--queries", "4", "--epochs", "2"];
+
+fn config() -> ViTConfig {
+    let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(16).with_depth(2).with_num_heads(2);
+    config.with_num_classes(10)
+}
+
+fn card(config: ViTConfig) -> Card {
+    let classes = (0..config.num_classes).map(|i| i.to_string()).collect();
+    Card { config, normalization: Normalization::DIGITS, classes, description: "random".into() }
+}
+
+/// A folder with a small, random `tiny.safetensors`.
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let model = config().init::<Flex>(&Default::default()).unwrap();
+    checkpoint::save(&model, &card(config()), &dir.path().join("tiny.safetensors"), false).unwrap();
+    dir
+}
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [TINY.as_slice(), more].concat()
+}
+
+fn succeed(dir: &Path, more: &[&str]) -> String {
+    crate::succeed(NAME, dir, &with(more))
+}
+
+fn fail(dir: &Path, more: &[&str]) -> String {
+    crate::fail(NAME, dir, &with(more))
+}
+
+fn summary(run: &Path) -> Value {
+    serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap()
+}
+
+fn model(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_run_writes_everything_and_spends_its_budget() {
+    let dir = folder();
+    let out = succeed(dir.path(), &[]);
+    for text in ["epoch 1/2", "epoch 2/2", "test accuracy after", "queries used", "variance relative to uniform"] {
+        assert!(out.contains(text), "'{text}' is missing:\n{out}");
+    }
+    let run = dir.path().join("artifacts/vit_cifar");
+    let summary = summary(&run);
+    for (key, value) in [("method", "forward"), ("dataset", "digits"), ("scope", "cls_tail"), ("allocator", "gaussian")] {
+        assert_eq!(summary[key], value, "{key}");
+    }
+    assert_eq!(summary["steps"], 6);
+    assert_eq!(summary["query_budget"], 2 * 70 * 4);
+    assert_eq!(summary["queries_used"], summary["query_budget"]);
+    for key in ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "ceiling", "sigma", "lr"] {
+        assert!(summary[key].is_f64(), "{key}: {}", summary[key]);
+    }
+    for key in ["space", "noise", "sampling", "config", "seed", "versions"] {
+        assert!(!summary[key].is_null(), "{key}");
+    }
+    let metrics = fs::read_to_string(run.join("metrics.csv")).unwrap();
+    assert!(metrics.starts_with("split,epoch,step,queries,seconds,loss,accuracy,step_queries,"));
+    assert_eq!(metrics.lines().filter(|line| line.starts_with("train,")).count(), 6);
+    assert_eq!(metrics.lines().filter(|line| line.starts_with("test,")).count(), 3);
+    assert!(fs::read_to_string(run.join("curves.svg")).unwrap().starts_with("<svg"));
+    let (_, card) = checkpoint::load::<Flex>(&run.join("model.safetensors"), &Default::default()).unwrap();
+    assert!(card.description.contains("fine-tuned on digits"));
+}
+
+#[test]
+fn every_method_scope_space_and_allocator_runs() {
+    let dir = folder();
+    let check = |more: &[&str]| {
+        let run = dir.path().join("run");
+        succeed(dir.path(), &[&["--artifact-dir", "run"], more].concat());
+        let summary = summary(&run);
+        assert_eq!(summary["queries_used"], summary["query_budget"], "{more:?}");
+        summary
+    };
+    for scope in ["head", "bias_norm", "last:1", "full"] {
+        check(&["--scope", scope, "--allocator", "uniform"]);
+    }
+    for sampling in ["one-sided", "antithetic"] {
+        check(&["--sampling", sampling, "--noise", "laplace", "--allocator", "neyman", "--min-queries", "2"]);
+    }
+    let weights = check(&["--space", "weights", "--no-prefix-cache"]);
+    assert!(weights["variance_vs_uniform"].is_null() && weights["ceiling"].is_null());
+    let backprop = check(&["--method", "backprop"]);
+    assert_eq!((&backprop["queries_used"], &backprop["allocator"]), (&Value::from(0), &Value::Null));
+    assert_eq!(backprop["steps"], 6);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_model() {
+    let dir = folder();
+    let trained = |run: &str, more: &[&str]| {
+        succeed(dir.path(), &[&["--artifact-dir", run], more].concat());
+        model(&dir.path().join(run))
+    };
+    let first = trained("first", &["--threads", "1"]);
+    assert!(first == trained("second", &["--threads", "2"]), "the same seed gave another model");
+    assert!(first != trained("third", &["--seed", "1"]), "another seed gave the same model");
+}
+
+#[test]
+fn a_resumed_run_ends_as_the_uninterrupted_one() {
+    let dir = folder();
+    for method in ["forward", "backprop"] {
+        let (whole, halves) = (format!("{method}_whole"), format!("{method}_halves"));
+        succeed(dir.path(), &["--method", method, "--artifact-dir", &whole]);
+        succeed(dir.path(), &["--method", method, "--artifact-dir", &halves, "--stop-after", "1"]);
+        let out = succeed(dir.path(), &["--method", method, "--artifact-dir", &halves, "--resume"]);
+        assert!(out.contains("going on after epoch 1 of 2") && !out.contains("epoch 1/2"), "{out}");
+        let (whole, halves) = (dir.path().join(whole), dir.path().join(halves));
+        assert!(model(&whole) == model(&halves), "{method}: the resumed run ended with another model");
+        let (a, b) = (summary(&whole), summary(&halves));
+        for key in ["accuracy_before", "accuracy_after", "loss_after", "steps", "queries_used", "variance_vs_uniform"] {
+            assert_eq!(a[key], b[key], "{method}: {key}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_resumed_is_refused() {
+    let dir = folder();
+    assert!(fail(dir.path(), &["--resume"]).contains("no run to resume"));
+    succeed(dir.path(), &[]);
+    assert!(fail(dir.path(), &["--resume", "--lr", "0.5"]).contains("lr is 0.5"));
+    assert!(fail(dir.path(), &["--resume", "--allocator", "uniform"]).contains("allocator"));
+    let checkpoint = dir.path().join("artifacts/vit_cifar/checkpoint");
+    let finished = model(&dir.path().join("artifacts/vit_cifar"));
+    fs::write(checkpoint.join("model-2.mpk"), "cut short").unwrap();
+    assert!(fail(dir.path(), &["--resume"]).contains("model-2 is damaged"));
+    fs::remove_file(checkpoint.join("model-2.mpk")).unwrap();
+    assert!(succeed(dir.path(), &["--resume"]).contains("going on after epoch 1"));
+    assert!(model(&dir.path().join("artifacts/vit_cifar")) == finished);
+    fs::remove_dir_all(&checkpoint).unwrap();
+    assert!(fail(dir.path(), &["--resume"]).contains("no finished epoch"));
+}
+
+#[test]
+fn bad_settings_are_named() {
+    let dir = folder();
+    for (args, says) in [
+        (["--dataset", "mnist"], "unknown data set `mnist`"),
+        (["--dataset", "folder:nowhere"], "nowhere"),
+        (["--data-dir", "nowhere"], "nowhere"),
+        (["--allocator", "best"], "unknown allocator 'best'"),
+        (["--scope", "last:9"], "last:9"),
+        (["--scope", "tail"], "tail"),
+        (["--space", "outer"], "outer"),
+        (["--noise", "pink"], "pink"),
+        (["--sampling", "both"], "both"),
+        (["--queries", "0"], "queries_per_datum = 0"),
+        (["--min-queries", "5"], "min_per_datum = 5"),
+        (["--min-queries", "0"], "min_per_datum = 0"),
+        (["--sigma", "0"], "sigma = 0"),
+        (["--sigma", "-0.1"], "sigma = -0.1"),
+        (["--sigma", "nan"], "sigma"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--lr", "0"], "--lr 0"),
+        (["--lr", "-1"], "--lr -1"),
+        (["--limit", "0"], "--limit 0"),
+        (["--max-rows", "1"], "max_rows = 1"),
+        (["--threads", "0"], "threads"),
+        (["--stop-after", "3"], "--stop-after 3"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--artifact-dir", "tiny.safetensors/run"], "cannot be written"),
+    ] {
+        // a setting given twice is clap's to refuse
+        let mut all: Vec<&str> = TINY.chunks(2).filter(|pair| pair[0] != args[0]).flatten().copied().collect();
+        all.extend(args);
+        if args[0] == "--data-dir" {
+            all.extend(["--dataset", "cifar10"]);
+        }
+        let message = crate::fail(NAME, dir.path(), &all);
+        assert!(message.contains(says), "{args:?} gives: {message}");
+    }
+}
+
+#[test]
+fn bad_files_are_named() {
+    let dir = folder();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("cifar")).unwrap();
+    for name in ["data_batch_1.bin", "test_batch.bin"] {
+        fs::write(path("cifar").join(name), vec![0; 3073 + 100]).unwrap();
+    }
+    let message = fail(dir.path(), &["--dataset", "cifar10", "--data-dir", "cifar"]);
+    assert!(message.contains(".bin is truncated"), "{message}");
+
+    let whole = fs::read(path("tiny.safetensors")).unwrap();
+    let check = |name: &str, bytes: &[u8]| {
+        fs::write(path(name), bytes).unwrap();
+        let mut args = TINY.to_vec();
+        args[1] = name;
+        let message = crate::fail(NAME, dir.path(), &args);
+        assert!(message.contains(name), "{message}");
+    };
+    check("empty.safetensors", &[]);
+    check("cut.safetensors", &whole[..whole.len() / 2]);
+    check("noise.safetensors", &[255; 100]);
+    // the card promises another width than the tensors have
+    let model = config().init::<Flex>(&Default::default()).unwrap();
+    checkpoint::save(&model, &card(config().with_embed_dim(32)), &path("wide.safetensors"), false).unwrap();
+    check("wide.safetensors", &fs::read(path("wide.safetensors")).unwrap());
+    // nothing was lost or left by any of this
+    assert!(fs::read(path("tiny.safetensors")).unwrap() == whole);
+    assert!(!path("artifacts/vit_cifar/model.safetensors").exists());
+}
+
+#[cfg(not(feature = "download"))]
+#[test]
+fn download_says_how_to_enable_it() {
+    let dir = folder();
+    // no cache to be found either
+    let output = std::process::Command::new(crate::example(NAME))
+        .args(with(&["--dataset", "cifar10", "--download"]))
+        .env("HOME", dir.path())
+        .env("XDG_CACHE_HOME", dir.path())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("--features download"), "{message}");
+}

@@ -26,6 +26,6 @@ pub use estimator::{Estimator, Space};
 pub use learner::{ForwardConfig, ForwardLearner, Monitor, StepReport};
 pub use loader::{EpochLoader, Plain};
 pub use metric::StepOutput;
-pub use noise::{NoiseLaw, Sampling};
+pub use noise::{NoiseLaw, Placement, Sampling};
 pub use objective::{ForwardModel, cross_entropy, zero_one};
 pub use probe::Probe;

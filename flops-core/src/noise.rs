@@ -4,6 +4,8 @@
 //! holds the same numbers however the queries are chunked and on however many threads they run, and noise is drawn
 //! again for the update instead of being kept.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_distr::StandardNormal;
@@ -207,15 +209,45 @@ impl std::str::FromStr for Sampling {
     }
 }
 
+/// On how many layers the noise of a query falls (activation space).
+///
+/// Perturbing all sites at once, the estimate for each carries the noise of all others: its variance is (Σ_s E_s)(Σ_s G_s) per query, where
+/// G_s is the squared norm of the gradient at the output of site s and E_s the squared norm of its noise and inputs. Drawing one
+/// site per direction with probability p_s costs Σ_s E_s·G_s/p_s, at best (Σ_s √(E_s·G_s))², which Cauchy and Schwarz put below the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// On all sites at once.
+    Joint,
+    /// On one site, drawn anew for every direction with p_s ∝ √(E_s·G_s) from running estimates; the weight is 1/(B·A_j·p_s).
+    Single,
+}
+
+impl std::str::FromStr for Placement {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self, Error> {
+        match s {
+            "joint" => Ok(Self::Joint),
+            "single" => Ok(Self::Single),
+            _ => Err(Error::Unknown { what: "placement", name: s.into(), choices: "joint, single" }),
+        }
+    }
+}
+
 /// Law, scale, sampling and seed of a step's perturbations: everything but the place they fall on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct NoiseSource {
     pub law: NoiseLaw,
     pub sampling: Sampling,
     pub sigma: f64,
     pub seed: u64,
     pub step: u64,
+    /// Probability of each site, where a direction falls on one alone.
+    pub sites: Option<Arc<[f64]>>,
 }
+
+/// Stands for the choice of a site where the number of a site stands otherwise.
+const CHOICE: u64 = u64::MAX;
 
 /// Where a row of noise falls: the position of the datum in the batch and one of its directions.
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +260,31 @@ pub(crate) struct RowKey {
 pub(crate) const SHARED: u64 = u64::MAX;
 
 impl NoiseSource {
+    /// The site that a direction falls on, where it falls on one alone.
+    pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
+        let probabilities = self.sites.as_ref()?;
+        let bits = derive(&[self.seed, self.step, CHOICE, position, direction]);
+        let mut left = (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
+        let last = probabilities.len().saturating_sub(1);
+        Some(
+            probabilities
+                .iter()
+                .position(|p| {
+                    left -= p;
+                    left < 0.0
+                })
+                .unwrap_or(last),
+        )
+    }
+
+    /// 1/p of a site that a direction falls on, 1 where it falls on all, `None` where it falls on another.
+    fn reach(&self, site: usize, position: u64, direction: u64) -> Option<f64> {
+        match (self.chosen(position, direction), &self.sites) {
+            (Some(chosen), Some(p)) => (chosen == site).then(|| 1.0 / p[site]),
+            _ => Some(1.0),
+        }
+    }
+
     fn stream(&self, site: usize, position: u64, direction: u64) -> Xoshiro256PlusPlus {
         Xoshiro256PlusPlus::seed_from_u64(derive(&[self.seed, self.step, site as u64, position, direction]))
     }
@@ -245,6 +302,9 @@ impl NoiseSource {
         let mut out = vec![0f32; total];
         for (r, row) in rows.iter().enumerate() {
             let (direction, sign) = self.sampling.direction(row.query);
+            if self.reach(site, row.position, direction).is_none() {
+                continue;
+            }
             let (before, here) = out.split_at_mut(r * len);
             let here = &mut here[..len];
             // the second half of a pair is the negative of the row just drawn
@@ -292,7 +352,8 @@ impl NoiseSource {
                     weight += f64::from(s) * weights[r];
                     r += 1;
                 }
-                if weight != 0.0 {
+                if weight != 0.0 && let Some(scale) = self.reach(site, position, direction) {
+                    weight *= scale;
                     let mut rng = self.stream(site, position, direction);
                     self.law.add_score(&mut rng, weight as f32, here);
                 }
@@ -318,7 +379,7 @@ mod tests {
     type B = burn::backend::Flex;
 
     fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
-        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5 }
+        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None }
     }
 
     fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
@@ -393,7 +454,7 @@ mod tests {
         assert!(row(0).iter().zip(row(1)).all(|(a, b)| *a == -*b));
         assert_ne!(row(0), row(2));
         assert_ne!(row(0), row(3));
-        let mut other = src;
+        let mut other = src.clone();
         other.step += 1;
         assert_ne!(values(other.perturbation::<B, 2>(0, &keys, [6, 40], &Default::default())), e);
         assert_ne!(values(src.perturbation::<B, 2>(1, &keys, [6, 40], &Default::default())), e);

@@ -133,6 +133,44 @@ fn position(loss: f64) -> f64 {
     (loss / LOSS_MIN).ln() / (LOSS_MAX / LOSS_MIN).ln() * (BINS - 1) as f64
 }
 
+/// Share of the site probabilities that is equal for all, so that none is forgotten.
+const EQUAL_SHARE: f64 = 0.2;
+/// What a site's running moment keeps per step.
+const SITE_DECAY: f64 = 0.95;
+
+/// Running second moments E_s·G_s of the estimates at each site, and the probabilities p_s ∝ √(E_s·G_s) that follow.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SiteTracker {
+    /// (sum, queries), decayed.
+    sites: Vec<(f64, f64)>,
+}
+
+impl SiteTracker {
+    /// Probabilities of `sites` sites: Neyman's, mixed with equal ones; equal ones for sites never seen.
+    pub fn probabilities(&self, sites: usize) -> Vec<f64> {
+        let equal = 1.0 / sites.max(1) as f64;
+        let known = self.sites.len() == sites && self.sites.iter().all(|s| s.1 > 0.0);
+        let roots: Vec<f64> = self.sites.iter().map(|(sum, n)| (sum / n).sqrt()).collect();
+        let total: f64 = roots.iter().sum();
+        if !known || total <= 0.0 || !total.is_finite() {
+            return vec![equal; sites];
+        }
+        roots.iter().map(|r| EQUAL_SHARE * equal + (1.0 - EQUAL_SHARE) * r / total).collect()
+    }
+
+    /// Takes in what a step saw at each site: the sum of c²·E_s over its queries, and their number.
+    pub fn observe(&mut self, moments: &[(f64, u64)]) {
+        if self.sites.len() != moments.len() {
+            self.sites = vec![(0.0, 0.0); moments.len()];
+        }
+        for (kept, &(sum, n)) in self.sites.iter_mut().zip(moments) {
+            if sum.is_finite() {
+                *kept = (SITE_DECAY * kept.0 + sum, SITE_DECAY * kept.1 + n as f64);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};

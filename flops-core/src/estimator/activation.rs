@@ -53,14 +53,14 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     let counts = p.allocation.counts();
     let chunks = chunks(counts, p.max_rows, p.noise.sampling.group());
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    let noise = p.noise;
+    let noise = &p.noise;
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), Shared(p.prefix.clone()));
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Shared), job: usize| {
         let chunk = &chunks[job];
         let rows = Arc::new(QueryRows::new(&chunk.positions, &chunk.ranges));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| chunk.positions[i]).collect();
-        let query = Query { rows, noise };
+        let query = Query { rows, noise: noise.clone() };
         let mut probe = Probe::query(trained.clone(), prefix.0.rows(&chunk.positions), query);
         let output = model.forward(input.rows(&chunk.positions), &mut probe);
         read(model.losses(output, target.rows(&of_rows)), of_rows.len())
@@ -80,16 +80,16 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
 #[derive(Clone)]
 struct Shared(crate::probe::Prefix);
 
-/// Gradients, the energy E‖∂‖²/c² of each datum, and the rows recorded for them.
+/// Gradients, the energies E‖∂_s‖²/c² of each datum at each site, and the rows recorded for them.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
     weights: &[Vec<f64>],
-) -> Result<(Gradients<B>, Vec<f64>, u64), Error> {
+) -> Result<(Gradients<B>, Vec<Vec<f64>>, u64), Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 8).max(1);
     let jobs = n.div_ceil(width);
-    let noise = p.noise;
+    let noise = &p.noise;
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), Shared(p.prefix.clone()));
     let work = |(model, input, prefix): &(M, M::Input, Shared), job: usize| {
@@ -100,11 +100,13 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         let mut probe = Probe::record(trained.clone(), prefix.0.rows(&positions));
         model.forward(input.rows(&positions), &mut probe);
         let mut gradients = Gradients::default();
-        let mut energies = vec![0.0; positions.len()];
+        let mut energies = vec![vec![]; positions.len()];
         for (index, site) in probe.recorded().into_iter().enumerate() {
             let device = site.device();
             let g = noise.weighted_scores::<B>(index, &rows.groups, &rows.keys, &flat, site.len(), &device);
-            site.energy(positions.len(), &mut energies);
+            for (all, energy) in energies.iter_mut().zip(site.energy(positions.len())) {
+                all.push(energy);
+            }
             site.backward(g, &mut gradients);
         }
         Ok((gradients, energies))

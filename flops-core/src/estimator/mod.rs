@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, Rows};
 use crate::budget::Allocation;
 use crate::error::Error;
-use crate::noise::{NoiseLaw, NoiseSource, Sampling, derive};
+use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
 use crate::probe::{Gradients, Prefix, Probe};
 
@@ -89,6 +89,8 @@ pub struct Estimator {
     pub noise: NoiseLaw,
     /// One-sided or antithetic.
     pub sampling: Sampling,
+    /// On all layers at once or on one (activation space).
+    pub placement: Placement,
     /// Smoothing scale σ > 0: standard deviation of the perturbation, in units of what is perturbed.
     pub sigma: f64,
     /// Seed of the noise.
@@ -127,6 +129,8 @@ pub struct CleanPass<B: Backend, O> {
     /// Rows that went through the model, and the seconds they took.
     pub cost: PassCost,
     pub(crate) prefix: Prefix,
+    /// Probability of each site under [`Placement::Single`]: equal, unless the caller knows better. They sum to one.
+    pub site_probabilities: Vec<f64>,
     /// Trained parameters that were called through the probe.
     reached: HashSet<ParamId>,
 }
@@ -147,6 +151,8 @@ pub struct Estimate<B: Backend> {
     ///
     /// It exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions. NaN where no query of the datum survived.
     pub second_moments: Vec<f64>,
+    /// What [`Placement::Single`] saw at each site: the sum of c²·E_s over its queries, and their number.
+    pub site_moments: Vec<(f64, u64)>,
     /// Queries of each datum that gave a finite loss.
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
@@ -197,8 +203,8 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
 struct Weighted {
     /// c_jq/(B·A_j), zero where dropped.
     weights: Vec<Vec<f64>>,
-    /// Mean of c², a pair counting as two queries of twice its squared half-difference.
-    squares: Vec<f64>,
+    /// (direction, c², queries) of each surviving direction: of a pair twice the squared half-difference for each of its two queries.
+    squares: Vec<Vec<(u64, f64, u64)>>,
     survived: Vec<usize>,
     dropped: u64,
 }
@@ -210,6 +216,7 @@ impl Estimator {
             space,
             noise: NoiseLaw::Rademacher,
             sampling: Sampling::OneSided,
+            placement: Placement::Single,
             sigma: 1e-2,
             seed: 0,
             max_rows: 256,
@@ -263,21 +270,29 @@ impl Estimator {
         }
         let start = Instant::now();
         let (mut outputs, mut prefixes, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
-        let mut reached = HashSet::new();
+        let (mut reached, mut sites) = (HashSet::new(), 0);
         for from in (0..n).step_by(self.max_rows) {
             let index: Vec<usize> = (from..n.min(from + self.max_rows)).collect();
             let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)));
             let output = model.forward(batch.input.rows(&index), &mut probe);
             losses.extend(read(model.losses(output.clone(), batch.target.rows(&index)), index.len())?);
-            let (prefix, embedded, seen) = probe.surveyed();
-            reached = seen;
+            let surveyed = probe.surveyed();
+            (reached, sites) = (surveyed.reached, surveyed.sites);
             outputs.push(output);
-            prefixes.push(prefix);
-            embeddings.extend(embedded);
+            prefixes.push(surveyed.prefix);
+            embeddings.extend(surveyed.embeddings);
         }
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed() };
-        Ok(CleanPass { losses, output: M::Output::cat(outputs), embeddings, cost, prefix: Prefix::cat(prefixes), reached })
+        Ok(CleanPass {
+            losses,
+            output: M::Output::cat(outputs),
+            embeddings,
+            cost,
+            prefix: Prefix::cat(prefixes),
+            site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
+            reached,
+        })
     }
 
     /// The gradient of the mean loss of `batch`, estimated from `allocation`'s queries; `step` keys the noise.
@@ -315,7 +330,9 @@ impl Estimator {
         let prefix = if missed == 0 { &clean.prefix } else { &no_prefix };
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
-        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step };
+        let single = self.space == Space::Activation && self.placement == Placement::Single;
+        let sites = single.then(|| clean.site_probabilities.clone().into());
+        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites };
         let problem = Problem {
             model,
             batch,
@@ -339,16 +356,41 @@ impl Estimator {
             Space::Activation => activation::gradients(&problem, &weighted.weights)?,
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
-        let s2 = self.noise.score_second_moment();
-        let second_moments = weighted.squares.iter().zip(&energies).map(|(c2, e)| c2 * e * s2).collect();
+        let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
         Ok(Estimate {
             gradients,
             second_moments,
+            site_moments,
             survived: weighted.survived,
             dropped: weighted.dropped,
             queries,
             update: PassCost { rows: recorded, elapsed: start.elapsed() },
         })
+    }
+
+    /// Second moments of single-query estimates per datum, and c²·E_s·E s² per site as (sum, queries).
+    fn moments(&self, noise: &NoiseSource, weighted: &Weighted, energies: &[Vec<f64>]) -> (Vec<f64>, Vec<(f64, u64)>) {
+        let s2 = self.noise.score_second_moment();
+        let mut sites = vec![(0.0, 0); noise.sites.as_ref().map_or(0, |p| p.len())];
+        let data = weighted.squares.iter().zip(energies).zip(&weighted.survived).enumerate();
+        let moments = data.map(|(j, ((squares, energies), &survived))| {
+            let mut sum = 0.0;
+            for &(direction, square, queries) in squares {
+                sum += s2
+                    * square
+                    * match (noise.chosen(j as u64, direction), &noise.sites) {
+                        (Some(site), Some(p)) => {
+                            sites[site].0 += s2 * square * energies[site];
+                            sites[site].1 += queries;
+                            energies[site] / p[site].powi(2)
+                        }
+                        _ => energies.iter().sum(),
+                    };
+            }
+            sum / survived as f64
+        });
+        let moments = moments.collect();
+        (moments, sites)
     }
 
     /// c_jq/(B·A_j) from the losses. A direction with a non-finite loss goes whole, and A_j becomes the surviving count.
@@ -358,24 +400,25 @@ impl Estimator {
         let mut out = Weighted { weights: vec![], squares: vec![], survived: vec![], dropped: 0 };
         for (queried, &clean) in losses.iter().zip(clean) {
             let mut c: Vec<f64> = queried.iter().map(|l| (l - clean) / self.sigma).collect();
-            let (mut survived, mut squares) = (0usize, 0.0);
-            for direction in c.chunks_mut(group) {
+            let (mut survived, mut squares) = (0usize, vec![]);
+            for (index, direction) in c.chunks_mut(group).enumerate() {
                 if direction.iter().any(|c| !c.is_finite()) {
                     out.dropped += direction.len() as u64;
                     direction.fill(0.0);
                     continue;
                 }
                 survived += direction.len();
-                squares += match direction {
-                    // a pair counts for two queries, of twice its own second moment each
+                let square = match &*direction {
+                    // two queries, each of twice the pair's own second moment ((c₊ − c₋)/2)²
                     [plus, minus] => (*plus - *minus).powi(2),
                     one => one.iter().map(|c| c * c).sum(),
                 };
+                squares.push((index as u64, square, direction.len() as u64));
             }
             let scale = if survived > 0 { 1.0 / (batch * survived as f64) } else { 0.0 };
             c.iter_mut().for_each(|c| *c *= scale);
             out.weights.push(c);
-            out.squares.push(squares / survived as f64);
+            out.squares.push(squares);
             out.survived.push(survived);
         }
         out

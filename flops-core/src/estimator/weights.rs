@@ -17,7 +17,7 @@ use crate::probe::{Gradients, Prefix, Probe};
 
 /// θ + σε_q, in the trained parameters.
 struct Perturb<'a> {
-    noise: NoiseSource,
+    noise: &'a NoiseSource,
     query: usize,
     trained: &'a std::collections::HashSet<ParamId>,
     site: usize,
@@ -48,7 +48,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     // the data that have a query q, for each q
     let directions: Vec<Vec<usize>> =
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
-    let (noise, max_rows) = (p.noise, p.max_rows);
+    let (noise, max_rows) = (&p.noise, p.max_rows);
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), Shared(p.prefix.clone()));
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Shared), query: usize| {
@@ -69,11 +69,11 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     Ok(losses)
 }
 
-/// Gradients, the energy E‖ε‖² of each datum (the number of perturbed parameters), and no recorded rows.
+/// Gradients, the energy E‖ε‖² of each datum (the number of perturbed parameters: one site of all of them), and no recorded rows.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
     weights: &[Vec<f64>],
-) -> Result<(Gradients<B>, Vec<f64>, u64), Error> {
+) -> Result<(Gradients<B>, Vec<Vec<f64>>, u64), Error> {
     let queries = p.allocation.max();
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
@@ -98,7 +98,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let Some(device) = sizes.device else { return Err(Error::NothingTrained) };
     let found = sizes.found;
     let dimensions: usize = found.iter().map(|(_, n)| n).sum();
-    let noise = p.noise;
+    let noise = &p.noise;
     let mut gradients = Gradients::default();
     in_order(
         found.len(),
@@ -107,5 +107,5 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         |device, site| Ok(noise.weighted_scores::<B>(site, std::slice::from_ref(&(0..queries)), &keys, &totals, found[site].1, device)),
         |site, g| gradients.add(found[site].0, g),
     )?;
-    Ok((gradients, vec![dimensions as f64; weights.len()], 0))
+    Ok((gradients, vec![vec![dimensions as f64]; weights.len()], 0))
 }

@@ -25,11 +25,11 @@ use crate::budget::{Ledger, Phase, QueryBudget};
 use crate::error::Error;
 use crate::estimator::{Estimator, Space, trained_parameters};
 use crate::metric::{StepOutput, StepStats};
-use crate::noise::{NoiseLaw, Sampling, derive};
+use crate::noise::{NoiseLaw, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
 use crate::persist::Persist;
 use crate::probe::Prefix;
-use crate::variance::VarianceTracker;
+use crate::variance::{SiteTracker, VarianceTracker};
 
 /// Separates the allocator's random numbers from the noise of the same seed.
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
@@ -69,6 +69,12 @@ impl ForwardConfig {
     /// Sets one-sided or antithetic sampling.
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.estimator.sampling = sampling;
+        self
+    }
+
+    /// Sets on how many layers the noise of a query falls.
+    pub fn with_placement(mut self, placement: Placement) -> Self {
+        self.estimator.placement = placement;
         self
     }
 
@@ -135,6 +141,8 @@ pub struct LearnerState {
     pub ledger: Ledger,
     /// Running variances.
     pub variances: VarianceTracker,
+    /// Running second moments of the sites.
+    pub sites: SiteTracker,
     /// Steps in a row without a finite loss.
     pub failed_steps: usize,
 }
@@ -148,6 +156,7 @@ struct Pending {
     ids: Vec<u64>,
     losses: Vec<f64>,
     second_moments: Vec<f64>,
+    site_moments: Vec<(f64, u64)>,
     survived: Vec<usize>,
     ledger: Vec<(Phase, u64, u64, std::time::Duration)>,
     failed: bool,
@@ -325,7 +334,7 @@ where
     ) -> Result<Stepped<P>, Error> {
         let ForwardConfig { estimator, budget, .. } = &*self.config;
         let state = &self.state.value;
-        let clean = estimator.clean_from(model, &batch, trained, self.cached(&batch.ids))?;
+        let mut clean = estimator.clean_from(model, &batch, trained, self.cached(&batch.ids))?;
         self.cache(&batch.ids, &clean.prefix);
         let classification = model.classification(&clean.output, &batch.target);
         let device = Default::default();
@@ -341,6 +350,7 @@ where
             ids: batch.ids.clone(),
             losses: clean.losses.clone(),
             second_moments: vec![],
+            site_moments: vec![],
             survived: vec![],
             ledger: vec![(Phase::Clean, 0, clean.cost.rows, clean.cost.elapsed)],
             failed: true,
@@ -371,11 +381,13 @@ where
         let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
         pending.update = Some(Box::new(update));
 
+        clean.site_probabilities = state.sites.probabilities(clean.site_probabilities.len());
         let estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
         let queries = allocation.total() as u64;
         pending.ledger.push((Phase::Query, queries, estimate.queries.rows, estimate.queries.elapsed));
         pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
         pending.second_moments = estimate.second_moments.clone();
+        pending.site_moments = estimate.site_moments.clone();
         pending.survived = estimate.survived.clone();
         pending.failed = estimate.survived.iter().all(|&n| n == 0);
         let measured: Vec<f64> = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
@@ -434,6 +446,7 @@ where
                 state.ledger.add(phase, queries, rows, elapsed);
             }
             state.variances.observe(&p.ids, &p.losses, &p.second_moments, &p.survived);
+            state.sites.observe(&p.site_moments);
             if let Some(update) = p.update.and_then(|u| u.downcast::<A::Update>().ok()) {
                 self.allocator = self.allocator.clone().apply(*update);
             }

@@ -128,6 +128,15 @@ pub(crate) struct Query {
     pub noise: NoiseSource,
 }
 
+/// What the clean pass of a step finds.
+pub(crate) struct Surveyed<B: Backend> {
+    pub prefix: Prefix,
+    pub embeddings: Option<Tensor<B, 2>>,
+    /// The trained parameters that are sites.
+    pub reached: HashSet<ParamId>,
+    pub sites: usize,
+}
+
 enum Mode<B: Backend> {
     Plain,
     Survey { embeddings: Option<Tensor<B, 2>>, open: bool, reached: HashSet<ParamId> },
@@ -182,11 +191,12 @@ impl<B: Backend> Probe<B> {
         Self { mode, trained, prefix, stage: 0, site: 0 }
     }
 
-    /// What the survey found: the prefix, the embeddings, and the trained parameters that are sites.
-    pub(crate) fn surveyed(self) -> (Prefix, Option<Tensor<B, 2>>, HashSet<ParamId>) {
+    /// What the survey found.
+    pub(crate) fn surveyed(self) -> Surveyed<B> {
+        let (prefix, sites) = (self.prefix, self.site);
         match self.mode {
-            Mode::Survey { embeddings, reached, .. } => (self.prefix, embeddings, reached),
-            _ => (self.prefix, None, HashSet::new()),
+            Mode::Survey { embeddings, reached, .. } => Surveyed { prefix, embeddings, reached, sites },
+            _ => Surveyed { prefix, embeddings: None, reached: HashSet::new(), sites },
         }
     }
 
@@ -403,7 +413,7 @@ impl<B: Backend> Probe<B> {
                 y
             }
             Mode::Query(query) => {
-                let (rows, noise) = (query.rows.clone(), query.noise);
+                let rows = query.rows.clone();
                 let mut shape = y.dims();
                 let given = shape[0];
                 shape[0] = rows.keys.len();
@@ -415,7 +425,7 @@ impl<B: Backend> Probe<B> {
                     y // a bare parameter: one row for all, added by broadcasting
                 };
                 let device = y.device();
-                y + noise.perturbation(index, &rows.keys, shape, &device)
+                y + query.noise.perturbation(index, &rows.keys, shape, &device)
             }
         }
     }

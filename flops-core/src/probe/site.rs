@@ -77,7 +77,8 @@ impl<B: Backend> Site<B> {
     /// E‖∂‖²/(c²·E s²) of each datum: the squared norm of a query's gradient estimate per squared coefficient.
     ///
     /// For a linear layer it is d_out·(‖x_j‖² + T), the T for the bias; alike for the others.
-    pub fn energy(&self, data: usize, out: &mut [f64]) {
+    pub fn energy(&self, data: usize) -> Vec<f64> {
+        let mut out = vec![0.0; data];
         let len = self.len() as f64;
         let per_row = |t: Tensor<B, 2>| -> Vec<f64> {
             let n = t.shape().num_elements() / data.max(1);
@@ -108,10 +109,11 @@ impl<B: Backend> Site<B> {
             }
         }
         if self.bias.is_some() {
-            for o in out {
+            for o in &mut out {
                 *o += len;
             }
         }
+        out
     }
 
     /// Adds the gradients that follow from the gradient `g` of the loss with respect to this site's output.

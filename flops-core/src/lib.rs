@@ -1,4 +1,56 @@
-//! Training with forward passes only: estimators, query allocators and the burn-train seam.
+//! Training with forward passes only, for [Burn](https://burn.dev) models.
+//!
+//! A gradient is estimated from the losses of perturbed forward passes, called queries. Each step has a budget of queries; an
+//! [allocator](mod@allocator) deals it out among the data of the batch, more to those whose gradient is harder to estimate
+//! ([FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966), ICLR 2025). No autodiff graph is recorded, so
+//! the loss need not be differentiable, and memory is that of forward passes over a bounded number of rows.
+//!
+//! Where backpropagation is possible and fits, it makes more progress per second. This crate is for where it is not, or does not.
+//!
+//! # What to implement, what to call
+//!
+//! 1. [`ForwardModel`] for your module: its forward pass, and a loss for each datum.
+//! 2. [`ForwardLearner`] around it, given to burn-train's `Learner` in place of the module. Optimizers, schedulers, metrics and
+//!    checkpointers are Burn's own. Parameters are trained unless frozen with `no_grad`.
+//!
+//! `examples/examples/custom_model.rs` in the repository does both from end to end; `docs/method.md` has the mathematics.
+//!
+//! # Recipes
+//!
+//! Any estimator is a perturbation [space](Space) × a [noise law](NoiseLaw), [one-sided or antithetic](Sampling), × an
+//! [allocator](mod@allocator):
+//!
+//! | method | space | noise | sampling | allocator |
+//! |---|---|---|---|---|
+//! | MeZO, SPSA: 2 queries per datum | `Weights` | `Gaussian` (SPSA: `Rademacher`) | `Antithetic` | `Uniform` |
+//! | evolution strategies: many queries | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
+//! | FZOO-like, without its step normalised by the losses' spread | `Weights` | `Rademacher` | `OneSided` | `Uniform` |
+//! | likelihood ratio with equal shares | `Activation` | `Gaussian` | `Antithetic` | `Uniform` |
+//! | FLOPS | `Activation` | `Gaussian` | `Antithetic` | [`GaussianAllocator`](allocator::GaussianAllocator) |
+//! | [the defaults](Estimator::new) | `Activation` | `Rademacher` | `OneSided` | yours to choose |
+//!
+//! The clean pass comes on top of the queries in every recipe: it is the baseline of one-sided queries, and what allocators look at.
+//!
+//! ```
+//! use flops_core::{ForwardConfig, NoiseLaw, QueryBudget, Sampling, Space};
+//!
+//! let mezo = ForwardConfig::new(QueryBudget::new(2, 2)?)
+//!     .with_space(Space::Weights)
+//!     .with_noise(NoiseLaw::Gaussian)
+//!     .with_sampling(Sampling::Antithetic)
+//!     .with_sigma(1e-3);
+//! let flops = ForwardConfig::new(QueryBudget::new(20, 1)?)
+//!     .with_noise(NoiseLaw::Gaussian)
+//!     .with_sampling(Sampling::Antithetic);
+//! assert_eq!((mezo.estimator.space, flops.estimator.space), (Space::Weights, Space::Activation));
+//! # Ok::<(), flops_core::Error>(())
+//! ```
+//!
+//! # Choosing
+//!
+//! The error of the estimate grows with the number of perturbed coordinates: train few layers, late ones first. `Activation` noise is
+//! independent for every query of every datum, which is what makes allocation pay; `Weights` noise needs no change to the model, and
+//! shares each direction among the data of the batch.
 #![deny(missing_docs)]
 
 pub mod allocator;

@@ -19,7 +19,7 @@ use burn::prelude::*;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
-    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget,
+    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement, Plain, Probe, QueryBudget,
     Sampling, Space,
 };
 use flops_examples::artifacts::{Artifacts, Settings};
@@ -80,6 +80,9 @@ struct Args {
     /// One-sided or antithetic [default: the library's].
     #[arg(long)]
     sampling: Option<Sampling>,
+    /// Noise on all layers of a query (joint) or on one drawn for it (single) [default: the library's].
+    #[arg(long)]
+    placement: Option<Placement>,
     /// Smoothing scale [default: the library's].
     #[arg(long, allow_negative_numbers = true)]
     sigma: Option<f64>,
@@ -164,6 +167,9 @@ impl Args {
         if let Some(sampling) = self.sampling {
             config = config.with_sampling(sampling);
         }
+        if let Some(placement) = self.placement {
+            config = config.with_placement(placement);
+        }
         if let Some(sigma) = self.sigma {
             config = config.with_sigma(sigma);
         }
@@ -195,6 +201,7 @@ impl Args {
                 "space": estimator.space,
                 "noise": estimator.noise,
                 "sampling": estimator.sampling,
+                "placement": estimator.placement,
                 "sigma": estimator.sigma,
                 "queries": self.queries,
                 "min_queries": self.min_queries,
@@ -341,6 +348,7 @@ fn train(args: Args) -> Result<()> {
             "space": settings.get("space"),
             "noise": settings.get("noise"),
             "sampling": settings.get("sampling"),
+            "placement": settings.get("placement"),
             "sigma": settings.get("sigma"),
             "accuracy_before": before.accuracy,
             "accuracy_after": accuracy,

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
-use flops_benches::{AB, B, BATCH, Backprop, MAX_ROWS, QUERIES, THREADS, adam, forward, images, inference, model, step};
+use flops_benches::{
+    AB, B, BATCH, Backprop, MAX_ROWS, QUERIES, THREADS, adam, forward, images, inference, model, step,
+};
 use flops_core::{BackpropLearner, Space};
 use flops_vit::Scope;
 
-const SCOPES: [Scope; 6] =
-    [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(1), Scope::Last(3), Scope::Full];
+const SCOPES: [Scope; 6] = [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(1), Scope::Last(3), Scope::Full];
 /// Set in the processes whose memory is measured, to what they are to do.
 const TASK: &str = "FLOPS_BENCH_TASK";
 
@@ -65,7 +66,9 @@ fn forward_ratio(criterion: &mut Criterion, scope: Scope, space: Space) -> f64 {
         criterion,
         format!("forward/{space:?}/{scope}").to_lowercase(),
         || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())),
-        || drop(black_box(inference(&plain, &batch, BATCH * QUERIES))),
+        || {
+            black_box(inference(&plain, &batch, BATCH * QUERIES));
+        },
     )
 }
 
@@ -77,7 +80,9 @@ fn backprop_ratio(criterion: &mut Criterion, scope: Scope) -> f64 {
         criterion,
         format!("backprop/{scope}"),
         || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())),
-        || drop(black_box(inference(&plain, &plain_batch, MAX_ROWS))),
+        || {
+            black_box(inference(&plain, &plain_batch, MAX_ROWS));
+        },
     )
 }
 
@@ -123,7 +128,8 @@ fn main() {
     }
     if std::env::args().any(|a| a == "--test") {
         // `cargo test --benches` asks whether it runs
-        return drop(black_box(inference(&model(Scope::Full).valid(), &images::<B>(2), 2)));
+        black_box(inference(&model(Scope::Full).valid(), &images::<B>(2), 2));
+        return;
     }
     let mut criterion = Criterion::default().configure_from_args();
     let mut rows = vec![];
@@ -145,7 +151,8 @@ fn main() {
     println!("\npeak memory of the process over inference's {base:.0} MiB, batch {MAX_ROWS}");
     println!("{:<12}{:>16}{:>16}{:>16}", "scope", "activation", "weights", "backprop");
     for scope in SCOPES {
-        let [a, w, b] = ["forward/activation", "forward/weights", "backprop"].map(|t| memory(&format!("{t}/{scope}")) / base);
+        let [a, w, b] =
+            ["forward/activation", "forward/weights", "backprop"].map(|t| memory(&format!("{t}/{scope}")) / base);
         println!("{:<12}{a:>15.2}×{w:>15.2}×{b:>15.2}×", scope.to_string());
     }
 }

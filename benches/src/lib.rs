@@ -5,7 +5,7 @@ use burn::optim::{AdamConfig, Optimizer};
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use burn::train::TrainStep;
-use flops_core::allocator::{AnyAllocator, AllocatorKind};
+use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
     BackpropLearner, Batch, ForwardConfig, ForwardLearner, ForwardModel, Probe, QueryBudget, Rows, Space,
 };

@@ -16,10 +16,12 @@ use burn::module::AutodiffModule;
 use burn::optim::AdamConfig;
 use burn::prelude::*;
 use burn::tensor::activation::relu;
-use burn::train::{InferenceStep, TrainStep};
+use burn::train::TrainStep;
 use clap::Parser;
 use flops_core::allocator::{Allocator, GaussianAllocatorConfig};
-use flops_core::{Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget, Space};
+use flops_core::{
+    Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget, Space,
+};
 use flops_core::{cross_entropy, zero_one};
 use flops_examples::backend::{AB, B, Device};
 

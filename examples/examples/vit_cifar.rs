@@ -19,8 +19,8 @@ use burn::prelude::*;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
-    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement, Plain, Probe, QueryBudget,
-    Sampling, Space,
+    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement, Plain, Probe,
+    QueryBudget, Sampling, Space,
 };
 use flops_examples::artifacts::{Artifacts, Settings};
 use flops_examples::backend::{self, AB, B, Device};
@@ -294,7 +294,8 @@ fn train(args: Args) -> Result<()> {
         artifacts.start(&settings)?;
         (None, history)
     };
-    let before = history.of(Split::Test).next().cloned().context("metrics.csv has no row of epoch 0; start a new run")?;
+    let before =
+        history.of(Split::Test).next().cloned().context("metrics.csv has no row of epoch 0; start a new run")?;
     println!(
         "{} on {}: {images} training images, scope {}, {}, test accuracy before {:.2} %",
         args.method.name(),
@@ -419,7 +420,8 @@ struct Training<'a> {
 impl Training<'_> {
     /// Batches without a graph.
     fn plain(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
-        let loader = EpochLoader::new(self.data.clone(), Plain(self.batcher.clone()), self.args.batch_size, self.device)?;
+        let loader =
+            EpochLoader::new(self.data.clone(), Plain(self.batcher.clone()), self.args.batch_size, self.device)?;
         Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
     }
 

@@ -94,7 +94,10 @@ fn accuracy(model: &ViT<B>, loader: &dyn DataLoader<B, ImageBatch<B>>) -> f64 {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    ensure!(args.epochs > 0 && args.batch_size > 0 && args.threads > 0, "epochs, batch size and threads must be at least 1");
+    ensure!(
+        args.epochs > 0 && args.batch_size > 0 && args.threads > 0,
+        "epochs, batch size and threads must be at least 1"
+    );
     let device = Device::default();
     let config = ViTConfig::vit_micro_patch4_32();
     let split = DatasetSpec::Cifar10.load(args.data_dir.as_deref(), false, config.img_size)?;
@@ -139,7 +142,9 @@ fn main() -> Result<()> {
             classes: classes.clone(),
             description: format!(
                 "pretrained by backpropagation on {images} CIFAR-10 records, {epoch} of {} epochs, seed {}: test accuracy {:.2} %",
-                args.epochs, args.seed, 100.0 * accuracy
+                args.epochs,
+                args.seed,
+                100.0 * accuracy
             ),
         };
         checkpoint::save(&model.valid(), &card, &args.out, true).context("the checkpoint was not saved")?;

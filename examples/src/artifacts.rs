@@ -48,7 +48,8 @@ impl Artifacts {
     /// # Errors
     /// Where that fails.
     pub fn open(dir: &Path) -> Result<Self> {
-        let failed = || format!("the artifact folder {} cannot be written; choose another with --artifact-dir", dir.display());
+        let failed =
+            || format!("the artifact folder {} cannot be written; choose another with --artifact-dir", dir.display());
         fs::create_dir_all(dir).with_context(failed)?;
         let trial = dir.join(".trial");
         fs::write(&trial, []).and_then(|()| fs::remove_file(&trial)).with_context(failed)?;
@@ -100,7 +101,10 @@ impl Artifacts {
     pub fn check_resumable(&self, settings: &Settings, free: &[&str]) -> Result<()> {
         let path = self.path("config.json");
         if !path.exists() {
-            bail!("there is no run to resume in {}; leave --resume out, or name its --artifact-dir", self.dir.display());
+            bail!(
+                "there is no run to resume in {}; leave --resume out, or name its --artifact-dir",
+                self.dir.display()
+            );
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let earlier: Settings =
@@ -133,7 +137,9 @@ impl Artifacts {
                 name.strip_prefix("model-")?.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()
             })
             .filter(|&epoch| {
-                ["optim", "scheduler"].iter().all(|part| self.checkpoint(part, epoch).with_extension(EXTENSION).exists())
+                ["optim", "scheduler"]
+                    .iter()
+                    .all(|part| self.checkpoint(part, epoch).with_extension(EXTENSION).exists())
             })
             .collect();
         epochs.sort_unstable_by(|a, b| b.cmp(a));
@@ -168,9 +174,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::open(dir.path()).unwrap();
         fs::create_dir(artifacts.path("checkpoint")).unwrap();
-        for name in ["model-2.mpk", "optim-2.mpk", "scheduler-2.mpk", "model-10.mpk", "optim-10.mpk", "scheduler-10.mpk",
-            "model-11.mpk", "optim-11.mpk"]
-        {
+        for name in [
+            "model-2.mpk",
+            "optim-2.mpk",
+            "scheduler-2.mpk",
+            "model-10.mpk",
+            "optim-10.mpk",
+            "scheduler-10.mpk",
+            "model-11.mpk",
+            "optim-11.mpk",
+        ] {
             fs::write(artifacts.path("checkpoint").join(name), []).unwrap();
         }
         assert_eq!(artifacts.checkpoints(), [10, 2]);

@@ -80,8 +80,9 @@ where
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
 {
     let optimizer: OptimizerAdaptor<Adam, L, AB> = AdamConfig::new().init();
-    let schedule: CosineAnnealingLrScheduler =
-        CosineAnnealingLrSchedulerConfig::new(plan.lr, plan.steps).init().map_err(|e| anyhow!("--lr {}: {e}", plan.lr))?;
+    let schedule: CosineAnnealingLrScheduler = CosineAnnealingLrSchedulerConfig::new(plan.lr, plan.steps)
+        .init()
+        .map_err(|e| anyhow!("--lr {}: {e}", plan.lr))?;
     if let Some(epoch) = plan.resume {
         check_checkpoint::<L>(&optimizer, epoch, &plan)?;
     }

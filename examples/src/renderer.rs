@@ -159,7 +159,8 @@ impl RunRenderer {
 
     fn epoch_line(&self, epoch: usize, epochs: usize) -> String {
         let history = self.history.lock();
-        let average = |averages: &HashMap<String, Average>, name: &str| averages.get(name).map_or(f64::NAN, Average::mean);
+        let average =
+            |averages: &HashMap<String, Average>, name: &str| averages.get(name).map_or(f64::NAN, Average::mean);
         let mut line = format!(
             "epoch {epoch:>width$}/{epochs}  train loss {:.4}, accuracy {:5.2} %  test loss {:.4}, accuracy {:5.2} %",
             average(&self.train, "Loss"),

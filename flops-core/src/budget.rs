@@ -31,7 +31,11 @@ impl QueryBudget {
             return fail("queries_per_datum", 0, "give every datum at least 1 query".into());
         }
         if queries_per_datum > Self::MAX_PER_DATUM {
-            return fail("queries_per_datum", queries_per_datum, format!("at most {} are supported", Self::MAX_PER_DATUM));
+            return fail(
+                "queries_per_datum",
+                queries_per_datum,
+                format!("at most {} are supported", Self::MAX_PER_DATUM),
+            );
         }
         if min_per_datum == 0 {
             return fail("min_per_datum", 0, "use at least 1: a datum without a query biases the gradient".into());

@@ -60,7 +60,9 @@ pub enum Error {
         choices: &'static str,
     },
     /// Activation noise without a place to fall on.
-    #[error("{missed} of {trained} trained parameters belong to no layer called through the probe: activation noise cannot reach them; call their layers as probe.linear(&layer, x), freeze them, or use the weights space")]
+    #[error(
+        "{missed} of {trained} trained parameters belong to no layer called through the probe: activation noise cannot reach them; call their layers as probe.linear(&layer, x), freeze them, or use the weights space"
+    )]
     NotSites {
         /// Trained parameters out of reach.
         missed: usize,
@@ -71,7 +73,9 @@ pub enum Error {
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,
     /// Data whose loss is not a number before anything is perturbed.
-    #[error("the unperturbed loss of {count} data of the batch is not finite (data ids {ids}); look for NaN or infinite values in their inputs and targets")]
+    #[error(
+        "the unperturbed loss of {count} data of the batch is not finite (data ids {ids}); look for NaN or infinite values in their inputs and targets"
+    )]
     NonFiniteData {
         /// How many.
         count: usize,
@@ -79,7 +83,9 @@ pub enum Error {
         ids: String,
     },
     /// Step after step without a usable loss.
-    #[error("no finite loss in {steps} steps in a row: training has diverged (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint")]
+    #[error(
+        "no finite loss in {steps} steps in a row: training has diverged (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
+    )]
     Diverged {
         /// Steps without a finite loss.
         steps: usize,

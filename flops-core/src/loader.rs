@@ -8,9 +8,9 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Dataset, Progress};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -221,7 +221,8 @@ mod tests {
     }
 
     fn loader(n: u32, batch_size: usize) -> EpochLoader<Flex, u32, Vec<u32>> {
-        EpochLoader::new(Arc::new(InMemDataset::new((0..n).collect())), Collect, batch_size, Default::default()).unwrap()
+        EpochLoader::new(Arc::new(InMemDataset::new((0..n).collect())), Collect, batch_size, Default::default())
+            .unwrap()
     }
 
     fn epoch(loader: &dyn DataLoader<Flex, Vec<u32>>) -> Vec<u32> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::train::metric::state::{FormatOptions, NumericMetricState};
 use burn::train::metric::{
-    AccuracyInput, Adaptor, LossInput, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes,
-    NumericEntry, SerializedEntry,
+    AccuracyInput, Adaptor, LossInput, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
 };
 use burn::train::{ClassificationOutput, ItemLazy};
 
@@ -96,9 +96,10 @@ impl<B: Backend> Adaptor<AccuracyInput<B>> for StepOutput<B> {
     fn adapt(&self) -> AccuracyInput<B> {
         let rows = self.losses.dims()[0];
         let device = self.losses.device();
-        let (logits, labels) = self.classification.clone().unwrap_or_else(|| {
-            (Tensor::zeros([rows, 2], &device), Tensor::ones([rows], &device))
-        });
+        let (logits, labels) = self
+            .classification
+            .clone()
+            .unwrap_or_else(|| (Tensor::zeros([rows, 2], &device), Tensor::ones([rows], &device)));
         ClassificationOutput::new(self.losses.clone(), logits, labels).adapt()
     }
 }

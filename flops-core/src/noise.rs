@@ -352,7 +352,9 @@ impl NoiseSource {
                     weight += f64::from(s) * weights[r];
                     r += 1;
                 }
-                if weight != 0.0 && let Some(scale) = self.reach(site, position, direction) {
+                if weight != 0.0
+                    && let Some(scale) = self.reach(site, position, direction)
+                {
                     weight *= scale;
                     let mut rng = self.stream(site, position, direction);
                     self.law.add_score(&mut rng, weight as f32, here);
@@ -395,7 +397,8 @@ mod tests {
     fn laws_have_zero_mean_and_unit_variance() {
         for law in NoiseLaw::ALL {
             let keys = rows(200, 4);
-            let e = values(source(law, Sampling::OneSided).perturbation::<B, 2>(0, &keys, [800, 250], &Default::default()));
+            let e =
+                values(source(law, Sampling::OneSided).perturbation::<B, 2>(0, &keys, [800, 250], &Default::default()));
             let n = e.len() as f64;
             let mean = e.iter().sum::<f64>() / n;
             let var = e.iter().map(|v| v * v).sum::<f64>() / n;

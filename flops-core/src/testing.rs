@@ -3,7 +3,9 @@
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Param, ParamId};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::nn::{
+    Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d,
+};
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use rand::SeedableRng;
@@ -90,7 +92,9 @@ impl<B: Backend> burn::module::ModuleMapper<B> for Fill {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         self.0 += 1;
         let seed = self.0;
-        param.map(|p| random::<B, D>(p.dims(), seed).mul_scalar(0.6).add_scalar(0.1).set_require_grad(p.is_require_grad()))
+        param.map(|p| {
+            random::<B, D>(p.dims(), seed).mul_scalar(0.6).add_scalar(0.1).set_require_grad(p.is_require_grad())
+        })
     }
 }
 

@@ -85,9 +85,9 @@ impl VarianceTracker {
         }
         let entries = || {
             let zipped = ids.iter().zip(losses).zip(m).zip(counts);
-            zipped.map(|(((&id, &loss), &m), &n)| (id, loss, m, n as f64)).filter(|&(_, loss, m, n)| {
-                loss.is_finite() && m.is_finite() && m >= 0.0 && n > 0.0
-            })
+            zipped
+                .map(|(((&id, &loss), &m), &n)| (id, loss, m, n as f64))
+                .filter(|&(_, loss, m, n)| loss.is_finite() && m.is_finite() && m >= 0.0 && n > 0.0)
         };
         for (_, loss, m, n) in entries() {
             let bin = &mut self.curve[position(loss).round() as usize];

@@ -29,13 +29,7 @@ impl<B: Backend> Attention<B> {
     fn new(config: &ViTConfig, device: &B::Device) -> Self {
         let d = config.embed_dim;
         let qkv = || linear(d, d, config.qkv_bias, device);
-        Self {
-            query: qkv(),
-            key: qkv(),
-            value: qkv(),
-            proj: linear(d, d, true, device),
-            num_heads: config.num_heads,
-        }
+        Self { query: qkv(), key: qkv(), value: qkv(), proj: linear(d, d, true, device), num_heads: config.num_heads }
     }
 
     /// Attention of `q` over keys and values, without the output projection.
@@ -45,14 +39,11 @@ impl<B: Backend> Attention<B> {
     fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
         let [rows, context, d] = k.dims();
         let heads = self.num_heads;
-        let split =
-            |x: Tensor<B, 3>, tokens: usize| x.reshape([rows, tokens, heads, d / heads]).swap_dims(1, 2);
+        let split = |x: Tensor<B, 3>, tokens: usize| x.reshape([rows, tokens, heads, d / heads]).swap_dims(1, 2);
         probe.share_context(q, rows, |q| {
             let tokens = q.dims()[1];
             let (q, k, v) = (split(q, tokens), split(k, context), split(v, context));
-            attention(q, k, v, None, None, AttentionModuleOptions::default())
-                .swap_dims(1, 2)
-                .reshape([rows, tokens, d])
+            attention(q, k, v, None, None, AttentionModuleOptions::default()).swap_dims(1, 2).reshape([rows, tokens, d])
         })
     }
 }

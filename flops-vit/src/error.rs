@@ -27,7 +27,10 @@ pub enum VitError {
         name: String,
     },
     /// A scope of more blocks than there are, or of none.
-    #[error("scope last:{blocks} does not fit a model of {depth} blocks; choose K from 1 to {depth}, or one of {}", crate::scope::CHOICES)]
+    #[error(
+        "scope last:{blocks} does not fit a model of {depth} blocks; choose K from 1 to {depth}, or one of {}",
+        crate::scope::CHOICES
+    )]
     ScopeDepth {
         /// The blocks asked for.
         blocks: usize,
@@ -95,7 +98,9 @@ pub enum CheckpointError {
         dtype: String,
     },
     /// A weight is NaN or infinite.
-    #[error("parameter '{name}' has values that are not finite; the training that wrote it diverged, use an earlier checkpoint")]
+    #[error(
+        "parameter '{name}' has values that are not finite; the training that wrote it diverged, use an earlier checkpoint"
+    )]
     NonFinite {
         /// The parameter.
         name: String,

@@ -174,7 +174,8 @@ mod tests {
     use burn::backend::Flex;
 
     fn model() -> ViT<Flex> {
-        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
+        let config =
+            ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
         config.with_num_classes(3).init(&Default::default()).unwrap()
     }
 
@@ -204,8 +205,10 @@ mod tests {
 
     #[test]
     fn the_class_token_path_gives_the_same_logits() {
-        let images =
-            Tensor::from_data(TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]), &Default::default());
+        let images = Tensor::from_data(
+            TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]),
+            &Default::default(),
+        );
         let (model, mut probe) = (model(), Probe::clean());
         let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
         let short = model.forward(images, &mut Probe::clean());

@@ -41,7 +41,8 @@ impl Scope {
             (Self::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
             (Self::ClsTail | Self::Last(_), ["norm", ..]) => true,
             (Self::ClsTail, ["blocks", index, layer @ ..]) => {
-                is_last(index, 1, depth) && matches!(layer, ["attn", "query" | "proj", ..] | ["norm2" | "fc1" | "fc2", ..])
+                is_last(index, 1, depth)
+                    && matches!(layer, ["attn", "query" | "proj", ..] | ["norm2" | "fc1" | "fc2", ..])
             }
             (Self::Last(blocks), ["blocks", index, ..]) => is_last(index, blocks, depth),
             _ => false,
@@ -155,7 +156,8 @@ mod tests {
     }
 
     fn model() -> ViT<AB> {
-        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(3).with_num_heads(2);
+        let config =
+            ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(3).with_num_heads(2);
         config.with_mlp_ratio(2.0).with_num_classes(5).init(&Default::default()).unwrap()
     }
 
@@ -213,7 +215,9 @@ mod tests {
         for (scope, blocks) in [("last:1", 1), ("last:2", 2), ("last:3", 3)] {
             let (names, params) = trained(scope);
             assert_eq!(names.len(), blocks * 16 + 4);
-            assert!(names.iter().all(|n| !n.starts_with("patch_embed") && !n.ends_with("token") && !n.ends_with("embed")));
+            assert!(
+                names.iter().all(|n| !n.starts_with("patch_embed") && !n.ends_with("token") && !n.ends_with("embed"))
+            );
             assert!(names.contains(&format!("blocks.{}.attn.key.weight", 3 - blocks)));
             assert_eq!(params, blocks * block + 16 + 45);
         }

@@ -6,15 +6,15 @@
 use std::path::{Path, PathBuf};
 
 use burn::backend::{Autodiff, Flex, NdArray};
+use burn::module::AutodiffModule;
 use burn::module::{ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn::module::AutodiffModule;
 use flops_core::estimator::{Estimate, trained_parameters};
 use flops_core::{Allocation, Batch, Estimator, ForwardModel, Probe, QueryBudget, Space};
 use flops_vit::ViT;
-use flops_vit::scope::Scope;
 use flops_vit::checkpoint::hf;
+use flops_vit::scope::Scope;
 use safetensors::{Dtype, SafeTensors};
 
 const TOLERANCE: f32 = 1e-4;

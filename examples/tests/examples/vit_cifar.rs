@@ -9,10 +9,12 @@ use tempfile::TempDir;
 
 const NAME: &str = "vit_cifar";
 /// 70 training images: the last batch of an epoch is smaller than the others.
-const TINY: [&str; 10] = ["--weights", "tiny.safetensors", "--limit", "70", "--batch-size", "32", "--queries", "4", "--epochs", "2"];
+const TINY: [&str; 10] =
+    ["--weights", "tiny.safetensors", "--limit", "70", "--batch-size", "32", "--queries", "4", "--epochs", "2"];
 
 fn config() -> ViTConfig {
-    let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(16).with_depth(2).with_num_heads(2);
+    let config =
+        ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(16).with_depth(2).with_num_heads(2);
     config.with_num_classes(10)
 }
 
@@ -58,13 +60,16 @@ fn a_run_writes_everything_and_spends_its_budget() {
     }
     let run = dir.path().join("artifacts/vit_cifar");
     let summary = summary(&run);
-    for (key, value) in [("method", "forward"), ("dataset", "digits"), ("scope", "cls_tail"), ("allocator", "gaussian")] {
+    for (key, value) in [("method", "forward"), ("dataset", "digits"), ("scope", "cls_tail"), ("allocator", "gaussian")]
+    {
         assert_eq!(summary[key], value, "{key}");
     }
     assert_eq!(summary["steps"], 6);
     assert_eq!(summary["query_budget"], 2 * 70 * 4);
     assert_eq!(summary["queries_used"], summary["query_budget"]);
-    for key in ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "ceiling", "sigma", "lr"] {
+    for key in
+        ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "ceiling", "sigma", "lr"]
+    {
         assert!(summary[key].is_f64(), "{key}: {}", summary[key]);
     }
     for key in ["space", "noise", "sampling", "config", "seed", "versions"] {

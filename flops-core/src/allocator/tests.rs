@@ -196,6 +196,8 @@ fn the_report_of_nothing_to_gain() {
     assert_eq!((zero.cv, zero.ceiling, zero.relative_variance), (0.0, 1.0, 1.0));
     // J = 1/1 + 1/3 against 1/2 + 1/2.
     let even = report(&[1.0, 1.0]).unwrap();
-    assert!((even.relative_variance - 4.0 / 3.0).abs() < 1e-12 && even.cv == 0.0 && even.neyman_relative_variance == 1.0);
+    assert!(
+        (even.relative_variance - 4.0 / 3.0).abs() < 1e-12 && even.cv == 0.0 && even.neyman_relative_variance == 1.0
+    );
     assert!(report(&[1.0]).is_err() && report(&[1.0, f64::INFINITY]).is_err());
 }

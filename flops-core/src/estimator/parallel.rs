@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn an_error_ends_the_run() {
         for threads in [1, 3] {
-            let result = in_order(9, threads, (), |_, i| if i == 4 { Err(Error::EmptyBatch) } else { Ok(i) }, |_, _| {});
+            let result =
+                in_order(9, threads, (), |_, i| if i == 4 { Err(Error::EmptyBatch) } else { Ok(i) }, |_, _| {});
             assert_eq!(result, Err(Error::EmptyBatch));
         }
     }

@@ -1,7 +1,7 @@
 //! The contract of every space × law × sampling × allocator, and closed-form statistics.
 
 use super::*;
-use crate::allocator::{AllocatorKind, Allocator, AnyAllocator, DatumFeatures};
+use crate::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures};
 use crate::budget::QueryBudget;
 use crate::testing::{AB, B, Zoo, ZooBatch, flat, plain, true_gradient, zoo, zoo_batch};
 use rand::SeedableRng;
@@ -31,7 +31,12 @@ struct Fixture {
 
 fn fixture(data: usize) -> Fixture {
     let with_graph = zoo(1);
-    Fixture { model: plain(&with_graph), trained: trained_parameters(&with_graph), with_graph, batch: zoo_batch(data, 2) }
+    Fixture {
+        model: plain(&with_graph),
+        trained: trained_parameters(&with_graph),
+        with_graph,
+        batch: zoo_batch(data, 2),
+    }
 }
 
 /// A datum beside which the others are already learnt: the rows' labels are those the model gives, but for the first.
@@ -46,7 +51,12 @@ fn uneven() -> Fixture {
 }
 
 impl Fixture {
-    fn estimates(&self, estimator: &Estimator, n: u64, mut allocation: impl FnMut(u64, &[f64]) -> Allocation) -> Vec<Vec<f64>> {
+    fn estimates(
+        &self,
+        estimator: &Estimator,
+        n: u64,
+        mut allocation: impl FnMut(u64, &[f64]) -> Allocation,
+    ) -> Vec<Vec<f64>> {
         let clean = estimator.clean(&self.model, &self.batch, &self.trained).unwrap();
         (0..n)
             .map(|step| {
@@ -101,12 +111,18 @@ fn unbiased_for_every_space_law_sampling_and_allocator() {
                     let (mean, variance) = mean_and_variance(&samples);
                     for (i, ((m, v), g)) in mean.iter().zip(&variance).zip(&target).enumerate() {
                         let se = (v / 200.0).sqrt();
-                        assert!((m - g).abs() < 5.5 * se + 1e-4 * norm, "{name}: coordinate {i}: {m} ± {se}, autodiff {g}");
+                        assert!(
+                            (m - g).abs() < 5.5 * se + 1e-4 * norm,
+                            "{name}: coordinate {i}: {m} ± {se}, autodiff {g}"
+                        );
                     }
                     let along: Vec<Vec<f64>> =
                         samples.iter().map(|s| vec![s.iter().zip(&target).map(|(a, b)| a * b / norm).sum()]).collect();
                     let (m, v) = mean_and_variance(&along);
-                    assert!((m[0] - norm).abs() < 4.5 * (v[0] / 200.0).sqrt(), "{name}: along the gradient {m:?}, not {norm}");
+                    assert!(
+                        (m[0] - norm).abs() < 4.5 * (v[0] / 200.0).sqrt(),
+                        "{name}: along the gradient {m:?}, not {norm}"
+                    );
                 }
             }
         }
@@ -123,8 +139,10 @@ fn variance_follows_the_allocation() {
     let one = QueryBudget::new(1, 1).unwrap();
     let traces: Vec<f64> = (0..4)
         .map(|j| {
-            let batch = Batch { ids: vec![j as u64], input: f.batch.input.rows(&[j]), target: f.batch.target.rows(&[j]) };
-            let alone = Fixture { batch, with_graph: f.with_graph.clone(), model: f.model.clone(), trained: f.trained.clone() };
+            let batch =
+                Batch { ids: vec![j as u64], input: f.batch.input.rows(&[j]), target: f.batch.target.rows(&[j]) };
+            let alone =
+                Fixture { batch, with_graph: f.with_graph.clone(), model: f.model.clone(), trained: f.trained.clone() };
             let samples = alone.estimates(&estimator, 3000, |_, _| Allocation::uniform(1, &one));
             mean_and_variance(&samples).1.iter().sum()
         })
@@ -145,7 +163,11 @@ fn variance_follows_the_allocation() {
     let mean = roots.iter().sum::<f64>() / 4.0;
     let ceiling = 4.0 * mean * mean / traces.iter().sum::<f64>();
     assert!(ceiling < 0.9, "the data must be uneven for this test to say anything: {ceiling}");
-    assert!(measured[1] / measured[0] < 1.1 * ceiling, "Neyman {} of uniform, ceiling {ceiling}", measured[1] / measured[0]);
+    assert!(
+        measured[1] / measured[0] < 1.1 * ceiling,
+        "Neyman {} of uniform, ceiling {ceiling}",
+        measured[1] / measured[0]
+    );
 }
 
 /// The estimate of E‖ĝ_jq‖² from coefficients and energies agrees with the norms of single-query estimates (n = 3,000, tolerance 10 %,
@@ -205,7 +227,12 @@ fn frozen_parameters_have_no_gradient_and_their_stages_run_once() {
     with_graph.table = with_graph.table.no_grad();
     with_graph.cls = with_graph.cls.no_grad();
     with_graph.norm = with_graph.norm.no_grad();
-    let f = Fixture { model: plain(&with_graph), trained: trained_parameters(&with_graph), with_graph, batch: zoo_batch(5, 2) };
+    let f = Fixture {
+        model: plain(&with_graph),
+        trained: trained_parameters(&with_graph),
+        with_graph,
+        batch: zoo_batch(5, 2),
+    };
     for space in Space::ALL {
         let estimator = Estimator::new(space);
         let clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();

@@ -104,7 +104,16 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         found.len(),
         p.threads,
         device,
-        |device, site| Ok(noise.weighted_scores::<B>(site, std::slice::from_ref(&(0..queries)), &keys, &totals, found[site].1, device)),
+        |device, site| {
+            Ok(noise.weighted_scores::<B>(
+                site,
+                std::slice::from_ref(&(0..queries)),
+                &keys,
+                &totals,
+                found[site].1,
+                device,
+            ))
+        },
         |site, g| gradients.add(found[site].0, g),
     )?;
     Ok((gradients, vec![vec![dimensions as f64]; weights.len()], 0))

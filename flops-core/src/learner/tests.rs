@@ -237,8 +237,7 @@ fn a_loss_without_gradient_is_trained() {
     let model = Perceptron::<AB> {
         fc: burn::nn::LinearConfig::new(2, 2).with_initializer(burn::nn::Initializer::Zeros).init(&device),
     };
-    let config =
-        ForwardConfig::new(QueryBudget::new(50, 1).unwrap()).with_sigma(1.0).with_noise(NoiseLaw::Gaussian);
+    let config = ForwardConfig::new(QueryBudget::new(50, 1).unwrap()).with_sigma(1.0).with_noise(NoiseLaw::Gaussian);
     let allocator = AnyAllocator::from_name("gaussian", &device).unwrap();
     let mut learner = ForwardLearner::<AB, _, _>::new(model, allocator, config).unwrap();
     let x: Vec<f32> = (0..16).flat_map(|i| [(i as f32 * 0.7).sin(), (i as f32 * 1.3).cos()]).collect();

@@ -17,8 +17,8 @@ use burn::prelude::*;
 
 use crate::batch::Rows;
 use crate::noise::{NoiseSource, RowKey};
-pub(crate) use site::{Gradients, Site};
 use site::SiteInput;
+pub(crate) use site::{Gradients, Site};
 
 /// A state between two stages, of whatever type the model has there.
 pub(crate) trait State: Send {
@@ -174,7 +174,11 @@ impl<B: Backend> Probe<B> {
     /// The clean pass of a step.
     pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>) -> Self {
         let open = prefix.is_none();
-        Self::new(Mode::Survey { embeddings: None, open, reached: HashSet::new() }, trained, prefix.unwrap_or_else(Prefix::empty))
+        Self::new(
+            Mode::Survey { embeddings: None, open, reached: HashSet::new() },
+            trained,
+            prefix.unwrap_or_else(Prefix::empty),
+        )
     }
 
     /// The clean pass of some data that keeps what their gradients are products of.
@@ -370,14 +374,17 @@ impl<B: Backend> Probe<B> {
             groups.iter().flat_map(|g| (0..most).map(|i| if i < g.len() { g.start + i } else { g.start })).collect();
         let out = attend(q.rows(&fill).reshape([context_rows, most * tokens, d]));
         let d = out.dims()[2];
-        let back: Vec<usize> = groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
+        let back: Vec<usize> =
+            groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
         out.reshape([context_rows * most, tokens, d]).rows(&back)
     }
 
     /// `x` with one row per query, where `rows` says so and `x` has one per datum.
     fn repeat_data<const D: usize>(&self, x: Tensor<B, D>, rows: usize) -> Tensor<B, D> {
         match &self.mode {
-            Mode::Query(q) if rows == q.rows.keys.len() && x.dims()[0] == q.rows.groups.len() && x.dims()[0] != rows => {
+            Mode::Query(q)
+                if rows == q.rows.keys.len() && x.dims()[0] == q.rows.groups.len() && x.dims()[0] != rows =>
+            {
                 x.rows(&q.rows.datum)
             }
             _ => x,
@@ -409,7 +416,13 @@ impl<B: Backend> Probe<B> {
                 y
             }
             Mode::Record { sites } => {
-                sites.push(Site { weight: keep(weight), bias: keep(bias), shape: y.dims().to_vec(), device: y.device(), input: input() });
+                sites.push(Site {
+                    weight: keep(weight),
+                    bias: keep(bias),
+                    shape: y.dims().to_vec(),
+                    device: y.device(),
+                    input: input(),
+                });
                 y
             }
             Mode::Query(query) => {

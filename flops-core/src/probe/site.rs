@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use burn::module::ParamId;
-use burn::nn::{LayerNorm, PaddingConfig2d};
 use burn::nn::conv::Conv2d;
+use burn::nn::{LayerNorm, PaddingConfig2d};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::ConvOptions;

@@ -109,7 +109,8 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<(ViT<B>, Card)
         Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Normalization::HALF,
         Err(why) => return Err(in_file("preprocessor_config.json", why)),
     };
-    let model = weights(&config, &file("model.safetensors"), device).map_err(|why| in_file("model.safetensors", why))?;
+    let model =
+        weights(&config, &file("model.safetensors"), device).map_err(|why| in_file("model.safetensors", why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
     Ok((model, Card { config, normalization, classes, description }))
 }

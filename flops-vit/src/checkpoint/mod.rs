@@ -74,7 +74,9 @@ impl Card {
         }
         let Normalization { mean, std } = self.normalization;
         if mean.iter().chain(&std).any(|x| !x.is_finite()) || std.iter().any(|&x| x <= 0.0) {
-            return Err(format!("its normalization has mean {mean:?} and std {std:?}, expected finite numbers and std > 0"));
+            return Err(format!(
+                "its normalization has mean {mean:?} and std {std:?}, expected finite numbers and std > 0"
+            ));
         }
         Ok(())
     }
@@ -105,7 +107,10 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) ->
     card.check().map_err(|why| failed(format!("the card does not fit the model: {why}")))?;
     let classes = model.head.weight.dims()[1];
     if classes != card.config.num_classes {
-        return Err(failed(format!("the card says {} classes, the model's head has {classes}", card.config.num_classes)));
+        return Err(failed(format!(
+            "the card says {} classes, the model's head has {classes}",
+            card.config.num_classes
+        )));
     }
     let described = serde_json::to_string(card).map_err(|e| failed(e.to_string()))?;
     let mut store = SafetensorsStore::from_bytes(None).metadata(CARD_KEY, described);

@@ -55,7 +55,8 @@ fn changed(bytes: &[u8], change: impl FnOnce(&mut Tensors, &mut HashMap<String, 
     let mut tensors: Tensors =
         file.tensors().into_iter().map(|(n, t)| (n, t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect();
     change(&mut tensors, &mut metadata);
-    let views = tensors.iter().map(|(n, dtype, shape, data)| (n, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let views =
+        tensors.iter().map(|(n, dtype, shape, data)| (n, TensorView::new(*dtype, shape.clone(), data).unwrap()));
     safetensors::serialize(views, Some(metadata)).unwrap()
 }
 
@@ -217,7 +218,8 @@ fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
         metadata.clear();
         for tensor in tensors.iter_mut() {
             let norm = tensor.0.contains("norm");
-            let ours = if norm { tensor.0.replace("weight", "gamma").replace("bias", "beta") } else { tensor.0.clone() };
+            let ours =
+                if norm { tensor.0.replace("weight", "gamma").replace("bias", "beta") } else { tensor.0.clone() };
             tensor.0 = hf_keys::to_hf(&ours).unwrap();
         }
         tensors.push(("vit.pooler.dense.bias".into(), Dtype::F32, vec![1], vec![0; 4]));

@@ -15,8 +15,7 @@ const TEST_FILE: &str = "test_batch.bin";
 const CLASS_FILE: &str = "batches.meta.txt";
 /// The folder inside the official archive.
 const ARCHIVE_FOLDER: &str = "cifar-10-batches-bin";
-const CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// Loads CIFAR-10 from `data_dir` or, without one, from Burn's data set cache, into which `download` fetches it if need be.
 pub(super) fn load(data_dir: Option<&Path>, download: bool) -> Result<DataSplit, DataError> {
@@ -73,7 +72,12 @@ fn read_records(path: &Path, first_id: usize, items: &mut Vec<ImageItem>) -> Res
     let bytes = std::fs::read(path).map_err(|source| DataError::io(path, source))?;
     if bytes.is_empty() || bytes.len() % RECORD != 0 {
         let expected = bytes.len().div_ceil(RECORD).max(1) * RECORD;
-        return Err(DataError::Truncated { path: path.to_path_buf(), found: bytes.len(), expected, record_size: RECORD });
+        return Err(DataError::Truncated {
+            path: path.to_path_buf(),
+            found: bytes.len(),
+            expected,
+            record_size: RECORD,
+        });
     }
     let records = bytes.len() / RECORD;
     if records > RECORDS_PER_FILE {
@@ -98,7 +102,8 @@ fn read_classes(path: &Path) -> Result<Vec<String>, DataError> {
     let text = std::fs::read_to_string(path).map_err(|source| DataError::io(path, source))?;
     let classes: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
     if classes.len() != CLASSES.len() {
-        let reason = format!("{} class names, expected {}: remove the file or fetch it again", classes.len(), CLASSES.len());
+        let reason =
+            format!("{} class names, expected {}: remove the file or fetch it again", classes.len(), CLASSES.len());
         return Err(DataError::malformed(path, reason));
     }
     Ok(classes)
@@ -118,7 +123,9 @@ fn load_cache(dir: &Path) -> Result<DataSplit, DataError> {
     let found = (split.train.items.len(), split.test.items.len());
     if found != (TRAIN_FILES.len() * RECORDS_PER_FILE, RECORDS_PER_FILE) {
         let (train, test) = found;
-        let reason = format!("{train} training and {test} test images, expected 50000 and 10000: remove the folder and use --download");
+        let reason = format!(
+            "{train} training and {test} test images, expected 50000 and 10000: remove the folder and use --download"
+        );
         return Err(DataError::malformed(dir, reason));
     }
     Ok(split)
@@ -258,7 +265,8 @@ mod tests {
         assert_eq!(split.train.items.len(), records);
         // The channel means of the whole training set are 125.3, 123.0, 113.9; a sample of 10,000 is within 1.
         for (channel, expected) in [125.3, 123.0, 113.9].into_iter().enumerate() {
-            let plane = |item: &ImageItem| -> u64 { item.pixels[channel * 1024..][..1024].iter().map(|&p| u64::from(p)).sum() };
+            let plane =
+                |item: &ImageItem| -> u64 { item.pixels[channel * 1024..][..1024].iter().map(|&p| u64::from(p)).sum() };
             let mean = split.train.items.iter().map(plane).sum::<u64>() as f64 / (records * 1024) as f64;
             assert!((mean - expected).abs() < 1.0, "channel {channel}: mean {mean}, expected {expected}");
         }

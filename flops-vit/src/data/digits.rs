@@ -26,7 +26,10 @@ pub fn load(img_size: usize) -> Result<DataSplit, DataError> {
         let row = row.map_err(|error| malformed(error.to_string()))?;
         let (&label, grey) = row.split_last().ok_or_else(|| malformed(format!("row {id} is empty")))?;
         if grey.len() != SIDE * SIDE || usize::from(label) >= CLASSES {
-            return Err(malformed(format!("row {id} has {} pixels and label {label}, expected 64 and 0 to 9", grey.len())));
+            return Err(malformed(format!(
+                "row {id} has {} pixels and label {label}, expected 64 and 0 to 9",
+                grey.len()
+            )));
         }
         let grey: Vec<u8> = grey.iter().map(|&value| (u32::from(value).min(MAX) * 255 / MAX) as u8).collect();
         let item = ImageItem { id: id as u64, pixels: grey.repeat(3), height: SIDE, width: SIDE, label: label.into() };
@@ -67,8 +70,13 @@ mod tests {
     #[test]
     fn the_constants_are_the_training_images_own() {
         let split = load(32).unwrap();
-        let values: Vec<f64> =
-            split.train.items.iter().flat_map(|item| &item.pixels[..1024]).map(|&pixel| f64::from(pixel) / 255.0).collect();
+        let values: Vec<f64> = split
+            .train
+            .items
+            .iter()
+            .flat_map(|item| &item.pixels[..1024])
+            .map(|&pixel| f64::from(pixel) / 255.0)
+            .collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let std = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
         let Normalization { mean: [expected_mean, ..], std: [expected_std, ..] } = Normalization::DIGITS;

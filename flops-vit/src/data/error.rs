@@ -107,13 +107,17 @@ pub enum DataError {
     #[error("the image size is 0: it must be at least 1 pixel")]
     ZeroImageSize,
     /// The download was asked for and did not succeed.
-    #[error("CIFAR-10 could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir")]
+    #[error(
+        "CIFAR-10 could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir"
+    )]
     Download {
         /// What went wrong.
         reason: String,
     },
     /// The download was asked for in a build without it.
-    #[error("this build cannot download: build with `--features download`, or name a folder that holds CIFAR-10 with --data-dir")]
+    #[error(
+        "this build cannot download: build with `--features download`, or name a folder that holds CIFAR-10 with --data-dir"
+    )]
     DownloadDisabled,
 }
 

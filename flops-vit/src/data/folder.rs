@@ -56,7 +56,13 @@ fn load_train(dir: &Path, img_size: usize) -> Result<(Vec<ImageItem>, Vec<String
 }
 
 /// Appends the images in `dir`; ids count on from `first_id`.
-fn load_class(dir: &Path, label: usize, img_size: usize, first_id: u64, items: &mut Vec<ImageItem>) -> Result<(), DataError> {
+fn load_class(
+    dir: &Path,
+    label: usize,
+    img_size: usize,
+    first_id: u64,
+    items: &mut Vec<ImageItem>,
+) -> Result<(), DataError> {
     let files: Vec<PathBuf> = entries(dir)?.into_iter().filter(|path| path.is_file() && is_image(path)).collect();
     if files.is_empty() {
         return Err(DataError::NoImages { path: dir.to_path_buf() });
@@ -143,7 +149,9 @@ mod tests {
     fn wide_images_are_cropped_to_the_centre() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("wide.png");
-        RgbImage::from_fn(6, 2, |x, _| if (2..4).contains(&x) { Rgb([9, 8, 7]) } else { Rgb([200; 3]) }).save(&path).unwrap();
+        RgbImage::from_fn(6, 2, |x, _| if (2..4).contains(&x) { Rgb([9, 8, 7]) } else { Rgb([200; 3]) })
+            .save(&path)
+            .unwrap();
         assert_eq!(decode(&path, 2).unwrap(), [9, 9, 9, 9, 8, 8, 8, 8, 7, 7, 7, 7]);
     }
 

@@ -6,6 +6,8 @@
 //!
 //! Three runs of the same small network on two interleaved spirals:
 //! weight noise on the module as it stands, activation noise on its layers, and activation noise on a loss that has no gradient.
+// devices are `Copy` on some backends only
+#![allow(clippy::clone_on_copy)]
 
 use std::sync::Arc;
 

@@ -7,6 +7,8 @@
 //! ```
 //!
 //! The artifact folder is described in [`flops_examples::artifacts`].
+// devices are `Copy` on some backends only
+#![allow(clippy::clone_on_copy)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -385,7 +387,7 @@ fn train(args: Args) -> Result<()> {
     artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
     artifacts.write_json("summary.json", &summary)?;
     print_table(&args, &summary);
-    println!("\n{} holds {}", artifacts.dir().display(), "summary.json, metrics.csv, curves.svg and model.safetensors");
+    println!("\n{} holds summary.json, metrics.csv, curves.svg and model.safetensors", artifacts.dir().display());
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! ```text
 //! cargo run --release --example vit_pretrain -- --data-dir shared/cifar10 --epochs 12 --out vit_micro_patch4_32.safetensors
 //! ```
+// devices are `Copy` on some backends only
+#![allow(clippy::clone_on_copy)]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! What the examples share: the backend they run on, the training loop around a learner, and the artifacts of a run.
+// devices are `Copy` on some backends only
+#![allow(clippy::clone_on_copy)]
 
 pub mod artifacts;
 pub mod backend;

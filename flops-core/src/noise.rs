@@ -185,7 +185,7 @@ impl Sampling {
     pub(crate) fn direction(self, query: usize) -> (u64, f32) {
         match self {
             Self::OneSided => (query as u64, 1.0),
-            Self::Antithetic => ((query / 2) as u64, if query % 2 == 0 { 1.0 } else { -1.0 }),
+            Self::Antithetic => ((query / 2) as u64, if query.is_multiple_of(2) { 1.0 } else { -1.0 }),
         }
     }
 

@@ -129,7 +129,7 @@ impl VarianceTracker {
 
 /// Where a loss lies on the curve, from 0 to `BINS` − 1. NaN lies at 0.
 fn position(loss: f64) -> f64 {
-    let loss = loss.max(LOSS_MIN).min(LOSS_MAX);
+    let loss = loss.clamp(LOSS_MIN, LOSS_MAX);
     (loss / LOSS_MIN).ln() / (LOSS_MAX / LOSS_MIN).ln() * (BINS - 1) as f64
 }
 

@@ -89,7 +89,7 @@ impl GaussianAllocatorConfig {
 /// data, so β₀ is of no consequence there; it is kept as part of the published parameterisation.
 ///
 /// λ = (β₀, β₁, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio
-/// ∇_λ E[J] = E[J(A) ∇_λ ln P(a|λ)]: the score is taken at the raw draw a, J at its projection, which makes the
+/// ∇_λ E J = E[J(A) ∇_λ ln P(a|λ)]: the score is taken at the raw draw a, J at its projection, which makes the
 /// gradient unbiased although the projection has no derivative. Each J is compared with the mean of the other
 /// samples' (which keeps the gradient unbiased) and divided by their spread (which makes it free of scale); Adam
 /// does the rest, with a learning rate of its own. No model query is spent on it. As in the paper λ is updated

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::{Problem, parallel::in_order, read};
+use super::{Formed, Problem, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::objective::ForwardModel;
@@ -84,7 +84,7 @@ struct Shared(crate::probe::Prefix);
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
     weights: &[Vec<f64>],
-) -> Result<(Gradients<B>, Vec<Vec<f64>>, u64), Error> {
+) -> Result<Formed<B>, Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 8).max(1);
@@ -116,7 +116,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         sum.merge(gradients);
         energies.extend(energy);
     })?;
-    Ok((sum, energies, n as u64))
+    Ok(Formed { gradients: sum, energies, recorded: n as u64 })
 }
 
 #[cfg(test)]

@@ -199,6 +199,15 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
     pub threads: usize,
 }
 
+/// What a space forms from the weights of the queries.
+pub(crate) struct Formed<B: Backend> {
+    pub gradients: Gradients<B>,
+    /// E‖∂_s‖²/(c²·E s²) of each datum at each site.
+    pub energies: Vec<Vec<f64>>,
+    /// Rows recorded for it.
+    pub recorded: u64,
+}
+
 /// Weights of the queries of each datum and what follows from their losses.
 struct Weighted {
     /// c_jq/(B·A_j), zero where dropped.
@@ -352,7 +361,7 @@ impl Estimator {
         let queries = PassCost { rows, elapsed: start.elapsed() };
         let weighted = self.weigh(&losses, &clean.losses);
         let start = Instant::now();
-        let (gradients, energies, recorded) = match self.space {
+        let Formed { gradients, energies, recorded } = match self.space {
             Space::Activation => activation::gradients(&problem, &weighted.weights)?,
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };

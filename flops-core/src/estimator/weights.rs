@@ -8,7 +8,7 @@
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
-use super::{Problem, parallel::in_order, read};
+use super::{Formed, Problem, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::noise::{NoiseSource, RowKey, SHARED};
@@ -73,7 +73,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
     weights: &[Vec<f64>],
-) -> Result<(Gradients<B>, Vec<Vec<f64>>, u64), Error> {
+) -> Result<Formed<B>, Error> {
     let queries = p.allocation.max();
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
@@ -116,5 +116,5 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         },
         |site, g| gradients.add(found[site].0, g),
     )?;
-    Ok((gradients, vec![vec![dimensions as f64]; weights.len()], 0))
+    Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0 })
 }

@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(batch.ids, [3, 5]);
         assert_eq!(batch.input.dims(), [2, 3, 2, 2]);
         assert_eq!(batch.target.to_data().iter::<i64>().collect::<Vec<_>>(), [3, 5]);
-        let values: Vec<f32> = batch.input.slice([1..2]).to_data().to_vec().unwrap();
+        let values: Vec<f32> = batch.input.narrow(0, 1, 1).to_data().to_vec().unwrap();
         for (value, expected) in values.iter().zip(1..=12) {
             assert!((value - expected as f32).abs() < 1e-4, "{value} instead of {expected}");
         }

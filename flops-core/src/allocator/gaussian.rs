@@ -550,25 +550,4 @@ mod tests {
         assert!(fail(config().with_lr(f64::NAN)).contains("lr = NaN"));
         assert!(fail(config().with_gamma(99.0)).contains("gamma = 99"));
     }
-
-    #[test]
-    #[ignore = "a timing, run alone: cargo test --release -p flops-core -- --ignored --nocapture time_per_step"]
-    fn time_per_step() {
-        for n in [64, 128, 512] {
-            let mut rng = StdRng::seed_from_u64(0);
-            let losses: Vec<f64> = standard_normal(n, &mut rng).iter().map(|z| z.exp()).collect();
-            let embeddings: Vec<f32> = standard_normal(n * 128, &mut rng).iter().map(|&z| z as f32).collect();
-            let embeddings = Some(Embeddings::new(&embeddings, 128).unwrap());
-            let features = DatumFeatures { losses: &losses, variances: &losses, embeddings };
-            let mut times: Vec<f64> = (0..31)
-                .map(|_| {
-                    let start = std::time::Instant::now();
-                    allocator().allocate(&features, &budget(), &mut rng).unwrap();
-                    start.elapsed().as_secs_f64() * 1e3
-                })
-                .collect();
-            times.sort_by(f64::total_cmp);
-            println!("B = {n}: {:.2} ms", times[times.len() / 2]);
-        }
-    }
 }

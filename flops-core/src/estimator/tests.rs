@@ -170,25 +170,33 @@ fn variance_follows_the_allocation() {
     );
 }
 
-/// The estimate of E‖ĝ_jq‖² from coefficients and energies agrees with the norms of single-query estimates (n = 3,000, tolerance 10 %,
-/// about 4 standard errors) for every law and both samplings of the activation space.
+/// The estimate of E‖ĝ_jq‖² from coefficients and energies agrees with the norms of single-query estimates. n = 4,000; 10 % is about 4
+/// standard errors where all sites are perturbed, 20 % where one is (the weights 1/p² make the tails heavier). It takes the squared
+/// coefficient and the norm of the noise for independent: exact for signs; otherwise short by a part of 2/(D + 2) for Gaussian
+/// noise on D coordinates, which at the three of a site of this network is too much, so that one site alone is tested with signs.
 #[test]
 fn second_moments_are_those_of_single_queries() {
     let f = fixture(2);
     for noise in NoiseLaw::ALL {
-        for (sampling, queries) in [(Sampling::OneSided, 1), (Sampling::Antithetic, 2)] {
-            let estimator = Estimator { noise, sampling, seed: 9, ..Estimator::new(Space::Activation) };
+        for (sampling, placement) in VARIANTS {
+            if placement == Placement::Single && noise != NoiseLaw::Rademacher {
+                continue;
+            }
+            let queries = sampling.group();
+            let tolerance = if placement == Placement::Joint { 0.1 } else { 0.2 };
+            let estimator = Estimator { noise, sampling, placement, seed: 9, ..Estimator::new(Space::Activation) };
             let batch = Batch { ids: vec![1], input: f.batch.input.rows(&[1]), target: f.batch.target.rows(&[1]) };
             let clean = estimator.clean(&f.model, &batch, &f.trained).unwrap();
             let allocation = Allocation::uniform(1, &QueryBudget::new(queries, 1).unwrap());
             let (mut norms, mut moments) = (0.0, 0.0);
-            for step in 0..3000 {
+            for step in 0..4000 {
                 let e = estimator.estimate(&f.model, &batch, &f.trained, &clean, &allocation, step).unwrap();
                 // a pair's square counts twice: it took two queries
                 norms += queries as f64 * vector(&f.model, &e).iter().map(|g| g * g).sum::<f64>();
                 moments += e.second_moments[0];
             }
-            assert!((moments / norms - 1.0).abs() < 0.1, "{noise} {sampling:?}: {}", moments / norms);
+            let ratio = moments / norms;
+            assert!((ratio - 1.0).abs() < tolerance, "{noise} {sampling:?} {placement:?}: {ratio}");
         }
     }
 }

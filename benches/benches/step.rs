@@ -1,7 +1,7 @@
 //! A forward-only step against the same row-forwards of plain inference, and backpropagation beside it: time and peak memory.
 //!
 //! ```text
-//! cargo bench -p flops-benches --bench step
+//! cargo bench --workspace --bench step
 //! ```
 //!
 //! Step and inference run in turn in one process, on as many threads and with as many rows in a pass; the ratio is the median of the

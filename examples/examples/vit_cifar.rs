@@ -95,13 +95,13 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     min_queries: usize,
     /// Passes over the training set.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 40)]
     epochs: usize,
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
     /// Adam's learning rate; it falls to zero as a cosine over all epochs.
-    #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 5e-3, allow_negative_numbers = true)]
     lr: f64,
     /// Seed of order, noise, allocation and head.
     #[arg(long, default_value_t = 0)]

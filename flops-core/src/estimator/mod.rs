@@ -219,7 +219,8 @@ struct Weighted {
 }
 
 impl Estimator {
-    /// The defaults that measurement picked: Rademacher signs, one-sided, σ = 10⁻², 256 rows, one thread.
+    /// Rademacher signs, one-sided, one site per direction, σ = 10⁻², 256 rows, one thread. Of these, the placement was picked by
+    /// measurement; signs because they are the cheapest to draw.
     pub fn new(space: Space) -> Self {
         Self {
             space,

@@ -13,7 +13,7 @@ use super::{Formed, Problem, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::objective::ForwardModel;
-use crate::probe::{Gradients, Probe, Query, QueryRows};
+use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows};
 
 /// Data of a chunk and the queries of each that it evaluates.
 struct Chunk {
@@ -55,13 +55,13 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
     let noise = &p.noise;
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), Shared(p.prefix.clone()));
-    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Shared), job: usize| {
+    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.prefix.clone());
+    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), job: usize| {
         let chunk = &chunks[job];
         let rows = Arc::new(QueryRows::new(&chunk.positions, &chunk.ranges));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| chunk.positions[i]).collect();
         let query = Query { rows, noise: noise.clone() };
-        let mut probe = Probe::query(trained.clone(), prefix.0.rows(&chunk.positions), query);
+        let mut probe = Probe::query(trained.clone(), prefix.rows(&chunk.positions), query);
         let output = model.forward(input.rows(&chunk.positions), &mut probe);
         read(model.losses(output, target.rows(&of_rows)), of_rows.len())
     };
@@ -76,10 +76,6 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     Ok(losses)
 }
 
-/// A prefix that clones on the caller's thread.
-#[derive(Clone)]
-struct Shared(crate::probe::Prefix);
-
 /// Gradients, the energies E‖∂_s‖²/c² of each datum at each site, and the rows recorded for them.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
@@ -91,13 +87,13 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let jobs = n.div_ceil(width);
     let noise = &p.noise;
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), Shared(p.prefix.clone()));
-    let work = |(model, input, prefix): &(M, M::Input, Shared), job: usize| {
+    let context = (p.model.clone(), p.batch.input.clone(), p.prefix.clone());
+    let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
         let positions: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
         let ranges: Vec<_> = positions.iter().map(|&j| 0..weights[j].len()).collect();
         let rows = QueryRows::new(&positions, &ranges);
         let flat: Vec<f64> = positions.iter().flat_map(|&j| weights[j].iter().copied()).collect();
-        let mut probe = Probe::record(trained.clone(), prefix.0.rows(&positions));
+        let mut probe = Probe::record(trained.clone(), prefix.rows(&positions));
         model.forward(input.rows(&positions), &mut probe);
         let mut gradients = Gradients::default();
         let mut energies = vec![vec![]; positions.len()];

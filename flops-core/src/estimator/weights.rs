@@ -38,9 +38,6 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
     }
 }
 
-#[derive(Clone)]
-struct Shared(Prefix);
-
 /// Losses of all queries of each datum.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Vec<Vec<f64>>, Error> {
     let counts = p.allocation.counts();
@@ -50,12 +47,12 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.max_rows);
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), Shared(p.prefix.clone()));
-    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Shared), query: usize| {
+    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.prefix.clone());
+    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
         let mut values = Vec::with_capacity(directions[query].len());
         for positions in directions[query].chunks(max_rows) {
-            let mut probe = Probe::resume(prefix.0.rows(positions));
+            let mut probe = Probe::resume(prefix.rows(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
             values.extend(read(perturbed.losses(output, target.rows(positions)), positions.len())?);
         }

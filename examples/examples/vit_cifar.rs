@@ -21,12 +21,13 @@ use burn::prelude::*;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
-    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement, Plain, Probe,
-    QueryBudget, Sampling, Space,
+    BackpropLearner, ControlVariate, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement,
+    Plain, Probe, QueryBudget, Sampling, Space,
 };
 use flops_examples::artifacts::{Artifacts, Settings};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::fit::{self, Plan, fit};
+use flops_examples::groups::LrGroup;
 use flops_examples::history::{History, Row, Split};
 use flops_examples::renderer::thousands;
 use flops_examples::{BURN_VERSION, cli, curves};
@@ -85,6 +86,9 @@ struct Args {
     /// Noise on all layers of a query (joint) or on one drawn for it (single) [default: the library's].
     #[arg(long)]
     placement: Option<Placement>,
+    /// What is subtracted from the queries' coefficients besides the clean loss: none or feedback [default: the library's].
+    #[arg(long)]
+    control_variate: Option<ControlVariate>,
     /// Smoothing scale [default: the library's].
     #[arg(long, allow_negative_numbers = true)]
     sigma: Option<f64>,
@@ -100,9 +104,15 @@ struct Args {
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// Adam's learning rate; it falls to zero as a cosine over all epochs.
+    /// AdamW's learning rate; it falls to zero as a cosine over all epochs.
     #[arg(long, default_value_t = 5e-3, allow_negative_numbers = true)]
     lr: f64,
+    /// The head learns at this multiple of the learning rate.
+    #[arg(long, default_value_t = 4.0, allow_negative_numbers = true)]
+    head_lr_factor: f64,
+    /// Decoupled weight decay, in units of the learning rate.
+    #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
+    weight_decay: f32,
     /// Seed of order, noise, allocation and head.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -153,6 +163,10 @@ impl Args {
         ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 image");
         ensure!(self.limit != Some(0), "--limit 0: use at least 1 image");
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
+        let factor = self.head_lr_factor;
+        ensure!(factor.is_finite() && factor > 0.0, "--head-lr-factor {factor}: use a number above 0");
+        let decay = self.weight_decay;
+        ensure!((0.0..=1.0).contains(&decay), "--weight-decay {decay}: use a number from 0 to 1");
         if let Some(epoch) = self.stop_after {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
@@ -171,6 +185,9 @@ impl Args {
         }
         if let Some(placement) = self.placement {
             config = config.with_placement(placement);
+        }
+        if let Some(control_variate) = self.control_variate {
+            config = config.with_control_variate(control_variate);
         }
         if let Some(sigma) = self.sigma {
             config = config.with_sigma(sigma);
@@ -194,6 +211,8 @@ impl Args {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "lr": self.lr,
+            "head_lr_factor": self.head_lr_factor,
+            "weight_decay": self.weight_decay,
             "seed": self.seed,
         });
         if self.method == Method::Forward {
@@ -204,6 +223,7 @@ impl Args {
                 "noise": estimator.noise,
                 "sampling": estimator.sampling,
                 "placement": estimator.placement,
+                "control_variate": config.control_variate,
                 "sigma": estimator.sigma,
                 "queries": self.queries,
                 "min_queries": self.min_queries,
@@ -312,10 +332,13 @@ fn train(args: Args) -> Result<()> {
 
     let steps_per_epoch = images.div_ceil(args.batch_size);
     let loader = Training { data: Arc::new(train_data), batcher, args: &args, epoch: resume.unwrap_or(0), device };
+    let group = LrGroup::new::<AB, _>(&model.head, args.head_lr_factor);
     let plan = |monitor| Plan {
         artifacts: &artifacts,
         device,
         lr: args.lr,
+        group: group.clone(),
+        weight_decay: args.weight_decay,
         steps: args.epochs * steps_per_epoch,
         last_epoch: args.stop_after.unwrap_or(args.epochs),
         resume,
@@ -352,6 +375,7 @@ fn train(args: Args) -> Result<()> {
             "noise": settings.get("noise"),
             "sampling": settings.get("sampling"),
             "placement": settings.get("placement"),
+            "control_variate": settings.get("control_variate"),
             "sigma": settings.get("sigma"),
             "accuracy_before": before.accuracy,
             "accuracy_after": accuracy,

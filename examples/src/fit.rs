@@ -9,7 +9,7 @@ use burn::lr_scheduler::LrScheduler;
 use burn::lr_scheduler::cosine::{CosineAnnealingLrScheduler, CosineAnnealingLrSchedulerConfig};
 use burn::module::{AutodiffModule, Module};
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{Adam, AdamConfig, Optimizer};
+use burn::optim::{AdamW, AdamWConfig, Optimizer};
 use burn::record::Recorder;
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::logger::InMemoryMetricLogger;
@@ -23,6 +23,7 @@ use flops_core::metric::{
 
 use crate::artifacts::Artifacts;
 use crate::backend::{AB, B, Device};
+use crate::groups::{Grouped, LrGroup};
 use crate::history::{self, History};
 use crate::recorder::AtomicRecorder;
 use crate::renderer::{RunRenderer, SharedHistory};
@@ -33,8 +34,12 @@ pub struct Plan<'a> {
     pub artifacts: &'a Artifacts,
     /// Where to train.
     pub device: Device,
-    /// Adam's learning rate; it falls to zero as a cosine.
+    /// AdamW's learning rate; it falls to zero as a cosine.
     pub lr: f64,
+    /// Parameters with a multiple of it.
+    pub group: LrGroup,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
     /// Steps of the whole schedule.
     pub steps: usize,
     /// The last epoch of this run.
@@ -60,7 +65,7 @@ pub struct Fitted<M> {
 /// What burn-train says when its terminal interface is told to stop.
 const STOPPED_BY_USER: &str = "Stopping training from user input.";
 
-/// Trains `learner` with Adam and a cosine schedule, forward-only and backpropagation alike.
+/// Trains `learner` with AdamW and a cosine schedule, forward-only and backpropagation alike.
 ///
 /// After each epoch a checkpoint and `metrics.csv` are written; the last two checkpoints are kept.
 ///
@@ -79,7 +84,10 @@ where
     L::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
 {
-    let optimizer: OptimizerAdaptor<Adam, L, AB> = AdamConfig::new().init();
+    let optimizer = Grouped {
+        inner: AdamWConfig::new().with_weight_decay(plan.weight_decay).init::<AB, L>(),
+        group: plan.group.clone(),
+    };
     let schedule: CosineAnnealingLrScheduler = CosineAnnealingLrSchedulerConfig::new(plan.lr, plan.steps)
         .init()
         .map_err(|e| anyhow!("--lr {}: {e}", plan.lr))?;
@@ -143,7 +151,7 @@ where
 
 /// Reads the checkpoint once, since burn-train panics where it cannot.
 fn check_checkpoint<L: AutodiffModule<AB>>(
-    optimizer: &OptimizerAdaptor<Adam, L, AB>,
+    optimizer: &Grouped<OptimizerAdaptor<AdamW, L, AB>>,
     epoch: usize,
     plan: &Plan<'_>,
 ) -> Result<()> {

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cli;
 pub mod curves;
 pub mod fit;
+pub mod groups;
 pub mod history;
 pub mod recorder;
 pub mod renderer;

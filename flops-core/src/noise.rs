@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use burn::prelude::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -285,21 +284,19 @@ impl NoiseSource {
         }
     }
 
+    /// Whether any of the rows is perturbed at `site`.
+    pub fn falls_on(&self, site: usize, rows: &[RowKey]) -> bool {
+        let hit = |row: &RowKey| self.reach(site, row.position, self.sampling.direction(row.query).0).is_some();
+        self.sites.is_none() || rows.iter().any(hit)
+    }
+
     fn stream(&self, site: usize, position: u64, direction: u64) -> Xoshiro256PlusPlus {
         Xoshiro256PlusPlus::seed_from_u64(derive(&[self.seed, self.step, site as u64, position, direction]))
     }
 
-    /// σ·ε for `rows`, each of `len` numbers.
-    pub fn perturbation<B: Backend, const D: usize>(
-        &self,
-        site: usize,
-        rows: &[RowKey],
-        shape: [usize; D],
-        device: &B::Device,
-    ) -> Tensor<B, D> {
-        let total: usize = shape.iter().product();
-        let len = total / rows.len().max(1);
-        let mut out = vec![0f32; total];
+    /// σ·ε for `rows`, each of `len` numbers, `[rows, len]`.
+    pub fn perturbation(&self, site: usize, rows: &[RowKey], len: usize) -> Vec<f32> {
+        let mut out = vec![0f32; rows.len() * len];
         for (r, row) in rows.iter().enumerate() {
             let (direction, sign) = self.sampling.direction(row.query);
             if self.reach(site, row.position, direction).is_none() {
@@ -321,21 +318,20 @@ impl NoiseSource {
                 self.law.fill(&mut rng, sign * self.sigma as f32, here);
             }
         }
-        Tensor::from_data(TensorData::new(out, shape), device)
+        out
     }
 
     /// Σ_r weight_r·s(ε_r) over the rows of each group, `[groups, len]`; `groups` holds the rows of each in turn.
     ///
     /// Halves of an antithetic pair are merged, so that each direction is drawn once.
-    pub fn weighted_scores<B: Backend>(
+    pub fn weighted_scores(
         &self,
         site: usize,
         groups: &[std::ops::Range<usize>],
         rows: &[RowKey],
         weights: &[f64],
         len: usize,
-        device: &B::Device,
-    ) -> Tensor<B, 2> {
+    ) -> Vec<f32> {
         let mut out = vec![0f32; groups.len() * len];
         for (group, here) in groups.iter().zip(out.chunks_mut(len.max(1))) {
             let mut r = group.start;
@@ -361,7 +357,7 @@ impl NoiseSource {
                 }
             }
         }
-        Tensor::from_data(TensorData::new(out, [groups.len(), len]), device)
+        out
     }
 }
 
@@ -378,7 +374,6 @@ pub fn derive(parts: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    type B = burn::backend::Flex;
 
     fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
         NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None }
@@ -388,8 +383,8 @@ mod tests {
         (0..positions).flat_map(|position| (0..queries).map(move |query| RowKey { position, query })).collect()
     }
 
-    fn values<const D: usize>(t: Tensor<B, D>) -> Vec<f64> {
-        t.into_data().iter::<f64>().collect()
+    fn values(noise: Vec<f32>) -> Vec<f64> {
+        noise.into_iter().map(f64::from).collect()
     }
 
     /// n = 200,000 draws: a mean beyond 5/√n or a variance off by more than 5·√(kurtosis − 1)/√n has probability < 10⁻⁶.
@@ -397,8 +392,7 @@ mod tests {
     fn laws_have_zero_mean_and_unit_variance() {
         for law in NoiseLaw::ALL {
             let keys = rows(200, 4);
-            let e =
-                values(source(law, Sampling::OneSided).perturbation::<B, 2>(0, &keys, [800, 250], &Default::default()));
+            let e = values(source(law, Sampling::OneSided).perturbation(0, &keys, 250));
             let n = e.len() as f64;
             let mean = e.iter().sum::<f64>() / n;
             let var = e.iter().map(|v| v * v).sum::<f64>() / n;
@@ -414,9 +408,9 @@ mod tests {
         for law in NoiseLaw::ALL {
             let src = source(law, Sampling::OneSided);
             let keys = rows(400, 1);
-            let e = values(src.perturbation::<B, 2>(1, &keys, [400, 500], &Default::default()));
+            let e = values(src.perturbation(1, &keys, 500));
             let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
-            let s = values(src.weighted_scores::<B>(1, &groups, &keys, &[1.0; 400], 500, &Default::default()));
+            let s = values(src.weighted_scores(1, &groups, &keys, &[1.0; 400], 500));
             let n = e.len() as f64;
             let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
                 let d: Vec<f64> = e.iter().zip(&s).map(|(&e, &s)| f(e) * s - df(e)).collect();
@@ -439,9 +433,9 @@ mod tests {
             for sampling in [Sampling::OneSided, Sampling::Antithetic] {
                 let src = source(law, sampling);
                 let all = rows(3, 5);
-                let together = values(src.perturbation::<B, 2>(2, &all, [15, 70], &Default::default()));
+                let together = values(src.perturbation(2, &all, 70));
                 for (r, row) in all.iter().enumerate() {
-                    let alone = values(src.perturbation::<B, 2>(2, &[*row], [1, 70], &Default::default()));
+                    let alone = values(src.perturbation(2, &[*row], 70));
                     assert_eq!(alone, together[r * 70..(r + 1) * 70]);
                 }
             }
@@ -452,14 +446,14 @@ mod tests {
     fn halves_of_a_pair_are_opposite_and_directions_differ() {
         let src = source(NoiseLaw::Gaussian, Sampling::Antithetic);
         let keys = rows(2, 3);
-        let e = values(src.perturbation::<B, 2>(0, &keys, [6, 40], &Default::default()));
+        let e = values(src.perturbation(0, &keys, 40));
         let row = |r: usize| &e[r * 40..(r + 1) * 40];
         assert!(row(0).iter().zip(row(1)).all(|(a, b)| *a == -*b));
         assert_ne!(row(0), row(2));
         assert_ne!(row(0), row(3));
         let mut other = src.clone();
         other.step += 1;
-        assert_ne!(values(other.perturbation::<B, 2>(0, &keys, [6, 40], &Default::default())), e);
-        assert_ne!(values(src.perturbation::<B, 2>(1, &keys, [6, 40], &Default::default())), e);
+        assert_ne!(values(other.perturbation(0, &keys, 40)), e);
+        assert_ne!(values(src.perturbation(1, &keys, 40)), e);
     }
 }

@@ -69,6 +69,20 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         let _ = (output, target);
         None
     }
+
+    /// What the gradients of a datum may be [predicted](crate::feedback) from: the error of its output, `[rows, signals]`.
+    ///
+    /// Any numbers known before the queries are right, better ones lower the variance more. Of a classifier they are
+    /// softmax(logits) − onehot(label); a regression's would be output − target. Without any there is no control variate.
+    fn error_signals(&self, output: &Self::Output, target: &Self::Target) -> Option<Tensor<B, 2>> {
+        let (logits, labels) = self.classification(output, target)?;
+        let [_, classes] = logits.dims();
+        if classes < 2 {
+            return None;
+        }
+        let probabilities = burn::tensor::activation::softmax(logits.cast(burn::tensor::DType::F32), 1);
+        Some(probabilities - labels.one_hot::<2>(classes).float().cast(burn::tensor::DType::F32))
+    }
 }
 
 /// Cross-entropy of each datum, in f32 whatever the precision of the logits.

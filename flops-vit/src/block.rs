@@ -32,18 +32,23 @@ impl<B: Backend> Attention<B> {
         Self { query: qkv(), key: qkv(), value: qkv(), proj: linear(d, d, true, device), num_heads: config.num_heads }
     }
 
+    /// `[rows, tokens, d]` as `[rows, heads, tokens, d / heads]`.
+    fn split(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let [rows, tokens, d] = x.dims();
+        x.reshape([rows, tokens, self.num_heads, d / self.num_heads]).swap_dims(1, 2)
+    }
+
     /// Attention of `q` over keys and values, without the output projection.
     ///
     /// # Shapes
-    /// - q: `[rows, tokens, d]`, k and v: `[context_rows, context_tokens, d]`
-    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
-        let [rows, context, d] = k.dims();
-        let heads = self.num_heads;
-        let split = |x: Tensor<B, 3>, tokens: usize| x.reshape([rows, tokens, heads, d / heads]).swap_dims(1, 2);
-        probe.share_context(q, rows, |q| {
-            let tokens = q.dims()[1];
-            let (q, k, v) = (split(q, tokens), split(k, context), split(v, context));
-            attention(q, k, v, None, None, AttentionModuleOptions::default()).swap_dims(1, 2).reshape([rows, tokens, d])
+    /// - q: `[rows, tokens, d]`, k and v: `[context_rows, heads, context_tokens, d / heads]`
+    /// - returns: `[rows, tokens, d]`
+    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 4>, v: Tensor<B, 4>, probe: &Probe<B>) -> Tensor<B, 3> {
+        let context = k.dims()[0];
+        probe.share_context(q, context, |q| {
+            let [rows, tokens, d] = q.dims();
+            let out = attention(self.split(q), k, v, None, None, AttentionModuleOptions::default());
+            out.swap_dims(1, 2).reshape([rows, tokens, d])
         })
     }
 }
@@ -63,8 +68,8 @@ pub struct Block<B: Backend> {
     pub fc2: Linear<B>,
 }
 
-/// Keys and values of a block for all tokens, and its class token: `(x, norm1(x))` at the class token, keys, values.
-pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>);
+/// What the class token needs of a block's input: `(x, norm1(x))` at the class token, keys and values of all tokens by head.
+pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 4>, Tensor<B, 4>);
 
 impl<B: Backend> Block<B> {
     pub(crate) fn new(config: &ViTConfig, device: &B::Device) -> Self {
@@ -88,7 +93,11 @@ impl<B: Backend> Block<B> {
         let q = probe.linear(&self.attn.query, h.clone());
         let k = probe.linear(&self.attn.key, h.clone());
         let v = probe.linear(&self.attn.value, h);
-        self.finish(x, q, k, v, probe)
+        let a = self.attn.attend(q, self.attn.split(k), self.attn.split(v), probe);
+        let (x, h) = self.project((x, a), probe);
+        let h = gelu(probe.linear(&self.fc1, h));
+        let h = probe.linear(&self.fc2, h);
+        probe.add(x, h)
     }
 
     /// The part of the last block that the class token needs of the other tokens.
@@ -96,33 +105,31 @@ impl<B: Backend> Block<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
         let v = probe.linear(&self.attn.value, h.clone());
-        (x.narrow(1, 0, 1), h.narrow(1, 0, 1), k, v)
+        (x.narrow(1, 0, 1), h.narrow(1, 0, 1), self.attn.split(k), self.attn.split(v))
     }
 
-    /// The rest of the last block, for the class token alone.
+    /// The rest of the last block, for the class token alone: a stage per layer, since a query on one starts there.
     ///
     /// # Shapes
     /// - returns: `[rows, 1, embed_dim]`
     pub(crate) fn class_token(&self, state: ClassTokenState<B>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let (x, h, k, v) = state;
-        let q = probe.linear(&self.attn.query, h);
-        self.finish(x, q, k, v, probe)
+        let state = probe.stage(state, |(x, h, k, v), probe| {
+            let q = probe.linear(&self.attn.query, h);
+            (x, self.attn.attend(q, k, v, probe))
+        });
+        let state = probe.stage(state, |state, probe| self.project(state, probe));
+        let state = probe.stage(state, |(x, h), probe| (x, gelu(probe.linear(&self.fc1, h))));
+        probe.stage(state, |(x, h), probe| {
+            let h = probe.linear(&self.fc2, h);
+            probe.add(x, h)
+        })
     }
 
-    fn finish(
-        &self,
-        x: Tensor<B, 3>,
-        q: Tensor<B, 3>,
-        k: Tensor<B, 3>,
-        v: Tensor<B, 3>,
-        probe: &mut Probe<B>,
-    ) -> Tensor<B, 3> {
-        let a = self.attn.attend(q, k, v, probe);
+    /// From the attention's result to the MLP: x + proj(a), and its normalisation.
+    fn project(&self, (x, a): (Tensor<B, 3>, Tensor<B, 3>), probe: &mut Probe<B>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let a = probe.linear(&self.attn.proj, a);
         let x = probe.add(x, a);
         let h = probe.layer_norm(&self.norm2, x.clone());
-        let h = gelu(probe.linear(&self.fc1, h));
-        let h = probe.linear(&self.fc2, h);
-        probe.add(x, h)
+        (x, h)
     }
 }

@@ -148,10 +148,8 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
         }
         // nothing but the class token reaches the loss: of the other tokens the last block needs keys and values
         let state = probe.stage(x, |x, probe| last.keys_values(x, probe));
-        let features = probe.stage(state, |state, probe| {
-            let x = last.class_token(state, probe);
-            probe.layer_norm(&self.norm, x)
-        });
+        let x = last.class_token(state, probe);
+        let features = probe.stage(x, |x, probe| probe.layer_norm(&self.norm, x));
         self.forward_head(features, probe)
     }
 

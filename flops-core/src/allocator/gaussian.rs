@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Allocator, DatumFeatures, Embeddings, proxy};
 use crate::budget::{Allocation, QueryBudget};
 use crate::error::Error;
+use crate::linalg::{cholesky, dot};
 use crate::persist::Persist;
 
 /// Added to the diagonal of the correlations: keeps them positive definite when data repeat in a batch, and gives
@@ -272,7 +273,8 @@ impl<'a> Gaussian<'a> {
                 slope[j * n + i] = slope[i * n + j];
             }
         }
-        cholesky(&mut correlation, n);
+        // positive in exact arithmetic, being at least the jitter
+        cholesky(&mut correlation, n, 0.1 * JITTER);
         Self { phi, beta0, beta1, sigma: log_sigma.exp(), cholesky: correlation, slope }
     }
 
@@ -337,33 +339,6 @@ fn distances(n: usize, embeddings: Option<&Embeddings<'_>>) -> Vec<f64> {
         }
     }
     distances
-}
-
-/// Replaces the lower triangle of a positive definite matrix, row-major `[n, n]`, by its Cholesky factor.
-fn cholesky(matrix: &mut [f64], n: usize) {
-    for i in 0..n {
-        let (above, rest) = matrix.split_at_mut(i * n);
-        let row = &mut rest[..n];
-        for j in 0..i {
-            let other = &above[j * n..j * n + j + 1];
-            row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
-        }
-        // Positive in exact arithmetic, being at least the jitter.
-        row[i] = (row[i] - dot(&row[..i], &row[..i])).max(0.1 * JITTER).sqrt();
-    }
-}
-
-/// Σ a_i b_i in eight partial sums, which the compiler can keep in vector registers.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let tail: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
-    let mut sums = [0.0; 8];
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for k in 0..8 {
-            sums[k] += x[k] * y[k];
-        }
-    }
-    tail + sums.iter().sum::<f64>()
 }
 
 fn standard_normal(n: usize, rng: &mut StdRng) -> Vec<f64> {

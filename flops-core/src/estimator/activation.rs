@@ -4,6 +4,7 @@
 //! gradient for W and c·s(ε) that for b. x is the clean input: layers before this one are perturbed too, which moves x by O(σ), and the
 //! estimate by O(σ²) in the mean.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,10 +13,33 @@ use burn::prelude::*;
 use super::{Formed, Problem, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
+use crate::feedback::Observation;
+use crate::noise::NoiseSource;
 use crate::objective::ForwardModel;
-use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows};
+use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Stages};
 
-/// Data of a chunk and the queries of each that it evaluates.
+/// Queries that begin behind the same stages.
+struct Start {
+    /// How many stages they skip.
+    stages: usize,
+    /// The queries of each datum of the batch.
+    queries: Vec<Vec<usize>>,
+}
+
+/// Queries by where they begin: behind the last stage before the site of their noise, or where all sites are perturbed, before the first.
+fn starts(noise: &NoiseSource, stages: &Stages, counts: &[usize]) -> Vec<Start> {
+    let mut starts = BTreeMap::<usize, Vec<Vec<usize>>>::new();
+    for (j, &count) in counts.iter().enumerate() {
+        for query in 0..count {
+            let (direction, _) = noise.sampling.direction(query);
+            let start = stages.before(noise.chosen(j as u64, direction).unwrap_or(0));
+            starts.entry(start).or_insert_with(|| vec![vec![]; counts.len()])[j].push(query);
+        }
+    }
+    starts.into_iter().map(|(stages, queries)| Start { stages, queries }).collect()
+}
+
+/// Data of a chunk and which of their queries, in the order of a [`Start`]'s, it evaluates.
 struct Chunk {
     positions: Vec<usize>,
     ranges: Vec<Range<usize>>,
@@ -48,28 +72,43 @@ fn chunks(counts: &[usize], max_rows: usize, group: usize) -> Vec<Chunk> {
     chunks
 }
 
-/// Losses of all queries of each datum.
+/// Losses of all queries of each datum, less what the control variate explains of them.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Vec<Vec<f64>>, Error> {
     let counts = p.allocation.counts();
-    let chunks = chunks(counts, p.max_rows, p.noise.sampling.group());
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    let noise = &p.noise;
-    let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.prefix.clone());
-    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), job: usize| {
-        let chunk = &chunks[job];
-        let rows = Arc::new(QueryRows::new(&chunk.positions, &chunk.ranges));
-        let of_rows: Vec<usize> = rows.datum.iter().map(|&i| chunk.positions[i]).collect();
-        let query = Query { rows, noise: noise.clone() };
-        let mut probe = Probe::query(trained.clone(), prefix.rows(&chunk.positions), query);
-        let output = model.forward(input.rows(&chunk.positions), &mut probe);
-        read(model.losses(output, target.rows(&of_rows)), of_rows.len())
+    let (noise, prediction) = (&p.noise, p.prediction);
+    let starts = starts(noise, p.stages, counts);
+    let jobs: Vec<(usize, Chunk)> = starts
+        .iter()
+        .enumerate()
+        .flat_map(|(i, start)| {
+            let counts: Vec<usize> = start.queries.iter().map(Vec::len).collect();
+            chunks(&counts, p.max_rows, noise.sampling.group()).into_iter().map(move |chunk| (i, chunk))
+        })
+        .collect();
+    let queries = |job: usize| {
+        let (start, chunk) = &jobs[job];
+        chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &starts[*start].queries[j][range.clone()])
     };
-    in_order(chunks.len(), p.threads, context, work, |job, values| {
+    let trained = p.trained.clone();
+    let prefixes: Vec<Prefix> = starts.iter().map(|s| p.stages.prefix(s.stages)).collect();
+    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), prefixes);
+    let work = |(model, input, target, prefixes): &(M, M::Input, M::Target, Vec<Prefix>), job: usize| {
+        let (start, Chunk { positions, .. }) = &jobs[job];
+        let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
+        let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
+        let query = Query::new(rows, noise.clone(), prediction.cloned());
+        let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query);
+        let output = model.forward(input.rows(positions), &mut probe);
+        let mut losses = read(model.losses(output, target.rows(&of_rows)), of_rows.len())?;
+        losses.iter_mut().zip(probe.explained()).for_each(|(loss, explained)| *loss -= explained);
+        Ok(losses)
+    };
+    in_order(jobs.len(), p.threads, context, work, |job, values| {
         let mut values = values.into_iter();
-        for (&j, range) in chunks[job].positions.iter().zip(&chunks[job].ranges) {
-            for slot in &mut losses[j][range.clone()] {
-                *slot = values.next().unwrap_or(f64::NAN);
+        for (&j, queries) in jobs[job].1.positions.iter().zip(queries(job)) {
+            for (&query, value) in queries.iter().zip(&mut values) {
+                losses[j][query] = value;
             }
         }
     })?;
@@ -80,39 +119,50 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &Problem<'_, B, M>,
     weights: &[Vec<f64>],
+    survived: &[usize],
 ) -> Result<Formed<B>, Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 16).max(1);
     let jobs = n.div_ceil(width);
-    let noise = &p.noise;
+    let (noise, prediction) = (&p.noise, p.prediction);
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.prefix.clone());
+    let context = (p.model.clone(), p.batch.input.clone(), p.stages.frozen());
     let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
         let positions: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-        let ranges: Vec<_> = positions.iter().map(|&j| 0..weights[j].len()).collect();
-        let rows = QueryRows::new(&positions, &ranges);
+        let rows = QueryRows::new(&positions, positions.iter().map(|&j| 0..weights[j].len()));
         let flat: Vec<f64> = positions.iter().flat_map(|&j| weights[j].iter().copied()).collect();
         let mut probe = Probe::record(trained.clone(), prefix.rows(&positions));
         model.forward(input.rows(&positions), &mut probe);
         let mut gradients = Gradients::default();
         let mut energies = vec![vec![]; positions.len()];
+        // a datum without any finite query has no part in the estimate, in its prediction neither
+        let shares: Vec<f64> = positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect();
+        let mut observed = prediction.map(|p| p.observe(&positions, &shares));
         for (index, site) in probe.recorded().into_iter().enumerate() {
-            let device = site.device();
-            let g = noise.weighted_scores::<B>(index, &rows.groups, &rows.keys, &flat, site.len(), &device);
+            let len = site.len();
+            let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
+            if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
+                observed.sites.push(prediction.complete(index, &positions, &shares, &mut g));
+            }
+            let g = Tensor::from_data(TensorData::new(g, [positions.len(), len]), &site.device());
             for (all, energy) in energies.iter_mut().zip(site.energy(positions.len())) {
                 all.push(energy);
             }
             site.backward(g, &mut gradients);
         }
-        Ok((gradients, energies))
+        Ok((gradients, energies, observed))
     };
-    let (mut sum, mut energies) = (Gradients::default(), Vec::with_capacity(n));
-    in_order(jobs, p.threads, context, work, |_, (gradients, energy)| {
+    let (mut sum, mut energies, mut observed) = (Gradients::default(), Vec::with_capacity(n), None::<Observation>);
+    in_order(jobs, p.threads, context, work, |_, (gradients, energy, seen)| {
         sum.merge(gradients);
         energies.extend(energy);
+        match (&mut observed, seen) {
+            (Some(observed), Some(seen)) => observed.merge(seen),
+            (observed, seen) => *observed = seen,
+        }
     })?;
-    Ok(Formed { gradients: sum, energies, recorded: n as u64 })
+    Ok(Formed { gradients: sum, energies, recorded: n as u64, observed })
 }
 
 #[cfg(test)]

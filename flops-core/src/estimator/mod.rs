@@ -24,9 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, Rows};
 use crate::budget::Allocation;
 use crate::error::Error;
+use crate::feedback::{Observation, Prediction};
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
-use crate::probe::{Gradients, Prefix, Probe};
+use crate::probe::{Gradients, Prefix, Probe, Stages};
 
 /// Where the noise falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,9 +129,11 @@ pub struct CleanPass<B: Backend, O> {
     pub embeddings: Option<Tensor<B, 2>>,
     /// Rows that went through the model, and the seconds they took.
     pub cost: PassCost,
-    pub(crate) prefix: Prefix,
+    pub(crate) stages: Stages,
     /// Probability of each site under [`Placement::Single`]: equal, unless the caller knows better. They sum to one.
     pub site_probabilities: Vec<f64>,
+    /// Gradients predicted for the control variate (activation space); none, unless the caller has some.
+    pub prediction: Option<Arc<Prediction>>,
     /// Trained parameters that were called through the probe.
     reached: HashSet<ParamId>,
 }
@@ -147,12 +150,14 @@ pub struct PassCost {
 /// A gradient estimate and what it tells of its own variance.
 pub struct Estimate<B: Backend> {
     gradients: Gradients<B>,
-    /// Mean over the queries of datum j of ‖ĝ_jq‖²: the second moment of a single-query estimate.
+    /// Mean over the queries of datum j of ‖ĝ_jq‖²: the second moment of a single-query estimate, of what the control variate leaves.
     ///
     /// It exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions. NaN where no query of the datum survived.
     pub second_moments: Vec<f64>,
     /// What [`Placement::Single`] saw at each site: the sum of c²·E_s over its queries, and their number.
     pub site_moments: Vec<(f64, u64)>,
+    /// What the estimate shows of the control variate, where the clean pass had a prediction (activation space).
+    pub observed: Option<Observation>,
     /// Queries of each datum that gave a finite loss.
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
@@ -192,9 +197,10 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
     pub model: &'a M,
     pub batch: &'a Batch<M::Input, M::Target>,
     pub trained: &'a Arc<HashSet<ParamId>>,
-    pub prefix: &'a Prefix,
+    pub stages: &'a Stages,
     pub allocation: &'a Allocation,
     pub noise: NoiseSource,
+    pub prediction: Option<&'a Arc<Prediction>>,
     pub max_rows: usize,
     pub threads: usize,
 }
@@ -206,6 +212,8 @@ pub(crate) struct Formed<B: Backend> {
     pub energies: Vec<Vec<f64>>,
     /// Rows recorded for it.
     pub recorded: u64,
+    /// What the estimates show of the control variate's regression.
+    pub observed: Option<Observation>,
 }
 
 /// Weights of the queries of each datum and what follows from their losses.
@@ -252,6 +260,11 @@ impl Estimator {
         Ok(())
     }
 
+    /// Whether a direction falls on one site alone.
+    fn single(&self) -> bool {
+        self.space == Space::Activation && self.placement == Placement::Single
+    }
+
     /// The clean pass: losses, output, embeddings, and the state in front of the first trained stage.
     ///
     /// # Errors
@@ -279,17 +292,18 @@ impl Estimator {
             return Err(Error::EmptyBatch);
         }
         let start = Instant::now();
-        let (mut outputs, mut prefixes, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
+        let late = self.single();
+        let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
         let (mut reached, mut sites) = (HashSet::new(), 0);
         for from in (0..n).step_by(self.max_rows) {
             let index: Vec<usize> = (from..n.min(from + self.max_rows)).collect();
-            let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)));
+            let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
             let output = model.forward(batch.input.rows(&index), &mut probe);
             losses.extend(read(model.losses(output.clone(), batch.target.rows(&index)), index.len())?);
             let surveyed = probe.surveyed();
             (reached, sites) = (surveyed.reached, surveyed.sites);
             outputs.push(output);
-            prefixes.push(surveyed.prefix);
+            stages.push(surveyed.stages);
             embeddings.extend(surveyed.embeddings);
         }
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
@@ -299,8 +313,9 @@ impl Estimator {
             output: M::Output::cat(outputs),
             embeddings,
             cost,
-            prefix: Prefix::cat(prefixes),
+            stages: Stages::cat(stages),
             site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
+            prediction: None,
             reached,
         })
     }
@@ -336,20 +351,20 @@ impl Estimator {
             return Err(Error::NotSites { missed, trained: trained.len() });
         }
         // a trained parameter that is no site may act in any stage: none can be skipped then
-        let no_prefix = Prefix::empty();
-        let prefix = if missed == 0 { &clean.prefix } else { &no_prefix };
+        let no_stages = Stages::default();
+        let stages = if missed == 0 { &clean.stages } else { &no_stages };
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
-        let single = self.space == Space::Activation && self.placement == Placement::Single;
-        let sites = single.then(|| clean.site_probabilities.clone().into());
+        let sites = self.single().then(|| clean.site_probabilities.clone().into());
         let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites };
         let problem = Problem {
             model,
             batch,
             trained,
-            prefix,
+            stages,
             allocation,
             noise,
+            prediction: clean.prediction.as_ref(),
             max_rows: self.max_rows,
             threads: self.threads,
         };
@@ -362,8 +377,8 @@ impl Estimator {
         let queries = PassCost { rows, elapsed: start.elapsed() };
         let weighted = self.weigh(&losses, &clean.losses);
         let start = Instant::now();
-        let Formed { gradients, energies, recorded } = match self.space {
-            Space::Activation => activation::gradients(&problem, &weighted.weights)?,
+        let Formed { gradients, energies, recorded, observed } = match self.space {
+            Space::Activation => activation::gradients(&problem, &weighted.weights, &weighted.survived)?,
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
         let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
@@ -371,6 +386,7 @@ impl Estimator {
             gradients,
             second_moments,
             site_moments,
+            observed,
             survived: weighted.survived,
             dropped: weighted.dropped,
             queries,

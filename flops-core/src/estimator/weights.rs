@@ -33,7 +33,8 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
         let key = RowKey { position: SHARED, query: self.query };
         param.map(|value| {
             let (shape, device, dtype) = (value.dims(), value.device(), value.dtype());
-            value + self.noise.perturbation(site, &[key], shape, &device).cast(dtype)
+            let noise = self.noise.perturbation(site, &[key], shape.iter().product());
+            value + Tensor::<B, D>::from_data(TensorData::new(noise, shape), &device).cast(dtype)
         })
     }
 }
@@ -47,7 +48,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.max_rows);
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.prefix.clone());
+    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.stages.frozen());
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
         let mut values = Vec::with_capacity(directions[query].len());
@@ -102,16 +103,11 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         p.threads,
         device,
         |device, site| {
-            Ok(noise.weighted_scores::<B>(
-                site,
-                std::slice::from_ref(&(0..queries)),
-                &keys,
-                &totals,
-                found[site].1,
-                device,
-            ))
+            let len = found[site].1;
+            let g = noise.weighted_scores(site, std::slice::from_ref(&(0..queries)), &keys, &totals, len);
+            Ok(Tensor::<B, 1>::from_data(TensorData::new(g, [len]), device))
         },
         |site, g| gradients.add(found[site].0, g),
     )?;
-    Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0 })
+    Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0, observed: None })
 }

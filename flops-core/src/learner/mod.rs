@@ -24,6 +24,7 @@ use crate::batch::Batch;
 use crate::budget::{Ledger, Phase, QueryBudget};
 use crate::error::Error;
 use crate::estimator::{Estimator, Space, trained_parameters};
+use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
 use crate::metric::{StepOutput, StepStats};
 use crate::noise::{NoiseLaw, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
@@ -41,6 +42,8 @@ pub struct ForwardConfig {
     pub estimator: Estimator,
     /// Queries per datum.
     pub budget: QueryBudget,
+    /// What is subtracted from the coefficients of the queries, besides the clean loss.
+    pub control_variate: ControlVariate,
     /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented: a datum is known by
     /// its id alone.
     pub prefix_cache: usize,
@@ -49,9 +52,22 @@ pub struct ForwardConfig {
 }
 
 impl ForwardConfig {
-    /// `budget` queries, and the defaults: activation noise, see [`Estimator::new`]; no prefix cache; 5 failed steps.
+    /// `budget` queries, and the defaults: activation noise, see [`Estimator::new`]; learned feedback as the control variate; no
+    /// prefix cache; 5 failed steps.
     pub fn new(budget: QueryBudget) -> Self {
-        Self { estimator: Estimator::new(Space::Activation), budget, prefix_cache: 0, max_failed_steps: 5 }
+        Self {
+            estimator: Estimator::new(Space::Activation),
+            budget,
+            control_variate: ControlVariate::Feedback,
+            prefix_cache: 0,
+            max_failed_steps: 5,
+        }
+    }
+
+    /// Sets the control variate.
+    pub fn with_control_variate(mut self, control_variate: ControlVariate) -> Self {
+        self.control_variate = control_variate;
+        self
     }
 
     /// Sets where the noise falls.
@@ -143,6 +159,8 @@ pub struct LearnerState {
     pub variances: VarianceTracker,
     /// Running second moments of the sites.
     pub sites: SiteTracker,
+    /// The control variate's regression.
+    pub feedback: FeedbackTracker,
     /// Steps in a row without a finite loss.
     pub failed_steps: usize,
 }
@@ -157,6 +175,7 @@ struct Pending {
     losses: Vec<f64>,
     second_moments: Vec<f64>,
     site_moments: Vec<(f64, u64)>,
+    observed: Option<Observation>,
     survived: Vec<usize>,
     ledger: Vec<(Phase, u64, u64, std::time::Duration)>,
     failed: bool,
@@ -335,7 +354,7 @@ where
         let ForwardConfig { estimator, budget, .. } = &*self.config;
         let state = &self.state.value;
         let mut clean = estimator.clean_from(model, &batch, trained, self.cached(&batch.ids))?;
-        self.cache(&batch.ids, &clean.prefix);
+        self.cache(&batch.ids, &clean.stages.frozen());
         let classification = model.classification(&clean.output, &batch.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
@@ -351,6 +370,7 @@ where
             losses: clean.losses.clone(),
             second_moments: vec![],
             site_moments: vec![],
+            observed: None,
             survived: vec![],
             ledger: vec![(Phase::Clean, 0, clean.cost.rows, clean.cost.elapsed)],
             failed: true,
@@ -381,13 +401,18 @@ where
         let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
         pending.update = Some(Box::new(update));
 
+        if self.config.control_variate == ControlVariate::Feedback && estimator.space == Space::Activation {
+            let signals = model.error_signals(&clean.output, &batch.target);
+            clean.prediction = signals.and_then(|s| state.feedback.predict(s)).map(Arc::new);
+        }
         clean.site_probabilities = state.sites.probabilities(clean.site_probabilities.len());
-        let estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
+        let mut estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
         let queries = allocation.total() as u64;
         pending.ledger.push((Phase::Query, queries, estimate.queries.rows, estimate.queries.elapsed));
         pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
         pending.second_moments = estimate.second_moments.clone();
         pending.site_moments = estimate.site_moments.clone();
+        pending.observed = estimate.observed.take();
         pending.survived = estimate.survived.clone();
         pending.failed = estimate.survived.iter().all(|&n| n == 0);
         let measured: Vec<f64> = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
@@ -447,6 +472,9 @@ where
             }
             state.variances.observe(&p.ids, &p.losses, &p.second_moments, &p.survived);
             state.sites.observe(&p.site_moments);
+            if let Some(observed) = p.observed {
+                state.feedback.observe(observed);
+            }
             if let Some(update) = p.update.and_then(|u| u.downcast::<A::Update>().ok()) {
                 self.allocator = self.allocator.clone().apply(*update);
             }

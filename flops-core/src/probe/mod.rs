@@ -16,6 +16,7 @@ use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::feedback::Prediction;
 use crate::noise::{NoiseSource, RowKey};
 use site::SiteInput;
 pub(crate) use site::{Gradients, Site};
@@ -47,20 +48,28 @@ fn unbox<T: Rows>(state: Box<dyn State>) -> Box<T> {
     state.into_any().downcast::<T>().expect("the stages of a model follow one another in the same order in every pass")
 }
 
-/// What runs before the first trained stage: once per datum, never per query.
-///
-/// `skipped` holds one row of what each earlier stage returned, which is enough for the types to come out right.
+/// A stage that a pass need not run again: one row of what it returned, which is enough for the types to come out right, and the
+/// sites up to its end.
+struct Skipped {
+    row: Box<dyn State>,
+    sites: usize,
+}
+
+impl Clone for Skipped {
+    fn clone(&self) -> Self {
+        Self { row: self.row.clone_box(), sites: self.sites }
+    }
+}
+
+/// Where a pass begins: behind some of the stages, with what the last of them returned.
 pub(crate) struct Prefix {
-    skipped: Vec<Box<dyn State>>,
+    skipped: Vec<Skipped>,
     state: Option<Box<dyn State>>,
 }
 
 impl Clone for Prefix {
     fn clone(&self) -> Self {
-        Self {
-            skipped: self.skipped.iter().map(|s| s.clone_box()).collect(),
-            state: self.state.as_ref().map(|s| s.clone_box()),
-        }
+        Self { skipped: self.skipped.clone(), state: self.state.as_ref().map(|s| s.clone_box()) }
     }
 }
 
@@ -76,13 +85,10 @@ impl Prefix {
 
     /// The same prefix for some of its data.
     pub fn rows(&self, index: &[usize]) -> Self {
-        Self {
-            skipped: self.skipped.iter().map(|s| s.clone_box()).collect(),
-            state: self.state.as_ref().map(|s| s.rows_box(index)),
-        }
+        Self { skipped: self.skipped.clone(), state: self.state.as_ref().map(|s| s.rows_box(index)) }
     }
 
-    /// The prefixes of several chunks of a batch as one.
+    /// The prefixes of several data or chunks of a batch as one.
     ///
     /// # Panics
     /// Where `parts` is empty.
@@ -90,10 +96,73 @@ impl Prefix {
         if parts.len() == 1 {
             return parts.remove(0);
         }
-        let states: Option<Vec<_>> = parts.iter_mut().map(|p| p.state.take()).collect();
-        let first = parts.swap_remove(0);
-        let state = states.and_then(|s| s.first().map(|s| s.clone_box()).map(|first| first.cat_box(s)));
-        Self { skipped: first.skipped, state }
+        let states = parts.iter_mut().map(|p| p.state.take()).collect();
+        Self { skipped: parts.swap_remove(0).skipped, state: cat_states(states) }
+    }
+}
+
+fn cat_states(states: Vec<Option<Box<dyn State>>>) -> Option<Box<dyn State>> {
+    let states: Vec<_> = states.into_iter().collect::<Option<_>>()?;
+    let first = states.first()?.clone_box();
+    Some(first.cat_box(states))
+}
+
+/// The stages of a clean pass, and what they returned where a later pass may begin behind them.
+#[derive(Default)]
+pub(crate) struct Stages(Vec<(Skipped, Option<Box<dyn State>>)>);
+
+impl Stages {
+    fn behind(prefix: Prefix) -> Self {
+        let last = prefix.skipped.len();
+        let mut state = prefix.state;
+        let stages = prefix.skipped.into_iter().enumerate();
+        Self(stages.map(|(i, s)| (s, if i + 1 == last { state.take() } else { None })).collect())
+    }
+
+    fn push<T: Rows>(&mut self, output: &T, sites: usize) {
+        if sites == 0
+            && let Some((_, state)) = self.0.last_mut()
+        {
+            *state = None;
+        }
+        self.0.push((Skipped { row: Box::new(output.rows(&[0])), sites }, Some(Box::new(output.clone()))));
+    }
+
+    /// The last stage behind which a pass may begin that perturbs no site before `site`, counted from 1; 0 is the input.
+    pub fn before(&self, site: usize) -> usize {
+        self.0.iter().rposition(|(stage, state)| stage.sites <= site && state.is_some()).map_or(0, |i| i + 1)
+    }
+
+    /// A pass that begins behind the first `stages` stages, a number that [`before`](Self::before) gave.
+    pub fn prefix(&self, stages: usize) -> Prefix {
+        let state = stages.checked_sub(1).and_then(|last| self.0[last].1.as_ref());
+        match state {
+            Some(state) => Prefix {
+                skipped: self.0[..stages].iter().map(|(s, _)| s.clone()).collect(),
+                state: Some(state.clone_box()),
+            },
+            None => Prefix::empty(),
+        }
+    }
+
+    /// What runs before the first trained stage: once per datum, never per query.
+    pub fn frozen(&self) -> Prefix {
+        self.prefix(self.before(0))
+    }
+
+    /// The stages of several chunks of a batch as one.
+    ///
+    /// # Panics
+    /// Where `parts` is empty.
+    pub fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let stages = (0..parts[0].0.len()).map(|i| {
+            let states = parts.iter_mut().map(|p| p.0[i].1.take()).collect();
+            (parts[0].0[i].0.clone(), cat_states(states))
+        });
+        Self(stages.collect())
     }
 }
 
@@ -109,12 +178,12 @@ pub(crate) struct QueryRows {
 }
 
 impl QueryRows {
-    /// Data `positions` of the batch, datum i with the queries `ranges[i]`.
-    pub fn new(positions: &[usize], ranges: &[std::ops::Range<usize>]) -> Self {
+    /// Data `positions` of the batch, datum i with the queries `queries[i]`.
+    pub fn new<Q: IntoIterator<Item = usize>>(positions: &[usize], queries: impl IntoIterator<Item = Q>) -> Self {
         let (mut groups, mut keys, mut datum) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, (&position, range)) in positions.iter().zip(ranges).enumerate() {
+        for (i, (&position, queries)) in positions.iter().zip(queries).enumerate() {
             let start = keys.len();
-            keys.extend(range.clone().map(|query| RowKey { position: position as u64, query }));
+            keys.extend(queries.into_iter().map(|query| RowKey { position: position as u64, query }));
             datum.resize(keys.len(), i);
             groups.push(start..keys.len());
         }
@@ -124,13 +193,23 @@ impl QueryRows {
 
 /// What a perturbed pass needs to know.
 pub(crate) struct Query {
-    pub rows: Arc<QueryRows>,
-    pub noise: NoiseSource,
+    rows: Arc<QueryRows>,
+    noise: NoiseSource,
+    prediction: Option<Arc<Prediction>>,
+    /// Of each row's loss, what the prediction explains.
+    explained: Vec<f64>,
+}
+
+impl Query {
+    pub fn new(rows: Arc<QueryRows>, noise: NoiseSource, prediction: Option<Arc<Prediction>>) -> Self {
+        let explained = vec![0.0; rows.keys.len()];
+        Self { rows, noise, prediction, explained }
+    }
 }
 
 /// What the clean pass of a step finds.
 pub(crate) struct Surveyed<B: Backend> {
-    pub prefix: Prefix,
+    pub stages: Stages,
     pub embeddings: Option<Tensor<B, 2>>,
     /// The trained parameters that are sites.
     pub reached: HashSet<ParamId>,
@@ -139,7 +218,7 @@ pub(crate) struct Surveyed<B: Backend> {
 
 enum Mode<B: Backend> {
     Plain,
-    Survey { embeddings: Option<Tensor<B, 2>>, open: bool, reached: HashSet<ParamId> },
+    Survey { embeddings: Option<Tensor<B, 2>>, reached: HashSet<ParamId>, stages: Stages, late: bool },
     Record { sites: Vec<Site<B>> },
     Query(Query),
 }
@@ -171,14 +250,12 @@ impl<B: Backend> Probe<B> {
         Self::new(Mode::Plain, Arc::default(), prefix)
     }
 
-    /// The clean pass of a step.
-    pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>) -> Self {
-        let open = prefix.is_none();
-        Self::new(
-            Mode::Survey { embeddings: None, open, reached: HashSet::new() },
-            trained,
-            prefix.unwrap_or_else(Prefix::empty),
-        )
+    /// The clean pass of a step, which keeps what the stages return: the last one before anything is trained, and, where queries
+    /// are to start `late`, all from there on.
+    pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>, late: bool) -> Self {
+        let prefix = prefix.unwrap_or_else(Prefix::empty);
+        let stages = Stages::behind(prefix.clone());
+        Self::new(Mode::Survey { embeddings: None, reached: HashSet::new(), stages, late }, trained, prefix)
     }
 
     /// The clean pass of some data that keeps what their gradients are products of.
@@ -197,10 +274,10 @@ impl<B: Backend> Probe<B> {
 
     /// What the survey found.
     pub(crate) fn surveyed(self) -> Surveyed<B> {
-        let (prefix, sites) = (self.prefix, self.site);
+        let sites = self.site;
         match self.mode {
-            Mode::Survey { embeddings, reached, .. } => Surveyed { prefix, embeddings, reached, sites },
-            _ => Surveyed { prefix, embeddings: None, reached: HashSet::new(), sites },
+            Mode::Survey { embeddings, reached, stages, .. } => Surveyed { stages, embeddings, reached, sites },
+            _ => Surveyed { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
         }
     }
 
@@ -212,11 +289,19 @@ impl<B: Backend> Probe<B> {
         }
     }
 
+    /// Of the loss of each row of a query, the change that the control variate predicts.
+    pub(crate) fn explained(self) -> Vec<f64> {
+        match self.mode {
+            Mode::Query(query) => query.explained,
+            _ => Vec::new(),
+        }
+    }
+
     /// Runs a named part of the forward pass, or, where nothing in it or before it is trained, hands back what it gave in the
     /// clean pass of the step.
     ///
     /// A stage is the unit of reuse: with a scope of the last blocks, the stages before them run once per datum instead of
-    /// once per query. Stages follow one another in the same order in every pass, and are not nested; nothing but a stage may
+    /// once per query; and a query whose noise falls on one site alone starts behind the last stage before it. Stages follow one another in the same order in every pass, and are not nested; nothing but a stage may
     /// happen between two stages that can be skipped.
     ///
     /// # Panics
@@ -224,20 +309,16 @@ impl<B: Backend> Probe<B> {
     pub fn stage<S: Rows, T: Rows>(&mut self, input: S, run: impl FnOnce(S, &mut Self) -> T) -> T {
         let index = self.stage;
         self.stage += 1;
-        let open = matches!(self.mode, Mode::Survey { open: true, .. });
-        if !open && let Some(state) = &self.prefix.state {
-            let kept = self.prefix.skipped.len();
-            if index + 1 < kept {
-                return *unbox::<T>(self.prefix.skipped[index].clone_box());
-            }
-            if index + 1 == kept {
-                return *unbox::<T>(state.clone_box());
-            }
+        if let (Some(state), Some(skipped)) = (&self.prefix.state, self.prefix.skipped.get(index)) {
+            self.site = skipped.sites;
+            let last = index + 1 == self.prefix.skipped.len();
+            return *unbox::<T>(if last { state } else { &skipped.row }.clone_box());
         }
         let output = run(input, self);
-        if open && self.site == 0 {
-            self.prefix.skipped.push(Box::new(output.rows(&[0])));
-            self.prefix.state = Some(Box::new(output.clone()));
+        if let Mode::Survey { stages, late, .. } = &mut self.mode
+            && (*late || self.site == 0)
+        {
+            stages.push(&output, self.site);
         }
         output
     }
@@ -427,6 +508,9 @@ impl<B: Backend> Probe<B> {
             }
             Mode::Query(query) => {
                 let rows = query.rows.clone();
+                if !query.noise.falls_on(index, &rows.keys) {
+                    return y;
+                }
                 let mut shape = y.dims();
                 let given = shape[0];
                 shape[0] = rows.keys.len();
@@ -438,7 +522,11 @@ impl<B: Backend> Probe<B> {
                     y // a bare parameter: one row for all, added by broadcasting
                 };
                 let device = y.device();
-                y + query.noise.perturbation(index, &rows.keys, shape, &device)
+                let noise = query.noise.perturbation(index, &rows.keys, shape[1..].iter().product());
+                if let Some(prediction) = &query.prediction {
+                    prediction.explain(index, &rows.keys, &noise, &mut query.explained);
+                }
+                y + Tensor::from_data(TensorData::new(noise, shape), &device)
             }
         }
     }

@@ -112,7 +112,7 @@ struct Args {
     head_lr_factor: f64,
     /// Decoupled weight decay, in units of the learning rate.
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
-    weight_decay: f32,
+    weight_decay: f64,
     /// Seed of order, noise, allocation and head.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -332,13 +332,13 @@ fn train(args: Args) -> Result<()> {
 
     let steps_per_epoch = images.div_ceil(args.batch_size);
     let loader = Training { data: Arc::new(train_data), batcher, args: &args, epoch: resume.unwrap_or(0), device };
-    let group = LrGroup::new::<AB, _>(&model.head, args.head_lr_factor);
+    let group = LrGroup { path: vec!["model", "head"], factor: args.head_lr_factor };
     let plan = |monitor| Plan {
         artifacts: &artifacts,
         device,
         lr: args.lr,
         group: group.clone(),
-        weight_decay: args.weight_decay,
+        weight_decay: args.weight_decay as f32,
         steps: args.epochs * steps_per_epoch,
         last_epoch: args.stop_after.unwrap_or(args.epochs),
         resume,

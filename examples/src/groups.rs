@@ -1,34 +1,21 @@
 //! Two learning rates in one optimizer: Burn's optimizers have one.
 
-use std::collections::HashSet;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
+use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
 /// Parameters that learn at a multiple of the learning rate, such as a new head on a pretrained model.
+///
+/// They are known by the path of their module, since ids change where a checkpoint is loaded.
 #[derive(Clone, Debug)]
 pub struct LrGroup {
-    params: Arc<HashSet<ParamId>>,
-    factor: f64,
-}
-
-impl LrGroup {
-    /// The parameters of `module`, at `factor` times the learning rate of the others.
-    pub fn new<B: Backend, M: Module<B>>(module: &M, factor: f64) -> Self {
-        struct Collect(HashSet<ParamId>);
-        impl<B: Backend> ModuleVisitor<B> for Collect {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                self.0.insert(param.id);
-            }
-        }
-        let mut collect = Collect(HashSet::new());
-        module.visit(&mut collect);
-        Self { params: Arc::new(collect.0), factor }
-    }
+    /// Field names from the learner down, such as `["model", "head"]`.
+    pub path: Vec<&'static str>,
+    /// Their share of the learning rate.
+    pub factor: f64,
 }
 
 /// An optimizer that updates an [`LrGroup`] at its own rate; its record is that of the optimizer inside.
@@ -48,22 +35,36 @@ impl<O> Grouped<O> {
         grads: &mut GradientsParams,
     ) -> GradientsParams {
         struct Split<'a, B> {
-            params: &'a HashSet<ParamId>,
+            group: &'a [&'static str],
+            path: Vec<String>,
             from: &'a mut GradientsParams,
             to: GradientsParams,
             backend: PhantomData<B>,
         }
         impl<B: AutodiffBackend> ModuleVisitor<B> for Split<'_, B> {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.push(name.into());
+            }
+
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                if self.params.contains(&param.id)
-                    && let Some(grad) = self.from.remove::<B::InnerBackend, D>(param.id)
-                {
+                let inside =
+                    self.path.len() >= self.group.len() && self.group.iter().zip(&self.path).all(|(a, b)| a == b);
+                if inside && let Some(grad) = self.from.remove::<B::InnerBackend, D>(param.id) {
                     self.to.register::<B::InnerBackend, D>(param.id, grad);
                 }
             }
         }
-        let mut split =
-            Split::<B> { params: &self.group.params, from: grads, to: GradientsParams::new(), backend: PhantomData };
+        let mut split = Split::<B> {
+            group: &self.group.path,
+            path: vec![],
+            from: grads,
+            to: GradientsParams::new(),
+            backend: PhantomData,
+        };
         module.visit(&mut split);
         split.to
     }
@@ -97,7 +98,6 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend, O: Optimizer<M, B>> Optimizer<M, 
 mod tests {
     use super::*;
     use crate::backend::{AB, B as Inner};
-    use burn::module::AutodiffModule;
     use burn::nn::{Linear, LinearConfig};
     use burn::optim::SgdConfig;
 
@@ -112,8 +112,10 @@ mod tests {
         let device = Default::default();
         let layer = || LinearConfig::new(1, 1).init(&device);
         let net = Net::<AB> { body: layer(), head: layer() };
-        let mut optimizer =
-            Grouped { inner: SgdConfig::new().init::<AB, Net<AB>>(), group: LrGroup::new::<AB, _>(&net.head, 4.0) };
+        let mut optimizer = Grouped {
+            inner: SgdConfig::new().init::<AB, Net<AB>>(),
+            group: LrGroup { path: vec!["head"], factor: 4.0 },
+        };
         let loss = net.body.weight.val().sum() + net.head.weight.val().sum();
         let grads = GradientsParams::from_grads(loss.backward(), &net);
         let before = net.valid();

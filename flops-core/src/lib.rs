@@ -29,6 +29,8 @@
 //! | FLOPS | `Activation` | `Gaussian` | `Antithetic` | [`GaussianAllocator`](allocator::GaussianAllocator) |
 //! | [the defaults](Estimator::new) | `Activation` | `Rademacher` | `OneSided` | yours to choose |
 //!
+//! Activation noise goes with a [learned control variate](mod@feedback) unless
+//! [`with_control_variate`](ForwardConfig::with_control_variate) says otherwise; the paper has none.
 //! The clean pass comes on top of the queries in every recipe: it is the baseline of one-sided queries, and what allocators look at.
 //!
 //! ```

@@ -44,6 +44,7 @@ impl<B: Backend> Attention<B> {
     /// - q: `[rows, tokens, d]`, k and v: `[context_rows, heads, context_tokens, d / heads]`
     /// - returns: `[rows, tokens, d]`
     fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 4>, v: Tensor<B, 4>, probe: &Probe<B>) -> Tensor<B, 3> {
+        let [k, v] = probe.align([k, v]);
         let context = k.dims()[0];
         probe.share_context(q, context, |q| {
             let [rows, tokens, d] = q.dims();

@@ -229,7 +229,7 @@ enum Mode<B: Backend> {
 /// and the same plus σ·ε, a noise of its own for every row, in a query. Only layers with a trained parameter are perturbed.
 ///
 /// In a query, tensors have either one row per datum, as long as nothing before them was perturbed, or one row per query.
-/// Sites accept both. Where two tensors meet, use [`add`](Self::add) or [`cat`](Self::cat) of the probe, which repeat the rows of a
+/// Sites accept both. Where two tensors meet, use [`add`](Self::add), [`cat`](Self::cat) or [`align`](Self::align) of the probe, which repeat the rows of a
 /// datum for its queries where needed; a model without residual connections never notices.
 pub struct Probe<B: Backend> {
     mode: Mode<B>,
@@ -405,6 +405,12 @@ impl<B: Backend> Probe<B> {
         self.repeat_data(a, rows) + self.repeat_data(b, rows)
     }
 
+    /// All tensors with the rows of the one that has most, rows repeated as in [`add`](Self::add).
+    pub fn align<const D: usize, const N: usize>(&self, tensors: [Tensor<B, D>; N]) -> [Tensor<B, D>; N] {
+        let rows = tensors.iter().map(|t| t.dims()[0]).max().unwrap_or(0);
+        tensors.map(|t| self.repeat_data(t, rows))
+    }
+
     /// Concatenation along `dim`, rows repeated as in [`add`](Self::add); a tensor of one row is repeated for all.
     pub fn cat<const D: usize>(&self, parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
         let rows = parts.iter().map(|p| p.dims()[0]).max().unwrap_or(0);
@@ -425,8 +431,9 @@ impl<B: Backend> Probe<B> {
 
     /// Runs `attend` on the queries of attention laid out to match keys and values of `context_rows` rows.
     ///
-    /// Where keys and values have one row per datum while `q` has one per forward query, the forward queries of a datum become
-    /// further tokens of its row: they share its keys and values instead of copying them.
+    /// Where `q` has one row per datum while keys and values have one per forward query, its rows are repeated. Where it is the
+    /// other way round, the forward queries of a datum become further tokens of its row: they share its keys and values instead of
+    /// copying them.
     ///
     /// # Shapes
     /// - q: `[rows, tokens, d]`
@@ -438,6 +445,7 @@ impl<B: Backend> Probe<B> {
         context_rows: usize,
         attend: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 3> {
+        let q = self.repeat_data(q, context_rows);
         let [rows, tokens, d] = q.dims();
         let query = match &self.mode {
             Mode::Query(query) if context_rows != rows && context_rows == query.rows.groups.len() => query,

@@ -1,14 +1,17 @@
 //! The baseline: the same models trained by backpropagation.
 
+use std::sync::Arc;
+
 use burn::module::{AutodiffModule, ModuleDisplay};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
 use crate::batch::Batch;
+use crate::estimator::trained_parameters;
 use crate::metric::StepOutput;
-use crate::objective::ForwardModel;
-use crate::probe::Probe;
+use crate::objective::{ForwardModel, infer};
+use crate::probe::{PrefixCache, Probe};
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss: same model, same batches, same metrics, the other gradient.
 ///
@@ -18,21 +21,40 @@ pub struct BackpropLearner<B: Backend, M: Module<B>> {
     /// The model.
     pub model: M,
     #[module(skip)]
+    threads: usize,
+    #[module(skip)]
+    prefixes: Arc<PrefixCache>,
+    #[module(skip)]
     backend: std::marker::PhantomData<B>,
 }
+
+/// Rows of a pass of the evaluation.
+const ROWS: usize = 32;
 
 impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
     /// A learner for `model`; parameters frozen with `no_grad` stay as they are.
     pub fn new(model: M) -> Self {
-        Self { model, backend: std::marker::PhantomData }
+        Self { model, threads: 1, prefixes: Arc::default(), backend: std::marker::PhantomData }
+    }
+
+    /// Keeps the frozen prefix of this many data from epoch to epoch. Only for data that are not augmented: a datum is known by its
+    /// id alone.
+    pub fn with_prefix_cache(mut self, data: usize) -> Self {
+        self.prefixes = Arc::new(PrefixCache::new(data));
+        self
+    }
+
+    /// Sets the threads, at least 1, that evaluate a batch outside training; the result does not depend on it.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
     }
 }
 
-/// Losses and output of a plain forward pass.
-pub(crate) fn evaluate<B: Backend, M: ForwardModel<B>>(model: &M, batch: Batch<M::Input, M::Target>) -> StepOutput<B> {
-    let output = model.forward(batch.input, &mut Probe::clean());
-    let classification = model.classification(&output, &batch.target);
-    StepOutput { losses: model.losses(output, batch.target), classification, stats: None }
+/// What a plain pass with this output reports.
+pub(crate) fn report<B: Backend, M: ForwardModel<B>>(model: &M, output: M::Output, target: M::Target) -> StepOutput<B> {
+    let classification = model.classification(&output, &target);
+    StepOutput { losses: model.losses(output, target), classification, stats: None }
 }
 
 impl<B, M> TrainStep for BackpropLearner<B, M>
@@ -45,7 +67,15 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
-        let item = evaluate(&self.model, batch);
+        let trained = trained_parameters(&self.model);
+        let mut probe = Probe::survey(trained.clone(), self.prefixes.get(&batch.ids), false);
+        let output = self.model.forward(batch.input, &mut probe);
+        let surveyed = probe.surveyed();
+        // a trained parameter that is not called through the probe may act in any stage
+        if surveyed.reached.len() == trained.len() {
+            self.prefixes.keep(&batch.ids, &surveyed.stages.frozen());
+        }
+        let item = report(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
     }
 }
@@ -59,6 +89,7 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
-        evaluate(&self.model, batch)
+        let output = infer(&self.model, &batch.input, batch.ids.len(), ROWS, self.threads);
+        report(&self.model, output, batch.target)
     }
 }

@@ -84,5 +84,5 @@ pub use learner::{ForwardConfig, ForwardLearner, Monitor, StepReport};
 pub use loader::{EpochLoader, Plain};
 pub use metric::StepOutput;
 pub use noise::{NoiseLaw, Placement, Sampling};
-pub use objective::{ForwardModel, cross_entropy, zero_one};
+pub use objective::{ForwardModel, cross_entropy, infer, zero_one};
 pub use probe::Probe;

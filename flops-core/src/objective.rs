@@ -3,6 +3,7 @@
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::estimator::in_order;
 use crate::probe::Probe;
 
 /// A model that can be trained from forward passes alone.
@@ -83,6 +84,30 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         let probabilities = burn::tensor::activation::softmax(logits.cast(burn::tensor::DType::F32), 1);
         Some(probabilities - labels.one_hot::<2>(classes).float().cast(burn::tensor::DType::F32))
     }
+}
+
+/// Plain inference on the `rows` rows of `input`, at most `max_rows` of them at a time, by `threads` callers.
+///
+/// On a CPU several callers are faster than one whose matrix products are parallel. The result does not depend on `threads`.
+///
+/// # Panics
+/// Where `rows` or `max_rows` is 0.
+pub fn infer<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    input: &M::Input,
+    rows: usize,
+    max_rows: usize,
+    threads: usize,
+) -> M::Output {
+    assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
+    let mut outputs = Vec::with_capacity(rows.div_ceil(max_rows));
+    let work = |(model, input): &(M, M::Input), job: usize| {
+        let index: Vec<usize> = (job * max_rows..rows.min((job + 1) * max_rows)).collect();
+        Ok(model.forward(input.rows(&index), &mut Probe::clean()))
+    };
+    in_order(rows.div_ceil(max_rows), threads, (model.clone(), input.clone()), work, |_, output| outputs.push(output))
+        .expect("a plain pass gives no error");
+    M::Output::cat(outputs)
 }
 
 /// Cross-entropy of each datum, in f32 whatever the precision of the logits.

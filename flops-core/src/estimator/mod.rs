@@ -28,6 +28,7 @@ use crate::feedback::{Observation, Prediction};
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
 use crate::probe::{Gradients, Prefix, Probe, Stages};
+pub(crate) use parallel::in_order;
 
 /// Where the noise falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +261,11 @@ impl Estimator {
         Ok(())
     }
 
+    /// Rows of a pass over the data themselves: a fraction of `max_rows`, so that a batch is several chunks, for several callers.
+    pub(crate) fn clean_rows(&self) -> usize {
+        (self.max_rows / 8).max(8).min(self.max_rows)
+    }
+
     /// Whether a direction falls on one site alone.
     fn single(&self) -> bool {
         self.space == Space::Activation && self.placement == Placement::Single
@@ -293,19 +299,24 @@ impl Estimator {
         }
         let start = Instant::now();
         let late = self.single();
+        let width = self.clean_rows();
+        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix);
+        let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
+            let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
+            let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
+            let output = model.forward(input.rows(&index), &mut probe);
+            let losses = read(model.losses(output.clone(), target.rows(&index)), index.len())?;
+            Ok((losses, output, probe.surveyed()))
+        };
         let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
         let (mut reached, mut sites) = (HashSet::new(), 0);
-        for from in (0..n).step_by(self.max_rows) {
-            let index: Vec<usize> = (from..n.min(from + self.max_rows)).collect();
-            let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
-            let output = model.forward(batch.input.rows(&index), &mut probe);
-            losses.extend(read(model.losses(output.clone(), batch.target.rows(&index)), index.len())?);
-            let surveyed = probe.surveyed();
+        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed)| {
+            losses.extend(loss);
             (reached, sites) = (surveyed.reached, surveyed.sites);
             outputs.push(output);
             stages.push(surveyed.stages);
             embeddings.extend(surveyed.embeddings);
-        }
+        })?;
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed() };
         Ok(CleanPass {

@@ -5,7 +5,7 @@
 //! step learned: λ, running variances, the ledger.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings};
-use crate::backprop::evaluate;
+use crate::backprop::report;
 use crate::batch::Batch;
 use crate::budget::{Ledger, Phase, QueryBudget};
 use crate::error::Error;
@@ -27,9 +27,9 @@ use crate::estimator::{Estimator, Space, trained_parameters};
 use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
 use crate::metric::{StepOutput, StepStats};
 use crate::noise::{NoiseLaw, Placement, Sampling, derive};
-use crate::objective::ForwardModel;
+use crate::objective::{ForwardModel, infer};
 use crate::persist::Persist;
-use crate::probe::Prefix;
+use crate::probe::PrefixCache;
 use crate::variance::{SiteTracker, VarianceTracker};
 
 /// Separates the allocator's random numbers from the noise of the same seed.
@@ -188,7 +188,6 @@ struct Watched {
     reports: Vec<StepReport>,
     ledger: Ledger,
     lr: f64,
-    prefixes: HashMap<u64, Prefix>,
 }
 
 /// A handle on a learner that training has taken away: what went wrong, what was spent.
@@ -285,6 +284,8 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     monitor: Monitor,
     #[module(skip)]
     pending: Arc<Mutex<Vec<Pending>>>,
+    #[module(skip)]
+    prefixes: Arc<PrefixCache>,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -304,6 +305,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             model,
             allocator,
             state: Persist::new(LearnerState::default()),
+            prefixes: Arc::new(PrefixCache::new(config.prefix_cache)),
             config: Arc::new(config),
             monitor: Monitor::default(),
             pending: Arc::default(),
@@ -353,8 +355,8 @@ where
     ) -> Result<Stepped<P>, Error> {
         let ForwardConfig { estimator, budget, .. } = &*self.config;
         let state = &self.state.value;
-        let mut clean = estimator.clean_from(model, &batch, trained, self.cached(&batch.ids))?;
-        self.cache(&batch.ids, &clean.stages.frozen());
+        let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids))?;
+        self.prefixes.keep(&batch.ids, &clean.stages.frozen());
         let classification = model.classification(&clean.output, &batch.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
@@ -427,29 +429,6 @@ where
         item.stats = Some(StepStats::of(&report));
         let grads = if pending.failed { GradientsParams::new() } else { estimate.into_params(model) };
         Ok(Stepped { grads, item, pending, report: Some(report) })
-    }
-
-    /// The prefixes of these data, where an earlier epoch kept them all.
-    fn cached(&self, ids: &[u64]) -> Option<Prefix> {
-        if self.config.prefix_cache == 0 {
-            return None;
-        }
-        let watched = self.monitor.watched();
-        let parts: Option<Vec<Prefix>> = ids.iter().map(|id| watched.prefixes.get(id).cloned()).collect();
-        parts.filter(|p| !p.is_empty()).map(Prefix::cat)
-    }
-
-    fn cache(&self, ids: &[u64], prefix: &Prefix) {
-        if self.config.prefix_cache == 0 || prefix.is_empty() {
-            return;
-        }
-        let mut watched = self.monitor.watched();
-        for (i, &id) in ids.iter().enumerate() {
-            if watched.prefixes.len() >= self.config.prefix_cache {
-                return;
-            }
-            watched.prefixes.entry(id).or_insert_with(|| prefix.rows(&[i]));
-        }
     }
 
     /// Takes in what the steps since the last update left.
@@ -558,7 +537,10 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
-        evaluate(&self.model, batch)
+        let Estimator { threads, .. } = self.config.estimator;
+        let rows = batch.ids.len();
+        let output = infer(&self.model, &batch.input, rows, self.config.estimator.clean_rows(), threads);
+        report(&self.model, output, batch.target)
     }
 }
 

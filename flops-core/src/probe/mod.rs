@@ -7,8 +7,8 @@
 mod site;
 
 use std::any::Any;
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
@@ -105,6 +105,58 @@ fn cat_states(states: Vec<Option<Box<dyn State>>>) -> Option<Box<dyn State>> {
     let states: Vec<_> = states.into_iter().collect::<Option<_>>()?;
     let first = states.first()?.clone_box();
     Some(first.cat_box(states))
+}
+
+/// The frozen prefix of each datum, kept over the epochs in memory. Data are known by their ids alone.
+#[derive(Default)]
+pub(crate) struct PrefixCache {
+    /// Data it holds at most.
+    capacity: usize,
+    kept: Mutex<HashMap<u64, Prefix>>,
+}
+
+impl std::fmt::Debug for PrefixCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PrefixCache({})", self.capacity)
+    }
+}
+
+impl PrefixCache {
+    /// An empty cache for at most `capacity` data.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, kept: Mutex::default() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u64, Prefix>> {
+        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The prefixes of these data, where they are all there.
+    pub fn get(&self, ids: &[u64]) -> Option<Prefix> {
+        let kept = self.kept();
+        let parts: Option<Vec<Prefix>> = ids.iter().map(|id| kept.get(id).cloned()).collect();
+        parts.filter(|p| !p.is_empty()).map(Prefix::cat)
+    }
+
+    /// Takes in the prefix of a batch, row by row, as long as there is room.
+    pub fn keep(&self, ids: &[u64], prefix: &Prefix) {
+        if self.capacity == 0 || prefix.is_empty() {
+            return;
+        }
+        let mut kept = self.kept();
+        for (i, &id) in ids.iter().enumerate() {
+            if kept.len() >= self.capacity {
+                return;
+            }
+            kept.entry(id).or_insert_with(|| prefix.rows(&[i]));
+        }
+    }
+
+    /// Data it holds.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.kept().len()
+    }
 }
 
 /// The stages of a clean pass, and what they returned where a later pass may begin behind them.

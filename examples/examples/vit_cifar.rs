@@ -22,7 +22,7 @@ use clap::{Parser, ValueEnum};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
     BackpropLearner, ControlVariate, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement,
-    Plain, Probe, QueryBudget, Sampling, Space,
+    Plain, QueryBudget, Sampling, Space, infer,
 };
 use flops_examples::artifacts::{Artifacts, Settings};
 use flops_examples::backend::{self, AB, B, Device};
@@ -32,12 +32,13 @@ use flops_examples::history::{History, Row, Split};
 use flops_examples::renderer::thousands;
 use flops_examples::{BURN_VERSION, cli, curves};
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem};
+use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
 use flops_vit::{Scope, ViT};
 use serde_json::{Value, json};
 
-/// Images of a batch when the test set is evaluated.
+/// Images of a batch when the test set is evaluated, and of each pass over a part of it.
 const TEST_BATCH: usize = 250;
+const TEST_ROWS: usize = 50;
 /// Memory that kept prefixes of frozen blocks may take.
 const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// Settings that do not change what is computed: a resumed run may have others.
@@ -98,8 +99,14 @@ struct Args {
     /// Queries that every image gets.
     #[arg(long, default_value_t = 1)]
     min_queries: usize,
-    /// Passes over the training set.
-    #[arg(long, default_value_t = 40)]
+    /// Copies of each training image beside it, moved at random [default: 4 for digits, which are few, otherwise none].
+    #[arg(long)]
+    copies: Option<usize>,
+    /// The most pixels a copy is moved by, in each direction.
+    #[arg(long, default_value_t = 1)]
+    shift: usize,
+    /// Passes over the training images and their copies.
+    #[arg(long, default_value_t = 24)]
     epochs: usize,
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
@@ -162,6 +169,8 @@ impl Args {
         ensure!(self.epochs > 0, "--epochs 0: train for at least 1 epoch");
         ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 image");
         ensure!(self.limit != Some(0), "--limit 0: use at least 1 image");
+        ensure!(self.copies() <= 1000, "--copies {}: use at most 1000", self.copies());
+        ensure!(self.shift <= 1000, "--shift {}: use at most 1000 pixels", self.shift);
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
         let factor = self.head_lr_factor;
         ensure!(factor.is_finite() && factor > 0.0, "--head-lr-factor {factor}: use a number above 0");
@@ -196,6 +205,11 @@ impl Args {
         Ok(config)
     }
 
+    /// Copies of each training image.
+    fn copies(&self) -> usize {
+        self.copies.unwrap_or(if self.dataset == DatasetSpec::Digits { 4 } else { 0 })
+    }
+
     /// Every setting of the run, by its flag's name.
     fn settings(&self, config: &ForwardConfig) -> Result<Settings> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
@@ -207,6 +221,8 @@ impl Args {
             "limit": self.limit,
             "weights": path(&self.weights),
             "reset_head": self.reset_head,
+            "copies": self.copies(),
+            "shift": self.shift,
             "scope": self.scope.to_string(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
@@ -261,11 +277,11 @@ fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
 }
 
 /// Mean loss and accuracy on the test images.
-fn evaluate(model: &ViT<B>, loader: &dyn DataLoader<B, ImageBatch<B>>) -> (f64, f64) {
+fn evaluate(model: &ViT<B>, loader: &dyn DataLoader<B, ImageBatch<B>>, threads: usize) -> (f64, f64) {
     let (mut loss, mut right, mut all) = (0.0, 0i64, 0usize);
     for batch in loader.iter() {
         let n = batch.ids.len();
-        let logits = model.forward(batch.input, &mut Probe::clean());
+        let logits = infer(model, &batch.input, n, TEST_ROWS, threads);
         let named = logits.clone().argmax(1).reshape([n]);
         right += named.equal(batch.target.clone()).int().sum().into_scalar().elem::<i64>();
         loss += model.losses(logits, batch.target).sum().into_scalar().elem::<f64>();
@@ -288,6 +304,8 @@ fn train(args: Args) -> Result<()> {
         println!("without {}: training goes on with fewer images", split.missing.join(", "));
     }
     let (train_data, test_data) = (limited(split.train, args.limit), limited(split.test, args.limit));
+    let moves = Augment { flip: false, shift: args.shift, padding: Padding::Edge, seed: args.seed };
+    let train_data = train_data.with_copies(args.copies(), &moves);
     let images = train_data.items.len();
     config = config.with_prefix_cache(prefix_cache(&args, images, &card));
     let settings = args.settings(&config)?;
@@ -310,7 +328,7 @@ fn train(args: Args) -> Result<()> {
         let (epoch, history) = fit::resumable(&artifacts)?;
         (Some(epoch), history)
     } else {
-        let (loss, accuracy) = evaluate(&model.valid(), &*test);
+        let (loss, accuracy) = evaluate(&model.valid(), &*test, config.estimator.threads);
         let mut history = History::default();
         history.push(Row::new(Split::Test, 0, loss, accuracy));
         artifacts.start(&settings)?;
@@ -354,12 +372,15 @@ fn train(args: Args) -> Result<()> {
             (fitted.learner.model, fitted.history, fitted.stopped)
         }
         Method::Backprop => {
-            let fitted = fit(BackpropLearner::new(model), loader.differentiable()?, test.clone(), history, plan(None))?;
+            let learner = BackpropLearner::new(model)
+                .with_prefix_cache(config.prefix_cache)
+                .with_threads(config.estimator.threads);
+            let fitted = fit(learner, loader.differentiable()?, test.clone(), history, plan(None))?;
             (fitted.learner.model, fitted.history, fitted.stopped)
         }
     };
 
-    let (loss, accuracy) = evaluate(&model, &*test);
+    let (loss, accuracy) = evaluate(&model, &*test, config.estimator.threads);
     let epochs = history.of(Split::Test).next_back().map_or(0, |row| row.epoch);
     let budget = match args.method {
         Method::Forward => budget(&history, images, &args),

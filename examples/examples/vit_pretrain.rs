@@ -1,7 +1,7 @@
 //! Pretrains `vit_micro_patch4_32` on CIFAR-10 by backpropagation: how the shipped checkpoint was made.
 //!
 //! ```text
-//! cargo run --release --example vit_pretrain -- --data-dir shared/cifar10 --epochs 12 --out vit_micro_patch4_32.safetensors
+//! cargo run --release --example vit_pretrain -- --data-dir path/to/cifar-10-batches-bin --epochs 12 --out vit_micro_patch4_32.safetensors
 //! ```
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
@@ -19,7 +19,7 @@ use clap::Parser;
 use flops_core::{EpochLoader, ForwardModel, Probe, Rows};
 use flops_examples::backend::{AB, B, Device};
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset};
+use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, Padding};
 use flops_vit::{Normalization, ViT, ViTConfig};
 
 /// Pretrain a ViT by backpropagation.
@@ -112,7 +112,7 @@ fn main() -> Result<()> {
     let train: EpochLoader<AB, _, ImageBatch<AB>> =
         EpochLoader::new(Arc::new(split.train) as Arc<ImageDataset>, batcher, args.batch_size, device)?
             .shuffled(args.seed)
-            .with_augmentation(Augment { flip: true, shift: 4, seed: args.seed });
+            .with_augmentation(Augment { flip: true, shift: 4, padding: Padding::Black, seed: args.seed });
 
     <AB as burn::tensor::backend::Backend>::seed(&device, args.seed);
     let mut model: ViT<AB> = config.init(&device)?;

@@ -8,9 +8,21 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const NAME: &str = "vit_cifar";
-/// 70 training images: the last batch of an epoch is smaller than the others.
-const TINY: [&str; 10] =
-    ["--weights", "tiny.safetensors", "--limit", "70", "--batch-size", "32", "--queries", "4", "--epochs", "2"];
+/// 70 training images and a copy of each: the last batch of an epoch is smaller than the others.
+const TINY: [&str; 12] = [
+    "--weights",
+    "tiny.safetensors",
+    "--limit",
+    "70",
+    "--batch-size",
+    "32",
+    "--queries",
+    "4",
+    "--epochs",
+    "2",
+    "--copies",
+    "1",
+];
 
 fn config() -> ViTConfig {
     let config =
@@ -64,8 +76,8 @@ fn a_run_writes_everything_and_spends_its_budget() {
     {
         assert_eq!(summary[key], value, "{key}");
     }
-    assert_eq!(summary["steps"], 6);
-    assert_eq!(summary["query_budget"], 2 * 70 * 4);
+    assert_eq!(summary["steps"], 10);
+    assert_eq!(summary["query_budget"], 2 * 140 * 4);
     assert_eq!(summary["queries_used"], summary["query_budget"]);
     for key in
         ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "ceiling", "sigma", "lr"]
@@ -77,7 +89,7 @@ fn a_run_writes_everything_and_spends_its_budget() {
     }
     let metrics = fs::read_to_string(run.join("metrics.csv")).unwrap();
     assert!(metrics.starts_with("split,epoch,step,queries,seconds,loss,accuracy,step_queries,"));
-    assert_eq!(metrics.lines().filter(|line| line.starts_with("train,")).count(), 6);
+    assert_eq!(metrics.lines().filter(|line| line.starts_with("train,")).count(), 10);
     assert_eq!(metrics.lines().filter(|line| line.starts_with("test,")).count(), 3);
     assert!(fs::read_to_string(run.join("curves.svg")).unwrap().starts_with("<svg"));
     let (_, card) = checkpoint::load::<Flex>(&run.join("model.safetensors"), &Default::default()).unwrap();
@@ -104,7 +116,7 @@ fn every_method_scope_space_and_allocator_runs() {
     assert!(weights["variance_vs_uniform"].is_null() && weights["ceiling"].is_null());
     let backprop = check(&["--method", "backprop"]);
     assert_eq!((&backprop["queries_used"], &backprop["allocator"]), (&Value::from(0), &Value::Null));
-    assert_eq!(backprop["steps"], 6);
+    assert_eq!(backprop["steps"], 10);
 }
 
 #[test]
@@ -179,6 +191,8 @@ fn bad_settings_are_named() {
         (["--lr", "0"], "--lr 0"),
         (["--lr", "-1"], "--lr -1"),
         (["--limit", "0"], "--limit 0"),
+        (["--copies", "1001"], "--copies 1001"),
+        (["--shift", "1001"], "--shift 1001"),
         (["--max-rows", "1"], "max_rows = 1"),
         (["--threads", "0"], "threads"),
         (["--stop-after", "3"], "--stop-after 3"),

@@ -54,6 +54,15 @@ impl<B: Backend> Batcher<B, ImageItem, ImageBatch<B>> for ImageBatcher {
     }
 }
 
+/// What comes into an image that is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Black, as is usual for CIFAR (a crop of the padded image).
+    Black,
+    /// The nearest pixel of the image, for images whose background is not black.
+    Edge,
+}
+
 /// Random mirroring and shifts, a function of (seed, epoch, id): for [`EpochLoader::with_augmentation`].
 ///
 /// [`EpochLoader::with_augmentation`]: flops_core::EpochLoader::with_augmentation
@@ -61,8 +70,10 @@ impl<B: Backend> Batcher<B, ImageItem, ImageBatch<B>> for ImageBatcher {
 pub struct Augment {
     /// Mirror left and right, every second time.
     pub flip: bool,
-    /// Move the image by up to this many pixels in each direction; what comes in is black (a crop of the padded image).
+    /// Move the image by up to this many pixels in each direction.
     pub shift: usize,
+    /// What comes in.
+    pub padding: Padding,
     /// The seed of the choices.
     pub seed: u64,
 }
@@ -72,19 +83,26 @@ impl Augmentation<ImageItem> for Augment {
         let mut rng = keyed_rng([self.seed, epoch, item.id, AUGMENT]);
         let flip = rng.random::<bool>() && self.flip;
         let (down, right) = (rng.random_range(0..=2 * self.shift), rng.random_range(0..=2 * self.shift));
-        moved(item, flip, down as isize - self.shift as isize, right as isize - self.shift as isize)
+        let [down, right] = [down, right].map(|by| by as isize - self.shift as isize);
+        moved(item, flip, down, right, self.padding)
     }
 }
 
 /// The image mirrored and then moved.
-fn moved(item: ImageItem, flip: bool, down: isize, right: isize) -> ImageItem {
+fn moved(item: ImageItem, flip: bool, down: isize, right: isize, padding: Padding) -> ImageItem {
     let (height, width) = (item.height, item.width);
+    // where a row or column of the result comes from
+    let source = |to: usize, by: isize, size: usize| {
+        let from = to as isize - by;
+        let inside = from.clamp(0, size as isize - 1);
+        (padding == Padding::Edge || from == inside).then_some(inside as usize)
+    };
     let mut pixels = vec![0; item.pixels.len()];
     for (from, to) in item.pixels.chunks_exact(height * width).zip(pixels.chunks_exact_mut(height * width)) {
         for y in 0..height {
-            let Some(source_y) = y.checked_add_signed(-down).filter(|&y| y < height) else { continue };
+            let Some(source_y) = source(y, down, height) else { continue };
             for x in 0..width {
-                let Some(source_x) = x.checked_add_signed(-right).filter(|&x| x < width) else { continue };
+                let Some(source_x) = source(x, right, width) else { continue };
                 let source_x = if flip { width - 1 - source_x } else { source_x };
                 to[y * width + x] = from[source_y * width + source_x];
             }
@@ -126,16 +144,19 @@ mod tests {
 
     #[test]
     fn images_are_mirrored_then_moved() {
-        assert_eq!(moved(item(0), true, 0, 0).pixels, [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11]);
-        assert_eq!(moved(item(0), false, 1, 0).pixels[..4], [0, 0, 1, 2]);
-        assert_eq!(moved(item(0), false, 0, -1).pixels[..4], [2, 0, 4, 0]);
-        assert_eq!(moved(item(0), true, -1, 1).pixels[..4], [0, 4, 0, 0]);
-        assert_eq!(moved(item(0), false, 5, 0).pixels, [0; 12]);
+        assert_eq!(moved(item(0), true, 0, 0, Padding::Black).pixels, [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11]);
+        assert_eq!(moved(item(0), false, 1, 0, Padding::Black).pixels[..4], [0, 0, 1, 2]);
+        assert_eq!(moved(item(0), false, 0, -1, Padding::Black).pixels[..4], [2, 0, 4, 0]);
+        assert_eq!(moved(item(0), true, -1, 1, Padding::Black).pixels[..4], [0, 4, 0, 0]);
+        assert_eq!(moved(item(0), false, 5, 0, Padding::Black).pixels, [0; 12]);
+        assert_eq!(moved(item(0), false, 1, 0, Padding::Edge).pixels[..4], [1, 2, 1, 2]);
+        assert_eq!(moved(item(0), true, 0, 1, Padding::Edge).pixels[..4], [2, 2, 4, 4]);
+        assert_eq!(moved(item(0), false, -9, 9, Padding::Edge).pixels[..4], [3; 4]);
     }
 
     #[test]
     fn augmentation_follows_seed_epoch_and_id() {
-        let augment = Augment { flip: true, shift: 1, seed: 0 };
+        let augment = Augment { flip: true, shift: 1, padding: Padding::Black, seed: 0 };
         let show = |augment: &Augment, id, epochs: std::ops::Range<u64>| -> Vec<_> {
             epochs.map(|epoch| augment.augment(item(id), epoch).pixels).collect()
         };
@@ -143,7 +164,7 @@ mod tests {
         assert_ne!(show(&augment, 1, 0..9), show(&augment, 1, 9..18));
         assert_ne!(show(&augment, 1, 0..9), show(&augment, 2, 0..9));
         assert_ne!(show(&augment, 1, 0..9), show(&Augment { seed: 1, ..augment }, 1, 0..9));
-        let none = Augment { flip: false, shift: 0, seed: 0 };
+        let none = Augment { flip: false, shift: 0, padding: Padding::Black, seed: 0 };
         assert_eq!(none.augment(item(1), 4), item(1));
     }
 }

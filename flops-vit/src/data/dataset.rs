@@ -1,7 +1,7 @@
 //! Labelled images in memory.
 
 use burn::data::dataloader::Dataset;
-use flops_core::loader::keyed_rng;
+use flops_core::loader::{Augmentation, keyed_rng};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma};
 use rand::seq::SliceRandom;
@@ -49,6 +49,27 @@ pub struct ImageDataset {
     pub items: Vec<ImageItem>,
     /// The name of each label.
     pub classes: Vec<String>,
+}
+
+/// What the ids of one round of copies and the next are apart: copy 2 of image 7 is 2000000000007.
+const COPY: u64 = 1_000_000_000_000;
+
+impl ImageDataset {
+    /// The images and, behind them, `copies` augmented ones of each: what epochs 1 to `copies` of `augmentation` would show.
+    ///
+    /// Copies stay the same from epoch to epoch, so what a frozen prefix makes of them can be kept, as it cannot be of images that
+    /// change in every epoch. Each has an id of its own.
+    pub fn with_copies(mut self, copies: usize, augmentation: &impl Augmentation<ImageItem>) -> Self {
+        let originals = self.items.clone();
+        self.items.reserve_exact(copies * originals.len());
+        for copy in 1..=copies as u64 {
+            self.items.extend(originals.iter().map(|item| {
+                let id = item.id + copy * COPY;
+                ImageItem { id, ..augmentation.augment(item.clone(), copy) }
+            }));
+        }
+        self
+    }
 }
 
 impl Dataset<ImageItem> for ImageDataset {
@@ -106,6 +127,21 @@ mod tests {
     fn items(labels: impl Iterator<Item = usize>) -> Vec<ImageItem> {
         let image = |(id, label)| ImageItem { id: id as u64, pixels: vec![0; 3], height: 1, width: 1, label };
         labels.enumerate().map(image).collect()
+    }
+
+    #[test]
+    fn copies_are_augmented_and_have_ids_of_their_own() {
+        struct Brighter;
+        impl Augmentation<ImageItem> for Brighter {
+            fn augment(&self, item: ImageItem, epoch: u64) -> ImageItem {
+                ImageItem { pixels: item.pixels.iter().map(|p| p + 10 * epoch as u8).collect(), ..item }
+            }
+        }
+        let data = ImageDataset { items: items([1, 0].into_iter()), classes: vec!["a".into(), "b".into()] };
+        let seen: Vec<_> = data.with_copies(2, &Brighter).items.iter().map(|i| (i.id, i.pixels[0], i.label)).collect();
+        let expected =
+            [(0, 0, 1), (1, 0, 0), (COPY, 10, 1), (COPY + 1, 10, 0), (2 * COPY, 20, 1), (2 * COPY + 1, 20, 0)];
+        assert_eq!(seen, expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! use burn::data::dataloader::DataLoader;
 //! use flops_core::EpochLoader;
 //! use flops_vit::Normalization;
-//! use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher};
+//! use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, Padding};
 //! use std::sync::Arc;
 //!
 //! let spec: DatasetSpec = "digits".parse()?;
@@ -14,7 +14,7 @@
 //! let loader: EpochLoader<Flex, _, ImageBatch<Flex>> =
 //!     EpochLoader::new(Arc::new(split.train), batcher, 64, Default::default())?
 //!         .shuffled(0)
-//!         .with_augmentation(Augment { flip: false, shift: 2, seed: 0 });
+//!         .with_augmentation(Augment { flip: false, shift: 2, padding: Padding::Edge, seed: 0 });
 //! let batch = loader.iter().next().expect("the data set is not empty");
 //! assert_eq!(batch.input.dims(), [64, 3, 32, 32]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -31,7 +31,7 @@ mod error;
 pub mod folder;
 mod spec;
 
-pub use batcher::{Augment, ImageBatch, ImageBatcher};
+pub use batcher::{Augment, ImageBatch, ImageBatcher, Padding};
 pub use dataset::{DataSplit, ImageDataset, ImageItem};
 pub use error::DataError;
 pub use spec::DatasetSpec;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
 use flops_benches::{
-    AB, B, BATCH, Backprop, MAX_ROWS, QUERIES, THREADS, adam, forward, images, inference, model, step,
+    AB, B, BATCH, Backprop, MAX_ROWS, MEMORY_ROWS, QUERIES, THREADS, adam, forward, images, inference, model, step,
 };
 use flops_core::{BackpropLearner, Space};
 use flops_vit::Scope;
@@ -61,13 +61,13 @@ fn paired(criterion: &mut Criterion, name: String, mut subject: impl FnMut(), mu
 fn forward_ratio(criterion: &mut Criterion, scope: Scope, space: Space) -> f64 {
     let (batch, plain) = (images::<B>(BATCH), model(scope).valid());
     let mut optimizer = adam();
-    let mut learner = Some(forward(scope, space));
+    let mut learner = Some(forward(scope, space, MAX_ROWS));
     paired(
         criterion,
         format!("forward/{space:?}/{scope}").to_lowercase(),
         || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())),
         || {
-            black_box(inference(&plain, &batch, BATCH * QUERIES));
+            black_box(inference(&plain, &batch, BATCH * QUERIES, MAX_ROWS));
         },
     )
 }
@@ -81,7 +81,7 @@ fn backprop_ratio(criterion: &mut Criterion, scope: Scope) -> f64 {
         format!("backprop/{scope}"),
         || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())),
         || {
-            black_box(inference(&plain, &plain_batch, MAX_ROWS));
+            black_box(inference(&plain, &plain_batch, MAX_ROWS, MAX_ROWS));
         },
     )
 }
@@ -91,23 +91,24 @@ fn measured(task: &str) {
     match task.split_once('/') {
         Some(("forward", rest)) => {
             let (space, scope) = rest.split_once('/').expect("space/scope");
-            let mut learner = forward(scope.parse().expect("a scope"), space.parse().expect("a space"));
+            let (scope, space) = (scope.parse().expect("a scope"), space.parse().expect("a space"));
+            let mut learner = forward(scope, space, MEMORY_ROWS);
             let mut optimizer = adam();
             for _ in 0..2 {
-                learner = step(learner, &mut optimizer, images::<B>(MAX_ROWS));
+                learner = step(learner, &mut optimizer, images::<B>(MEMORY_ROWS));
             }
         }
         Some(("backprop", scope)) => {
             let mut learner: Backprop = BackpropLearner::new(model(scope.parse().expect("a scope")));
             let mut optimizer = adam();
             for _ in 0..2 {
-                learner = step(learner, &mut optimizer, images::<AB>(MAX_ROWS));
+                learner = step(learner, &mut optimizer, images::<AB>(MEMORY_ROWS));
             }
         }
         _ => {
-            let (plain, batch) = (model(Scope::Full).valid(), images::<B>(MAX_ROWS));
+            let (plain, batch) = (model(Scope::Full).valid(), images::<B>(MEMORY_ROWS));
             // as many passes at a time as the step has callers
-            black_box(inference(&plain, &batch, MAX_ROWS * 2 * THREADS));
+            black_box(inference(&plain, &batch, MEMORY_ROWS * 2 * THREADS, MEMORY_ROWS));
         }
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -128,7 +129,7 @@ fn main() {
     }
     if std::env::args().any(|a| a == "--test") {
         // `cargo test --benches` asks whether it runs
-        black_box(inference(&model(Scope::Full).valid(), &images::<B>(2), 2));
+        black_box(inference(&model(Scope::Full).valid(), &images::<B>(2), 2, 2));
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
@@ -148,7 +149,9 @@ fn main() {
         println!("{:<12}{activation:>15.2}×{weights:>15.2}×{backprop:>15.2}×", scope.to_string());
     }
     let base = memory("inference");
-    println!("\npeak memory of the process over inference's {base:.0} MiB, batch {MAX_ROWS}");
+    println!(
+        "\npeak memory of the process over inference's {base:.0} MiB, batch {MEMORY_ROWS}, {MEMORY_ROWS} rows in a pass"
+    );
     println!("{:<12}{:>16}{:>16}{:>16}", "scope", "activation", "weights", "backprop");
     for scope in SCOPES {
         let [a, w, b] =

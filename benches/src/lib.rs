@@ -44,8 +44,10 @@ pub type Backprop = BackpropLearner<AB, ViT<AB>>;
 pub const BATCH: usize = 16;
 /// Queries of a datum.
 pub const QUERIES: usize = 20;
-/// Rows of a forward pass.
+/// Rows of a forward pass where time is measured.
 pub const MAX_ROWS: usize = 64;
+/// Rows of a forward pass, and data of a step, where memory is measured: the estimator's default.
+pub const MEMORY_ROWS: usize = 256;
 /// Callers of forward passes, for queries and for inference alike.
 pub const THREADS: usize = 2;
 
@@ -70,10 +72,10 @@ pub fn images<P: Backend>(rows: usize) -> ImageBatch<P> {
     }
 }
 
-/// A forward-only learner with [`QUERIES`] queries per datum.
-pub fn forward(scope: Scope, space: Space) -> Forward {
+/// A forward-only learner with [`QUERIES`] queries per datum, `max_rows` rows in a pass.
+pub fn forward(scope: Scope, space: Space, max_rows: usize) -> Forward {
     let budget = QueryBudget::new(QUERIES, 1).expect("a valid budget");
-    let config = ForwardConfig::new(budget).with_space(space).with_max_rows(MAX_ROWS).with_threads(THREADS);
+    let config = ForwardConfig::new(budget).with_space(space).with_max_rows(max_rows).with_threads(THREADS);
     let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
     ForwardLearner::new(model(scope), allocator, config).expect("a valid configuration")
 }
@@ -93,11 +95,11 @@ pub fn adam<L: burn::module::AutodiffModule<AB>>() -> burn::optim::adaptor::Opti
     AdamConfig::new().init()
 }
 
-/// Losses of `rows` rows by plain inference, [`MAX_ROWS`] at a time on [`THREADS`] threads; returns their sum.
-pub fn inference(model: &ViT<B>, batch: &ImageBatch<B>, rows: usize) -> f32 {
+/// Losses of `rows` rows by plain inference, `max_rows` at a time on [`THREADS`] threads; returns their sum.
+pub fn inference(model: &ViT<B>, batch: &ImageBatch<B>, rows: usize, max_rows: usize) -> f32 {
     let n = batch.ids.len();
     let chunks: Vec<Vec<usize>> =
-        (0..rows).collect::<Vec<_>>().chunks(MAX_ROWS).map(|c| c.iter().map(|i| i % n).collect()).collect();
+        (0..rows).collect::<Vec<_>>().chunks(max_rows).map(|c| c.iter().map(|i| i % n).collect()).collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)

@@ -38,11 +38,13 @@ use serde_json::{Value, json};
 
 /// Images of a batch when the test set is evaluated, and of each pass over a part of it.
 const TEST_BATCH: usize = 250;
-const TEST_ROWS: usize = 50;
+const TEST_ROWS: usize = 32;
 /// Memory that kept prefixes of frozen blocks may take.
 const PREFIX_CACHE_BYTES: usize = 1 << 30;
+/// Memory that the training images may take.
+const IMAGE_BYTES: usize = 8 << 30;
 /// Settings that do not change what is computed: a resumed run may have others.
-const FREE_SETTINGS: [&str; 4] = ["data_dir", "max_rows", "threads", "prefix_cache"];
+const FREE_SETTINGS: [&str; 3] = ["data_dir", "threads", "prefix_cache"];
 
 /// Fine-tune a vision transformer with forward passes only.
 #[derive(Parser, Debug)]
@@ -304,6 +306,13 @@ fn train(args: Args) -> Result<()> {
         println!("without {}: training goes on with fewer images", split.missing.join(", "));
     }
     let (train_data, test_data) = (limited(split.train, args.limit), limited(split.test, args.limit));
+    let pixels = train_data.items.first().map_or(0, |item| item.pixels.len());
+    ensure!(
+        train_data.items.len().saturating_mul((args.copies() + 1) * pixels) <= IMAGE_BYTES,
+        "--copies {}: the images would take more than {} GiB; use fewer",
+        args.copies(),
+        IMAGE_BYTES >> 30
+    );
     let moves = Augment { flip: false, shift: args.shift, padding: Padding::Edge, seed: args.seed };
     let train_data = train_data.with_copies(args.copies(), &moves);
     let images = train_data.items.len();

@@ -7,6 +7,7 @@
 #![allow(clippy::clone_on_copy)]
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +18,8 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer}
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::{EpochLoader, ForwardModel, Probe, Rows};
-use flops_examples::backend::{AB, B, Device};
+use flops_examples::backend::{self, AB, B};
+use flops_examples::cli;
 use flops_vit::checkpoint::{self, Card};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, Padding};
 use flops_vit::{Normalization, ViT, ViTConfig};
@@ -94,13 +96,12 @@ fn accuracy(model: &ViT<B>, loader: &dyn DataLoader<B, ImageBatch<B>>) -> f64 {
     right as f64 / all as f64
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn train(args: Args) -> Result<()> {
     ensure!(
         args.epochs > 0 && args.batch_size > 0 && args.threads > 0,
         "epochs, batch size and threads must be at least 1"
     );
-    let device = Device::default();
+    let device = backend::device()?;
     let config = ViTConfig::vit_micro_patch4_32();
     let split = DatasetSpec::Cifar10.load(args.data_dir.as_deref(), false, config.img_size)?;
     let classes = split.train.classes.clone();
@@ -152,4 +153,8 @@ fn main() -> Result<()> {
         checkpoint::save(&model.valid(), &card, &args.out, true).context("the checkpoint was not saved")?;
     }
     Ok(())
+}
+
+fn main() -> ExitCode {
+    cli::run(train)
 }

@@ -15,7 +15,7 @@ use crate::probe::{PrefixCache, Probe};
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss: same model, same batches, same metrics, the other gradient.
 ///
-/// It is what forward-only learning is measured against, and how the shipped checkpoints were pretrained.
+/// It is what forward-only learning is measured against.
 #[derive(Module, Debug)]
 pub struct BackpropLearner<B: Backend, M: Module<B>> {
     /// The model.
@@ -37,8 +37,8 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
         Self { model, threads: 1, prefixes: Arc::default(), backend: std::marker::PhantomData }
     }
 
-    /// Keeps the frozen prefix of this many data from epoch to epoch. Only for data that are not augmented: a datum is known by its
-    /// id alone.
+    /// Keeps the frozen prefix of this many data from epoch to epoch. Only for data that are not augmented, since a datum is
+    /// known by its id alone, and for frozen parameters that nobody changes.
     pub fn with_prefix_cache(mut self, data: usize) -> Self {
         self.prefixes = Arc::new(PrefixCache::new(data));
         self
@@ -68,12 +68,12 @@ where
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
         let trained = trained_parameters(&self.model);
-        let mut probe = Probe::survey(trained.clone(), self.prefixes.get(&batch.ids), false);
+        let mut probe = Probe::survey(trained.clone(), self.prefixes.get(&batch.ids, &trained), false);
         let output = self.model.forward(batch.input, &mut probe);
         let surveyed = probe.surveyed();
         // a trained parameter that is not called through the probe may act in any stage
         if surveyed.reached.len() == trained.len() {
-            self.prefixes.keep(&batch.ids, &surveyed.stages.frozen());
+            self.prefixes.keep(&batch.ids, &trained, &surveyed.stages.frozen());
         }
         let item = report(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)

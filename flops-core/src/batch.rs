@@ -27,8 +27,9 @@ where
         if index.len() == n && index.iter().enumerate().all(|(i, &j)| i == j) {
             return self.clone();
         }
+        // one row is copied: a view of it would keep all of them in memory
         let contiguous = index.windows(2).all(|w| w[1] == w[0] + 1);
-        if contiguous && !index.is_empty() {
+        if contiguous && index.len() > 1 {
             return self.clone().narrow(0, index[0], index.len());
         }
         let data: Vec<i32> = index.iter().map(|&i| i as i32).collect();

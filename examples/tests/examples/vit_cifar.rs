@@ -134,11 +134,12 @@ fn the_same_seed_gives_the_same_model() {
 #[test]
 fn a_resumed_run_ends_as_the_uninterrupted_one() {
     let dir = folder();
-    for method in ["forward", "backprop"] {
-        let (whole, halves) = (format!("{method}_whole"), format!("{method}_halves"));
-        succeed(dir.path(), &["--method", method, "--artifact-dir", &whole]);
-        succeed(dir.path(), &["--method", method, "--artifact-dir", &halves, "--stop-after", "1"]);
-        let out = succeed(dir.path(), &["--method", method, "--artifact-dir", &halves, "--resume"]);
+    for (method, scope) in [("forward", "cls_tail"), ("forward", "head"), ("backprop", "cls_tail")] {
+        let (whole, halves) = (format!("{method}_{scope}_whole"), format!("{method}_{scope}_halves"));
+        let run = |more: &[&str]| succeed(dir.path(), &[&["--method", method, "--scope", scope], more].concat());
+        run(&["--artifact-dir", &whole]);
+        run(&["--artifact-dir", &halves, "--stop-after", "1"]);
+        let out = run(&["--artifact-dir", &halves, "--resume"]);
         assert!(out.contains("going on after epoch 1 of 2") && !out.contains("epoch 1/2"), "{out}");
         let (whole, halves) = (dir.path().join(whole), dir.path().join(halves));
         assert!(model(&whole) == model(&halves), "{method}: the resumed run ended with another model");
@@ -156,6 +157,7 @@ fn what_cannot_be_resumed_is_refused() {
     succeed(dir.path(), &[]);
     assert!(fail(dir.path(), &["--resume", "--lr", "0.5"]).contains("lr is 0.5"));
     assert!(fail(dir.path(), &["--resume", "--allocator", "uniform"]).contains("allocator"));
+    assert!(fail(dir.path(), &["--resume", "--max-rows", "100"]).contains("max_rows"));
     let checkpoint = dir.path().join("artifacts/vit_cifar/checkpoint");
     let finished = model(&dir.path().join("artifacts/vit_cifar"));
     fs::write(checkpoint.join("model-2.mpk"), "cut short").unwrap();

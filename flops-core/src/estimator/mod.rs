@@ -139,6 +139,13 @@ pub struct CleanPass<B: Backend, O> {
     reached: HashSet<ParamId>,
 }
 
+impl<B: Backend, O> CleanPass<B, O> {
+    /// Whether every trained parameter was called through the probe. One that was not may act in any stage: none can be skipped.
+    pub(crate) fn reaches_all(&self, trained: &HashSet<ParamId>) -> bool {
+        self.reached.len() == trained.len()
+    }
+}
+
 /// Rows and time of a pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PassCost {
@@ -299,7 +306,8 @@ impl Estimator {
         }
         let start = Instant::now();
         let late = self.single();
-        let width = self.clean_rows();
+        // of equal size, since a matrix product of one row may round differently
+        let width = n.div_ceil(n.div_ceil(self.clean_rows()));
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix);
         let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
             let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
@@ -361,9 +369,8 @@ impl Estimator {
         if self.space == Space::Activation && missed > 0 {
             return Err(Error::NotSites { missed, trained: trained.len() });
         }
-        // a trained parameter that is no site may act in any stage: none can be skipped then
         let no_stages = Stages::default();
-        let stages = if missed == 0 { &clean.stages } else { &no_stages };
+        let stages = if clean.reaches_all(trained) { &clean.stages } else { &no_stages };
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());

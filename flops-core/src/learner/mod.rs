@@ -44,8 +44,8 @@ pub struct ForwardConfig {
     pub budget: QueryBudget,
     /// What is subtracted from the coefficients of the queries, besides the clean loss.
     pub control_variate: ControlVariate,
-    /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented: a datum is known by
-    /// its id alone.
+    /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented, since a datum is known
+    /// by its id alone, and for frozen parameters that nobody changes.
     pub prefix_cache: usize,
     /// Steps in a row without any finite loss after which training stops, at least 1.
     pub max_failed_steps: usize,
@@ -355,8 +355,10 @@ where
     ) -> Result<Stepped<P>, Error> {
         let ForwardConfig { estimator, budget, .. } = &*self.config;
         let state = &self.state.value;
-        let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids))?;
-        self.prefixes.keep(&batch.ids, &clean.stages.frozen());
+        let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids, trained))?;
+        if clean.reaches_all(trained) {
+            self.prefixes.keep(&batch.ids, trained, &clean.stages.frozen());
+        }
         let classification = model.classification(&clean.output, &batch.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();

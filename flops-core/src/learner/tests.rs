@@ -150,6 +150,44 @@ fn the_prefix_cache_changes_nothing() {
     assert_eq!((none, kept), (0, 5));
 }
 
+/// A layer in a stage that the probe does not see.
+#[derive(Module, Debug)]
+struct Unseen<B: Backend> {
+    fc: burn::nn::Linear<B>,
+}
+
+impl<B: Backend> ForwardModel<B> for Unseen<B> {
+    type Input = Tensor<B, 2>;
+    type Target = ();
+    type Output = Tensor<B, 2>;
+    fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        probe.stage(x, |x, _| self.fc.forward(x))
+    }
+    fn losses(&self, y: Tensor<B, 2>, (): ()) -> Tensor<B, 1> {
+        y.powi_scalar(2).sum_dim(1).squeeze_dim(1)
+    }
+}
+
+/// What is trained unseen may act in any stage: none is kept, and the clean loss of a batch follows the weights.
+#[test]
+fn a_stage_with_unseen_parameters_is_not_kept() {
+    let device = Default::default();
+    let model = Unseen::<AB> { fc: burn::nn::LinearConfig::new(3, 2).init(&device) };
+    let config = config().with_space(Space::Weights).with_prefix_cache(10);
+    let mut learner = ForwardLearner::new(model, Uniform, config).unwrap();
+    let batch = Batch { ids: vec![0, 1], input: Tensor::<B, 2>::ones([2, 3], &device), target: () };
+    let mut optimizer = SgdConfig::new().init();
+    let losses: Vec<f64> = (0..5)
+        .map(|_| {
+            let output = TrainStep::step(&learner, batch.clone());
+            learner = learner.clone().optimize::<AB, _>(&mut optimizer, 0.01, output.grads);
+            output.item.losses.mean().into_scalar().into()
+        })
+        .collect();
+    assert_eq!(learner.prefixes.len(), 0);
+    assert!(losses.windows(2).all(|l| l[1] != l[0]), "{losses:?}");
+}
+
 /// The same of backpropagation, which starts behind the prefix, too.
 #[test]
 fn the_prefix_cache_does_not_change_backpropagation() {

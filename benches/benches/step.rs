@@ -61,7 +61,7 @@ fn paired(criterion: &mut Criterion, name: String, mut subject: impl FnMut(), mu
 fn forward_ratio(criterion: &mut Criterion, scope: Scope, space: Space) -> f64 {
     let (batch, plain) = (images::<B>(BATCH), model(scope).valid());
     let mut optimizer = adam();
-    let mut learner = Some(forward(scope, space, MAX_ROWS));
+    let mut learner = Some(forward(scope, space, QUERIES, MAX_ROWS));
     paired(
         criterion,
         format!("forward/{space:?}/{scope}").to_lowercase(),
@@ -92,10 +92,16 @@ fn measured(task: &str) {
         Some(("forward", rest)) => {
             let (space, scope) = rest.split_once('/').expect("space/scope");
             let (scope, space) = (scope.parse().expect("a scope"), space.parse().expect("a space"));
-            let mut learner = forward(scope, space, MEMORY_ROWS);
+            // batches whose queries fill the passes of every caller
+            let (data, queries) = match space {
+                Space::Activation => (MEMORY_ROWS / 4, QUERIES),
+                // a pass has a row per datum; memory does not depend on the queries
+                Space::Weights => (MEMORY_ROWS, 2 * THREADS),
+            };
+            let mut learner = forward(scope, space, queries, MEMORY_ROWS);
             let mut optimizer = adam();
             for _ in 0..2 {
-                learner = step(learner, &mut optimizer, images::<B>(MEMORY_ROWS));
+                learner = step(learner, &mut optimizer, images::<B>(data));
             }
         }
         Some(("backprop", scope)) => {
@@ -117,8 +123,17 @@ fn measured(task: &str) {
 }
 
 /// Peak memory of a process that does `task`, in MiB; NaN where the system does not tell.
-fn memory(task: &str) -> f64 {
-    let output = std::env::current_exe().and_then(|exe| Command::new(exe).env(TASK, task).output());
+///
+/// `returning`: what is freed goes back to the system at once (glibc), so that the peak is of what was in use together; otherwise glibc
+/// keeps freed blocks in an arena for each thread.
+fn memory(task: &str, returning: bool) -> f64 {
+    let output = std::env::current_exe().and_then(|exe| {
+        let mut command = Command::new(exe);
+        if returning {
+            command.env("MALLOC_MMAP_THRESHOLD_", "262144");
+        }
+        command.env(TASK, task).output()
+    });
     let peak = output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).and_then(|s| s.trim().parse::<f64>().ok());
     peak.unwrap_or(f64::NAN) / 1024.0
 }
@@ -148,14 +163,14 @@ fn main() {
     for (scope, activation, weights, backprop) in rows {
         println!("{:<12}{activation:>15.2}×{weights:>15.2}×{backprop:>15.2}×", scope.to_string());
     }
-    let base = memory("inference");
-    println!(
-        "\npeak memory of the process over inference's {base:.0} MiB, batch {MEMORY_ROWS}, {MEMORY_ROWS} rows in a pass"
-    );
-    println!("{:<12}{:>16}{:>16}{:>16}", "scope", "activation", "weights", "backprop");
-    for scope in SCOPES {
-        let [a, w, b] =
-            ["forward/activation", "forward/weights", "backprop"].map(|t| memory(&format!("{t}/{scope}")) / base);
-        println!("{:<12}{a:>15.2}×{w:>15.2}×{b:>15.2}×", scope.to_string());
+    for (returning, what) in [(true, "in use together"), (false, "with what glibc keeps of freed blocks")] {
+        let base = memory("inference", returning);
+        println!("\npeak memory of the process over inference's {base:.0} MiB, {MEMORY_ROWS} rows in a pass, {what}");
+        println!("{:<12}{:>16}{:>16}{:>16}", "scope", "activation", "weights", "backprop");
+        for scope in SCOPES {
+            let [a, w, b] = ["forward/activation", "forward/weights", "backprop"]
+                .map(|t| memory(&format!("{t}/{scope}"), returning) / base);
+            println!("{:<12}{a:>15.2}×{w:>15.2}×{b:>15.2}×", scope.to_string());
+        }
     }
 }

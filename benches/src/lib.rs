@@ -46,7 +46,7 @@ pub const BATCH: usize = 16;
 pub const QUERIES: usize = 20;
 /// Rows of a forward pass where time is measured.
 pub const MAX_ROWS: usize = 64;
-/// Rows of a forward pass, and data of a step, where memory is measured: the estimator's default.
+/// Rows of a forward pass where memory is measured: the estimator's default.
 pub const MEMORY_ROWS: usize = 256;
 /// Callers of forward passes, for queries and for inference alike.
 pub const THREADS: usize = 2;
@@ -72,9 +72,9 @@ pub fn images<P: Backend>(rows: usize) -> ImageBatch<P> {
     }
 }
 
-/// A forward-only learner with [`QUERIES`] queries per datum, `max_rows` rows in a pass.
-pub fn forward(scope: Scope, space: Space, max_rows: usize) -> Forward {
-    let budget = QueryBudget::new(QUERIES, 1).expect("a valid budget");
+/// A forward-only learner with `queries` queries per datum, `max_rows` rows in a pass.
+pub fn forward(scope: Scope, space: Space, queries: usize, max_rows: usize) -> Forward {
+    let budget = QueryBudget::new(queries, 1).expect("a valid budget");
     let config = ForwardConfig::new(budget).with_space(space).with_max_rows(max_rows).with_threads(THREADS);
     let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
     ForwardLearner::new(model(scope), allocator, config).expect("a valid configuration")
@@ -90,7 +90,7 @@ where
     learner.optimize::<AB, _>(optimizer, 1e-4, output.grads)
 }
 
-/// Adam, as the examples use it.
+/// Adam, two moments for each trained parameter.
 pub fn adam<L: burn::module::AutodiffModule<AB>>() -> burn::optim::adaptor::OptimizerAdaptor<burn::optim::Adam, L, AB> {
     AdamConfig::new().init()
 }

@@ -330,7 +330,7 @@ fn train(args: Args) -> Result<()> {
 
     let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
     let test: EpochLoader<B, ImageItem, ImageBatch<B>> =
-        EpochLoader::new(Arc::new(test_data), batcher.clone(), TEST_BATCH, device)?;
+        EpochLoader::new(Arc::new(test_data), batcher.clone(), TEST_BATCH, device.clone())?;
     let test: Arc<dyn DataLoader<B, ImageBatch<B>>> = Arc::new(test);
 
     let (resume, history) = if args.resume {
@@ -358,11 +358,17 @@ fn train(args: Args) -> Result<()> {
     }
 
     let steps_per_epoch = images.div_ceil(args.batch_size);
-    let loader = Training { data: Arc::new(train_data), batcher, args: &args, epoch: resume.unwrap_or(0), device };
+    let loader = Training {
+        data: Arc::new(train_data),
+        batcher,
+        args: &args,
+        epoch: resume.unwrap_or(0),
+        device: device.clone(),
+    };
     let group = LrGroup { path: vec!["model", "head"], factor: args.head_lr_factor };
     let plan = |monitor| Plan {
         artifacts: &artifacts,
-        device,
+        device: device.clone(),
         lr: args.lr,
         group: group.clone(),
         weight_decay: args.weight_decay as f32,
@@ -476,14 +482,19 @@ struct Training<'a> {
 impl Training<'_> {
     /// Batches without a graph.
     fn plain(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
-        let loader =
-            EpochLoader::new(self.data.clone(), Plain(self.batcher.clone()), self.args.batch_size, self.device)?;
+        let loader = EpochLoader::new(
+            self.data.clone(),
+            Plain(self.batcher.clone()),
+            self.args.batch_size,
+            self.device.clone(),
+        )?;
         Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
     }
 
     /// Batches for backpropagation, in the same order.
     fn differentiable(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<AB>>>> {
-        let loader = EpochLoader::new(self.data.clone(), self.batcher.clone(), self.args.batch_size, self.device)?;
+        let loader =
+            EpochLoader::new(self.data.clone(), self.batcher.clone(), self.args.batch_size, self.device.clone())?;
         Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
     }
 }

@@ -108,10 +108,10 @@ fn train(args: Args) -> Result<()> {
     let normalization = Normalization::CIFAR10;
     let batcher = ImageBatcher::new(config.img_size, normalization)?;
     let test: EpochLoader<B, _, ImageBatch<B>> =
-        EpochLoader::new(Arc::new(split.test) as Arc<ImageDataset>, batcher.clone(), 250, device)?;
+        EpochLoader::new(Arc::new(split.test) as Arc<ImageDataset>, batcher.clone(), 250, device.clone())?;
     let images = split.train.items.len();
     let train: EpochLoader<AB, _, ImageBatch<AB>> =
-        EpochLoader::new(Arc::new(split.train) as Arc<ImageDataset>, batcher, args.batch_size, device)?
+        EpochLoader::new(Arc::new(split.train) as Arc<ImageDataset>, batcher, args.batch_size, device.clone())?
             .shuffled(args.seed)
             .with_augmentation(Augment { flip: true, shift: 4, padding: Padding::Black, seed: args.seed });
 

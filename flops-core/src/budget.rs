@@ -57,6 +57,24 @@ impl QueryBudget {
         self.min_per_datum
     }
 
+    /// As many queries as A₀ whole passes are worth when a query takes the part `cost` of one, 0 < `cost` ≤ 1, rounded down.
+    pub(crate) fn at_cost(&self, cost: f64) -> Self {
+        let queries = (self.queries_per_datum as f64 / cost.clamp(1e-3, 1.0) + 1e-9) as usize;
+        Self { queries_per_datum: queries.min(Self::MAX_PER_DATUM), ..*self }
+    }
+
+    /// What is left for the allocation when `pilots` queries of each datum have been spent on estimating its variance; they count towards A_min.
+    ///
+    /// # Errors
+    /// If nothing would be left.
+    pub fn after_pilots(&self, pilots: usize) -> Result<Self, Error> {
+        if pilots == 0 || pilots >= self.queries_per_datum {
+            let remedy = format!("use 1 to {}, fewer than queries_per_datum", self.queries_per_datum.saturating_sub(1));
+            return Err(Error::Budget { name: "pilot queries", value: pilots, remedy });
+        }
+        Self::new(self.queries_per_datum - pilots, self.min_per_datum.saturating_sub(pilots).max(1))
+    }
+
     /// B·A₀, what a batch of `batch_size` data spends.
     pub fn total(&self, batch_size: usize) -> usize {
         batch_size * self.queries_per_datum
@@ -151,6 +169,12 @@ impl Allocation {
         let (total, floor) = (budget.total(weights.len()), budget.min_per_datum);
         let counts = water_fill(&weights, total, floor);
         Ok(Self { counts: exchange(counts, &variances, total, floor) })
+    }
+
+    /// As many more queries for each datum.
+    pub(crate) fn with_more(mut self, queries: usize) -> Self {
+        self.counts.iter_mut().for_each(|count| *count += queries);
+        self
     }
 
     /// A_j, one entry per datum.

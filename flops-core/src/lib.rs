@@ -20,45 +20,41 @@
 //! Any estimator is a perturbation [space](Space) × a [noise law](NoiseLaw), [one-sided or antithetic](Sampling), × an
 //! [allocator](mod@allocator):
 //!
-//! | method | space | noise | sampling | allocator |
+//! | method, as [`Recipe`] | space | noise | sampling | allocator |
 //! |---|---|---|---|---|
-//! | MeZO, SPSA: 2 queries per datum | `Weights` | `Gaussian` (SPSA: `Rademacher`) | `Antithetic` | `Uniform` |
-//! | evolution strategies: many queries | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
-//! | FZOO-like, without its step normalised by the losses' spread | `Weights` | `Rademacher` | `OneSided` | `Uniform` |
-//! | likelihood ratio with equal shares | `Activation` | `Gaussian` | `Antithetic` | `Uniform` |
-//! | FLOPS | `Activation` | `Gaussian` | `Antithetic` | [`GaussianAllocator`](allocator::GaussianAllocator) |
-//! | [the defaults](Estimator::new) | `Activation` | `Rademacher` | `OneSided` | yours to choose |
+//! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`GaussianAllocator`](allocator::GaussianAllocator) |
+//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [`GaussianAllocator`](allocator::GaussianAllocator) |
+//! | [`Mezo`](Recipe::Mezo); SPSA with `Rademacher` | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
+//! | [`Fzoo`](Recipe::Fzoo) | `Weights` | `Rademacher` | `OneSided`, step over the losses' spread | `Uniform` |
+//! | [`Es`](Recipe::Es), evolution strategies | `Weights` | `Gaussian` | `OneSided` | `Uniform` |
+//! | [`Eggroll`](Recipe::Eggroll) | `LowRank(1)` | `Gaussian` | `Antithetic` | `Uniform` |
 //!
 //! Activation noise goes with a [learned control variate](mod@feedback) unless
-//! [`with_control_variate`](ForwardConfig::with_control_variate) says otherwise; the paper has none.
+//! [`with_control_variate`](ForwardConfig::with_control_variate) says otherwise; the published methods have none.
 //! The clean pass comes on top of the queries in every recipe: it is the baseline of one-sided queries, and what allocators look at.
 //!
 //! ```
-//! use flops_core::{ForwardConfig, NoiseLaw, QueryBudget, Sampling, Space};
+//! use flops_core::{NoiseLaw, QueryBudget, Recipe, Space};
 //!
-//! let mezo = ForwardConfig::new(QueryBudget::new(2, 2)?)
-//!     .with_space(Space::Weights)
-//!     .with_noise(NoiseLaw::Gaussian)
-//!     .with_sampling(Sampling::Antithetic)
-//!     .with_sigma(1e-3);
-//! let flops = ForwardConfig::new(QueryBudget::new(20, 1)?)
-//!     .with_noise(NoiseLaw::Gaussian)
-//!     .with_sampling(Sampling::Antithetic);
-//! assert_eq!((mezo.estimator.space, flops.estimator.space), (Space::Weights, Space::Activation));
+//! let mezo = Recipe::Mezo.config(QueryBudget::new(2, 2)?);
+//! let spsa = mezo.clone().with_noise(NoiseLaw::Rademacher);
+//! let flops = Recipe::Flops.config(QueryBudget::new(20, 1)?);
+//! assert_eq!((spsa.estimator.space, flops.estimator.space), (Space::Weights, Space::Activation));
 //! # Ok::<(), flops_core::Error>(())
 //! ```
 //!
 //! # Choosing
 //!
 //! The error of the estimate grows with the number of perturbed coordinates: train few layers, late ones first. `Activation` noise is
-//! independent for every query of every datum, which is what makes allocation pay; `Weights` noise needs no change to the model, and
-//! shares each direction among the data of the batch.
+//! independent for every query of every datum, which is what makes allocation pay; so is `LowRank` noise, on the weights. `Weights` noise needs no
+//! change to the model, and shares each direction among the data of the batch.
 #![deny(missing_docs)]
 
 pub mod allocator;
 pub mod backprop;
 pub mod batch;
 pub mod budget;
+pub mod diagnostics;
 pub mod error;
 pub mod estimator;
 pub mod feedback;
@@ -70,6 +66,7 @@ pub mod noise;
 pub mod objective;
 pub mod persist;
 pub mod probe;
+pub mod recipe;
 #[cfg(test)]
 mod testing;
 pub mod variance;
@@ -80,9 +77,11 @@ pub use budget::{Allocation, QueryBudget};
 pub use error::Error;
 pub use estimator::{Estimator, Space};
 pub use feedback::ControlVariate;
-pub use learner::{ForwardConfig, ForwardLearner, Monitor, StepReport};
+pub use learner::{ForwardConfig, ForwardLearner, Monitor, Normalisation, StepReport};
 pub use loader::{EpochLoader, Plain};
 pub use metric::StepOutput;
 pub use noise::{NoiseLaw, Placement, Sampling};
 pub use objective::{ForwardModel, cross_entropy, infer, zero_one};
 pub use probe::Probe;
+pub use recipe::Recipe;
+pub use variance::VarianceEstimate;

@@ -220,6 +220,21 @@ pub enum Placement {
     Joint,
     /// On one site, drawn anew for every direction with p_s ∝ √(E_s·G_s) from running estimates; the weight is 1/(B·A_j·p_s).
     Single,
+    /// The same over datum × stage with the cost of each stage: p_s ∝ √(E_s·G_s/cost_s), where cost_s is the part of a pass that a query on
+    /// site s takes, since it starts behind the stages before it. The directions of a datum are spread evenly over the sites, so that
+    /// each gets ⌊A_j·p_s⌋ or a few more once A_j is large, and a fair draw where it is small. The budget counts passes instead of
+    /// queries: Σ A_js·cost_s is B·A₀ full ones in the mean, and there are the more queries the cheaper they are.
+    Staged,
+}
+
+impl Placement {
+    /// Every placement.
+    pub const ALL: [Self; 3] = [Self::Joint, Self::Single, Self::Staged];
+
+    /// Whether a direction falls on one site alone.
+    pub(crate) fn on_one(self) -> bool {
+        self != Self::Joint
+    }
 }
 
 impl std::str::FromStr for Placement {
@@ -228,7 +243,8 @@ impl std::str::FromStr for Placement {
         match s {
             "joint" => Ok(Self::Joint),
             "single" => Ok(Self::Single),
-            _ => Err(Error::Unknown { what: "placement", name: s.into(), choices: "joint, single" }),
+            "staged" => Ok(Self::Staged),
+            _ => Err(Error::Unknown { what: "placement", name: s.into(), choices: "joint, single, staged" }),
         }
     }
 }
@@ -243,7 +259,12 @@ pub(crate) struct NoiseSource {
     pub step: u64,
     /// Probability of each site, where a direction falls on one alone.
     pub sites: Option<Arc<[f64]>>,
+    /// Whether the directions of a datum are spread evenly over the sites instead of drawn independently.
+    pub spread: bool,
 }
+
+/// 1/golden ratio: its multiples fill the unit interval most evenly, however many are taken.
+const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
 /// Stands for the choice of a site where the number of a site stands otherwise.
 const CHOICE: u64 = u64::MAX;
@@ -262,8 +283,12 @@ impl NoiseSource {
     /// The site that a direction falls on, where it falls on one alone.
     pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
         let probabilities = self.sites.as_ref()?;
-        let bits = derive(&[self.seed, self.step, CHOICE, position, direction]);
-        let mut left = (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
+        let uniform = |key: u64| {
+            let bits = derive(&[self.seed, self.step, CHOICE, position, key]);
+            (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        };
+        // each direction alone is uniform either way
+        let mut left = if self.spread { (uniform(0) + direction as f64 * GOLDEN).fract() } else { uniform(direction) };
         let last = probabilities.len().saturating_sub(1);
         Some(
             probabilities
@@ -334,30 +359,55 @@ impl NoiseSource {
     ) -> Vec<f32> {
         let mut out = vec![0f32; groups.len() * len];
         for (group, here) in groups.iter().zip(out.chunks_mut(len.max(1))) {
-            let mut r = group.start;
-            while r < group.end {
-                let (direction, sign) = self.sampling.direction(rows[r].query);
-                let position = rows[r].position;
-                let mut weight = f64::from(sign) * weights[r];
-                r += 1;
-                while r < group.end && rows[r].position == position {
-                    let (d, s) = self.sampling.direction(rows[r].query);
-                    if d != direction {
-                        break;
-                    }
-                    weight += f64::from(s) * weights[r];
-                    r += 1;
-                }
-                if weight != 0.0
-                    && let Some(scale) = self.reach(site, position, direction)
-                {
-                    weight *= scale;
-                    let mut rng = self.stream(site, position, direction);
-                    self.law.add_score(&mut rng, weight as f32, here);
-                }
+            for (position, direction, weight) in self.directions(site, group.clone(), rows, weights) {
+                let mut rng = self.stream(site, position, direction);
+                self.law.add_score(&mut rng, weight as f32, here);
             }
         }
         out
+    }
+
+    /// (position, direction, weight) of the rows that reach `site`: halves of a pair merged, their signs and 1/p in the weight, zeros left out.
+    pub fn directions(
+        &self,
+        site: usize,
+        group: std::ops::Range<usize>,
+        rows: &[RowKey],
+        weights: &[f64],
+    ) -> Vec<(u64, u64, f64)> {
+        let mut out = Vec::with_capacity(group.len());
+        let mut r = group.start;
+        while r < group.end {
+            let (direction, sign) = self.sampling.direction(rows[r].query);
+            let position = rows[r].position;
+            let mut weight = f64::from(sign) * weights[r];
+            r += 1;
+            while r < group.end && rows[r].position == position {
+                let (d, s) = self.sampling.direction(rows[r].query);
+                if d != direction {
+                    break;
+                }
+                weight += f64::from(s) * weights[r];
+                r += 1;
+            }
+            if weight != 0.0
+                && let Some(scale) = self.reach(site, position, direction)
+            {
+                out.push((position, direction, weight * scale));
+            }
+        }
+        out
+    }
+
+    /// ε itself of one direction at a site, `len` numbers: neither scaled nor signed.
+    pub fn draw(&self, site: usize, position: u64, direction: u64, out: &mut [f32]) {
+        self.law.fill(&mut self.stream(site, position, direction), 1.0, out);
+    }
+
+    /// The sign that a row's direction is taken with, and the direction, where it reaches `site`.
+    pub fn signed(&self, site: usize, row: &RowKey) -> Option<(u64, f32)> {
+        let (direction, sign) = self.sampling.direction(row.query);
+        self.reach(site, row.position, direction).map(|_| (direction, sign))
     }
 }
 
@@ -376,7 +426,7 @@ mod tests {
     use super::*;
 
     fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
-        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None }
+        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false }
     }
 
     fn rows(positions: u64, queries: usize) -> Vec<RowKey> {

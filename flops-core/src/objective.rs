@@ -71,6 +71,13 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         None
     }
 
+    /// Numbers from which an allocator with [`MeanModel::Features`](crate::allocator::MeanModel::Features) is to tell how hard a datum's
+    /// gradient is to estimate, `[rows, features]`; `None` where the loss is to tell alone.
+    fn allocation_features(&self, output: &Self::Output, target: &Self::Target) -> Option<Tensor<B, 2>> {
+        let _ = (output, target);
+        None
+    }
+
     /// What the gradients of a datum may be [predicted](crate::feedback) from: the error of its output, `[rows, signals]`.
     ///
     /// Any numbers known before the queries are right, better ones lower the variance more. Of a classifier they are

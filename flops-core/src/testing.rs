@@ -11,7 +11,9 @@ use burn::tensor::Distribution;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::allocator::{Allocator, DatumFeatures, proxy};
 use crate::batch::Batch;
+use crate::budget::QueryBudget;
 use crate::objective::{ForwardModel, cross_entropy};
 use crate::probe::Probe;
 
@@ -164,4 +166,28 @@ pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
 /// The model without a graph.
 pub fn plain(model: &Zoo<AB>) -> Zoo<B> {
     model.valid()
+}
+
+/// Losses of skew 2 as training leaves them.
+pub fn skewed_losses(n: usize, seed: u64) -> Vec<f64> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let data = TensorData::random::<f64, _, _>([n], Distribution::Normal(0.0, 1.0), &mut rng);
+    data.iter::<f64>().map(|z| 0.5 * z.exp()).collect()
+}
+
+/// The mean of J over 100 draws of an allocator that has learned for `steps` steps on one batch.
+pub fn train_allocator<A: Allocator<B>>(
+    mut allocator: A,
+    features: &DatumFeatures<'_>,
+    budget: &QueryBudget,
+    seed: u64,
+    steps: usize,
+) -> f64 {
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..steps {
+        let update = allocator.allocate(features, budget, &mut rng).unwrap().1;
+        allocator = allocator.apply(update);
+    }
+    let draw = |_| proxy(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
+    (0..100).map(draw).sum::<f64>() / 100.0
 }

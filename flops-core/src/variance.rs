@@ -1,8 +1,64 @@
-//! Running estimates of Tr Σ_j, from the queries that training makes anyway.
+//! Estimates of Tr Σ_j, known before the queries are drawn.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Where the allocator's estimates of Tr Σ_j come from.
+///
+/// | estimate | queries it costs | knows |
+/// |---|---|---|
+/// | [`Running`](Self::Running) | none | what data of this loss, and this datum, have shown in earlier steps |
+/// | [`Loss`](Self::Loss) | none | the loss |
+/// | [`Pilot`](Self::Pilot) | none beyond the budget: they join the estimate with a fixed weight | what this step's own pilots show |
+///
+/// The default is the one that measurement picked, see `docs/method.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VarianceEstimate {
+    /// [`VarianceTracker`]: from the queries of earlier steps.
+    #[default]
+    Running,
+    /// Tr Σ_j = ℓ_j²: the clean loss as a proxy.
+    Loss,
+    /// Pilot queries of the same step, this many for each datum, out of the budget: A₀ must be larger.
+    ///
+    /// With P pilots, the estimate is ĝ = (P/A₀)·ĝ_pilot + (1 − P/A₀)·ĝ_rest, a weight that is fixed before anything is drawn: ĝ is
+    /// unbiased, although the pilots decide the allocation of the rest. A weight that depends on the allocation would bias it.
+    Pilot(usize),
+}
+
+impl std::fmt::Display for VarianceEstimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Loss => f.write_str("loss"),
+            Self::Pilot(queries) => write!(f, "pilot:{queries}"),
+        }
+    }
+}
+
+impl std::str::FromStr for VarianceEstimate {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self, Error> {
+        match s {
+            "running" => Ok(Self::Running),
+            "loss" => Ok(Self::Loss),
+            _ => s.strip_prefix("pilot:").and_then(|n| n.parse().ok()).map(Self::Pilot).ok_or_else(|| Error::Unknown {
+                what: "estimate of the variance",
+                name: s.into(),
+                choices: "running, loss, pilot:N (N queries per datum)",
+            }),
+        }
+    }
+}
+
+/// Tr Σ_j = ℓ_j², the proxy; losses whose squares overflow are cut.
+pub fn loss_proxy(losses: &[f64]) -> Vec<f64> {
+    losses.iter().map(|l| (l * l).min(f64::MAX.sqrt())).collect()
+}
 
 /// Bins of the pooled curve, equal in log loss from `LOSS_MIN` to `LOSS_MAX`.
 const BINS: usize = 48;
@@ -146,11 +202,12 @@ pub struct SiteTracker {
 }
 
 impl SiteTracker {
-    /// Probabilities of `sites` sites: Neyman's, mixed with equal ones; equal ones for sites never seen.
-    pub fn probabilities(&self, sites: usize) -> Vec<f64> {
+    /// Probabilities of sites whose queries cost `costs`: p_s ∝ √(E_s·G_s/cost_s), mixed with equal ones; equal ones for sites never seen.
+    pub fn probabilities(&self, costs: &[f64]) -> Vec<f64> {
+        let sites = costs.len();
         let equal = 1.0 / sites.max(1) as f64;
         let known = self.sites.len() == sites && self.sites.iter().all(|s| s.1 > 0.0);
-        let roots: Vec<f64> = self.sites.iter().map(|(sum, n)| (sum / n).sqrt()).collect();
+        let roots: Vec<f64> = self.sites.iter().zip(costs).map(|((sum, n), cost)| (sum / (n * cost)).sqrt()).collect();
         let total: f64 = roots.iter().sum();
         if !known || total <= 0.0 || !total.is_finite() {
             return vec![equal; sites];
@@ -176,6 +233,16 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     use super::*;
+
+    #[test]
+    fn estimates_have_names() {
+        for estimate in [VarianceEstimate::Running, VarianceEstimate::Loss, VarianceEstimate::Pilot(4)] {
+            assert_eq!(estimate.to_string().parse::<VarianceEstimate>().unwrap(), estimate);
+        }
+        assert!("pilot:x".parse::<VarianceEstimate>().unwrap_err().to_string().contains("pilot:N"));
+        assert_eq!(loss_proxy(&[3.0, 0.0, -2.0]), [9.0, 0.0, 4.0]);
+        assert!(loss_proxy(&[1e300]).iter().all(|v| v.is_finite()));
+    }
 
     #[test]
     fn before_any_observation_all_data_are_alike() {

@@ -9,22 +9,33 @@
 //! | [`Uniform`] | A₀ |
 //! | [`Neyman`] | ∝ √(Tr Σ_j), from estimates |
 //! | [`GaussianAllocator`] | drawn from a Gaussian whose mean follows the losses, learned |
+//! | [`BernoulliAllocator`] | each query kept or given up with a probability that follows the losses, learned |
+//!
+//! Any of them goes with any estimate of Tr Σ_j, [`VarianceEstimate`](crate::variance::VarianceEstimate).
 
+mod bernoulli;
 mod gaussian;
+mod kernel;
+mod likelihood_ratio;
+mod mean;
 mod neyman;
 mod uniform;
 
 use std::fmt::Debug;
 use std::str::FromStr;
 
-use burn::module::{Module, ModuleDisplay};
-use burn::prelude::Backend;
+use burn::module::{Module, ModuleDisplay, Param};
+use burn::prelude::{Backend, Tensor};
+use burn::tensor::TensorData;
 use rand::rngs::StdRng;
 
 use crate::budget::{Allocation, QueryBudget};
 use crate::error::Error;
 
-pub use gaussian::{AdamState, GaussianAllocator, GaussianAllocatorConfig, GaussianUpdate};
+pub use bernoulli::{BernoulliAllocator, BernoulliAllocatorConfig};
+pub use gaussian::{GaussianAllocator, GaussianAllocatorConfig};
+pub use likelihood_ratio::{AdamState, LearnedUpdate};
+pub use mean::MeanModel;
 pub use neyman::Neyman;
 pub use uniform::Uniform;
 
@@ -55,7 +66,7 @@ impl<'a> Embeddings<'a> {
 }
 
 /// What an allocator may look at: one entry per datum of the batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct DatumFeatures<'a> {
     /// Losses at the unperturbed parameters.
     pub losses: &'a [f64],
@@ -63,6 +74,8 @@ pub struct DatumFeatures<'a> {
     pub variances: &'a [f64],
     /// Embeddings, where the model gives any.
     pub embeddings: Option<Embeddings<'a>>,
+    /// Features of the user's choice, for [`MeanModel::Features`].
+    pub extra: Option<Embeddings<'a>>,
 }
 
 impl DatumFeatures<'_> {
@@ -80,19 +93,17 @@ impl DatumFeatures<'_> {
             return Err(Error::Value { name: "losses", index, value: self.losses[index], remedy });
         }
         validate_variances(self.variances, n)?;
-        let Some(embeddings) = &self.embeddings else { return Ok(()) };
-        if embeddings.rows().len() != n {
-            return Err(Error::Length { name: "embeddings", got: embeddings.rows().len(), expected: n });
+        for (name, given) in [("embeddings", &self.embeddings), ("allocation features", &self.extra)] {
+            let Some(given) = given else { continue };
+            if given.rows().len() != n {
+                return Err(Error::Length { name, got: given.rows().len(), expected: n });
+            }
+            if let Some(at) = given.values.iter().position(|v| !v.is_finite()) {
+                let (index, value) = (at / given.dim, given.values[at] as f64);
+                return Err(Error::Value { name, index, value, remedy: "check the datum for NaN, or allocate without them" });
+            }
         }
-        match embeddings.values.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(Error::Value {
-                name: "embeddings",
-                index: at / embeddings.dim,
-                value: embeddings.values[at] as f64,
-                remedy: "check the datum for NaN, or allocate without embeddings",
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -136,6 +147,20 @@ pub trait Allocator<B: Backend>: Module<B> + ModuleDisplay {
 
     /// The name it is chosen by.
     fn name(&self) -> &'static str;
+}
+
+/// The numbers in a parameter of an allocator.
+fn values<B: Backend>(param: &Param<Tensor<B, 1>>) -> Vec<f64> {
+    param.val().into_data().iter::<f64>().collect()
+}
+
+/// The same parameter with other numbers.
+fn set_values<B: Backend>(param: Param<Tensor<B, 1>>, values: &[f64]) -> Param<Tensor<B, 1>> {
+    let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    param.map(|old| {
+        let new = Tensor::from_data(TensorData::new(values, [old.dims()[0]]), &old.device());
+        new.set_require_grad(old.is_require_grad())
+    })
 }
 
 /// J(A) = Σ_j Tr Σ_j / A_j: B² times the variance of the gradient estimate.
@@ -201,18 +226,34 @@ pub enum AllocatorKind {
     Neyman,
     /// [`GaussianAllocator`] with its default configuration.
     Gaussian,
+    /// [`BernoulliAllocator`] with its default configuration.
+    Bernoulli,
+}
+
+impl AllocatorKind {
+    /// Every allocator.
+    pub const ALL: [Self; 4] = [Self::Uniform, Self::Neyman, Self::Gaussian, Self::Bernoulli];
+
+    /// The name it is chosen by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Neyman => "neyman",
+            Self::Gaussian => "gaussian",
+            Self::Bernoulli => "bernoulli",
+        }
+    }
 }
 
 impl FromStr for AllocatorKind {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "uniform" => Ok(Self::Uniform),
-            "neyman" => Ok(Self::Neyman),
-            "gaussian" => Ok(Self::Gaussian),
-            _ => Err(Error::Unknown { what: "allocator", name: name.into(), choices: "uniform, neyman, gaussian" }),
-        }
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Unknown {
+            what: "allocator",
+            name: name.into(),
+            choices: "uniform, neyman, gaussian, bernoulli",
+        })
     }
 }
 
@@ -229,6 +270,8 @@ pub enum AnyAllocator<B: Backend> {
     Neyman(Neyman),
     /// [`GaussianAllocator`].
     Gaussian(GaussianAllocator<B>),
+    /// [`BernoulliAllocator`].
+    Bernoulli(BernoulliAllocator<B>),
 }
 
 impl<B: Backend> AnyAllocator<B> {
@@ -238,10 +281,11 @@ impl<B: Backend> AnyAllocator<B> {
             AllocatorKind::Uniform => Self::Uniform(Uniform),
             AllocatorKind::Neyman => Self::Neyman(Neyman),
             AllocatorKind::Gaussian => Self::Gaussian(GaussianAllocatorConfig::new().init(device)?),
+            AllocatorKind::Bernoulli => Self::Bernoulli(BernoulliAllocatorConfig::new().init(device)?),
         })
     }
 
-    /// The allocator of that name: `uniform`, `neyman` or `gaussian`.
+    /// The allocator of that name: `uniform`, `neyman`, `gaussian` or `bernoulli`.
     ///
     /// # Errors
     /// If there is no allocator of that name.
@@ -250,37 +294,29 @@ impl<B: Backend> AnyAllocator<B> {
     }
 }
 
-/// What an [`AnyAllocator`] learned.
-#[derive(Clone, Debug)]
-pub enum AnyUpdate {
-    /// Nothing.
-    None,
-    /// New λ and optimizer state.
-    Gaussian(GaussianUpdate),
-}
-
 impl<B: Backend> Allocator<B> for AnyAllocator<B> {
-    type Update = AnyUpdate;
+    /// What a learned allocator learned; nothing for the others.
+    type Update = Option<LearnedUpdate>;
 
     fn allocate(
         &self,
         features: &DatumFeatures<'_>,
         budget: &QueryBudget,
         rng: &mut StdRng,
-    ) -> Result<(Allocation, AnyUpdate), Error> {
+    ) -> Result<(Allocation, Self::Update), Error> {
+        let learned = |(allocation, update)| (allocation, Some(update));
         Ok(match self {
-            Self::Uniform(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, AnyUpdate::None),
-            Self::Neyman(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, AnyUpdate::None),
-            Self::Gaussian(a) => {
-                let (allocation, update) = a.allocate(features, budget, rng)?;
-                (allocation, AnyUpdate::Gaussian(update))
-            }
+            Self::Uniform(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, None),
+            Self::Neyman(a) => (Allocator::<B>::allocate(a, features, budget, rng)?.0, None),
+            Self::Gaussian(a) => learned(a.allocate(features, budget, rng)?),
+            Self::Bernoulli(a) => learned(a.allocate(features, budget, rng)?),
         })
     }
 
-    fn apply(self, update: AnyUpdate) -> Self {
+    fn apply(self, update: Self::Update) -> Self {
         match (self, update) {
-            (Self::Gaussian(a), AnyUpdate::Gaussian(update)) => Self::Gaussian(a.apply(update)),
+            (Self::Gaussian(a), Some(update)) => Self::Gaussian(a.apply(update)),
+            (Self::Bernoulli(a), Some(update)) => Self::Bernoulli(a.apply(update)),
             (this, _) => this,
         }
     }
@@ -290,6 +326,7 @@ impl<B: Backend> Allocator<B> for AnyAllocator<B> {
             Self::Uniform(a) => Allocator::<B>::name(a),
             Self::Neyman(a) => Allocator::<B>::name(a),
             Self::Gaussian(a) => a.name(),
+            Self::Bernoulli(a) => a.name(),
         }
     }
 }

@@ -10,6 +10,9 @@ use super::*;
 type Plain = Flex;
 type Diff = Autodiff<Flex>;
 
+/// Parameterisations of the mean that need nothing but the losses.
+const MEANS: [MeanModel; 2] = [MeanModel::Loss, MeanModel::Ranks(16)];
+
 fn budget() -> QueryBudget {
     QueryBudget::new(20, 1).unwrap()
 }
@@ -35,7 +38,7 @@ impl Fixture {
 
     fn features(&self) -> DatumFeatures<'_> {
         let embeddings = Some(Embeddings::new(&self.embeddings, Self::DIM).unwrap());
-        DatumFeatures { losses: &self.losses, variances: &self.variances, embeddings }
+        DatumFeatures { losses: &self.losses, variances: &self.variances, embeddings, ..Default::default() }
     }
 }
 
@@ -82,19 +85,20 @@ where
         (&[f64::MAX, f64::MIN, 0.0], &[1e300, 0.0, 1e-300]),
     ];
     for (losses, variances) in cases {
-        let features = DatumFeatures { losses, variances, embeddings: None };
+        let features = DatumFeatures { losses, variances, ..Default::default() };
         let (a, update) = make().allocate(&features, &budget(), &mut rng()).unwrap();
         met(&a, losses.len(), &budget());
         make().apply(update).allocate(&features, &budget(), &mut rng()).unwrap();
     }
     let same = vec![1.0; 8 * Fixture::DIM];
     let embeddings = Some(Embeddings::new(&same, Fixture::DIM).unwrap());
-    let features = DatumFeatures { losses: &fixture.losses[..8], variances: &fixture.variances[..8], embeddings };
+    let (losses, variances) = (&fixture.losses[..8], &fixture.variances[..8]);
+    let features = DatumFeatures { losses, variances, embeddings, ..Default::default() };
     met(&make().allocate(&features, &budget(), &mut rng()).unwrap().0, 8, &budget());
 
     // Unusable features are errors that name the value.
     let failure = |losses: &[f64], variances: &[f64]| {
-        let features = DatumFeatures { losses, variances, embeddings: None };
+        let features = DatumFeatures { losses, variances, ..Default::default() };
         make().allocate(&features, &budget(), &mut rng()).unwrap_err().to_string()
     };
     assert!(failure(&[], &[]).contains("0 data"));
@@ -147,17 +151,31 @@ fn neyman_keeps_the_contract() {
 
 #[test]
 fn gaussian_keeps_the_contract() {
-    contract(|| GaussianAllocatorConfig::new().init::<Diff>(&Default::default()).unwrap());
+    for mean in MEANS {
+        // an exact covariance and one of low rank
+        for exact_up_to in [1024, 4] {
+            let config = GaussianAllocatorConfig::new().with_mean(mean).with_exact_up_to(exact_up_to);
+            contract(|| config.init::<Diff>(&Default::default()).unwrap());
+        }
+    }
+}
+
+#[test]
+fn bernoulli_keeps_the_contract() {
+    for mean in MEANS {
+        let config = BernoulliAllocatorConfig::new().with_mean(mean);
+        contract(|| config.init::<Diff>(&Default::default()).unwrap());
+    }
 }
 
 #[test]
 fn any_keeps_the_contract() {
-    for name in ["uniform", "neyman", "gaussian"] {
-        assert_eq!(any(name).name(), name);
-        contract(|| any(name));
+    for kind in AllocatorKind::ALL {
+        assert_eq!(any(kind.name()).name(), kind.name());
+        contract(|| any(kind.name()));
     }
     let message = AnyAllocator::<Plain>::from_name("best", &Default::default()).unwrap_err().to_string();
-    assert!(message.contains("'best'") && message.contains("uniform, neyman, gaussian"), "{message}");
+    assert!(message.contains("'best'") && message.contains("uniform, neyman, gaussian, bernoulli"), "{message}");
 }
 
 #[test]
@@ -166,7 +184,7 @@ fn embeddings_are_checked() {
     assert!(Embeddings::new(&[], 0).is_err());
     let check = |values: &[f32]| {
         let embeddings = Some(Embeddings::new(values, 2).unwrap());
-        DatumFeatures { losses: &[1.0, 2.0], variances: &[1.0, 1.0], embeddings }.validate()
+        DatumFeatures { losses: &[1.0, 2.0], variances: &[1.0, 1.0], embeddings, ..Default::default() }.validate()
     };
     assert!(check(&[1.0; 4]).is_ok());
     assert_eq!(check(&[1.0; 6]), Err(Error::Length { name: "embeddings", got: 3, expected: 2 }));

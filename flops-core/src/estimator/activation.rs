@@ -3,6 +3,9 @@
 //! For y = xW + b and z = y + σε, E[ℓ(z)·s(ε)]/σ is the gradient of the smoothed loss with respect to y, so xᵀ(c·s(ε)) estimates the
 //! gradient for W and c·s(ε) that for b. x is the clean input: layers before this one are perturbed too, which moves x by O(σ), and the
 //! estimate by O(σ²) in the mean.
+//!
+//! How the queries of a batch are cut into passes and their gradients into jobs is the same for [noise on weights of low
+//! rank](super::low_rank), which is independent for every query as well: it walks through here.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +13,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::{Formed, Problem, parallel::in_order, read};
+use super::{Formed, Problem, low_rank, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::feedback::Observation;
@@ -72,11 +75,11 @@ fn chunks(counts: &[usize], max_rows: usize, group: usize) -> Vec<Chunk> {
     chunks
 }
 
-/// Losses of all queries of each datum, less what the control variate explains of them.
-pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Vec<Vec<f64>>, Error> {
+/// Losses of all queries of each datum, less what the control variate explains of them, and the rows of the largest pass.
+pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<(Vec<Vec<f64>>, usize), Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    let (noise, prediction) = (&p.noise, p.prediction);
+    let (noise, prediction, rank) = (&p.noise, p.prediction, p.rank);
     let starts = starts(noise, p.stages, counts);
     let jobs: Vec<(usize, Chunk)> = starts
         .iter()
@@ -97,7 +100,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         let (start, Chunk { positions, .. }) = &jobs[job];
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
-        let query = Query::new(rows, noise.clone(), prediction.cloned());
+        let query = Query::new(rows, noise.clone(), prediction.cloned(), rank);
         let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query);
         let output = model.forward(input.rows(positions), &mut probe);
         let mut losses = read(model.losses(output, target.rows(&of_rows)), of_rows.len())?;
@@ -112,7 +115,8 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
             }
         }
     })?;
-    Ok(losses)
+    let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
+    Ok((losses, jobs.iter().map(rows).max().unwrap_or(0)))
 }
 
 /// Gradients, the energies E‖∂_s‖²/c² of each datum at each site, and the rows recorded for them.
@@ -125,7 +129,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 16).max(1);
     let jobs = n.div_ceil(width);
-    let (noise, prediction) = (&p.noise, p.prediction);
+    let (noise, prediction, rank) = (&p.noise, p.prediction, p.rank);
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), p.stages.frozen());
     let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
@@ -140,6 +144,13 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         let shares: Vec<f64> = positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect();
         let mut observed = prediction.map(|p| p.observe(&positions, &shares));
         for (index, site) in probe.recorded().into_iter().enumerate() {
+            if let Some(rank) = rank {
+                let source = (index, noise);
+                let energy =
+                    low_rank::gradients(&site, rank, source, &rows.groups, &rows.keys, &flat, &mut gradients);
+                energies.iter_mut().for_each(|all| all.push(energy));
+                continue;
+            }
             let len = site.len();
             let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
             if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {

@@ -9,6 +9,7 @@
 //! written here; where the noise falls and how gradients follow from it has a file per space.
 
 mod activation;
+pub(crate) mod low_rank;
 mod parallel;
 mod weights;
 
@@ -38,11 +39,29 @@ pub enum Space {
     Activation,
     /// On the trained parameters themselves, one direction for all data of a forward pass; works for any module (SPSA, MeZO, ES).
     Weights,
+    /// On the weights of the trained layers, of this rank, independent for every query of every datum (EGGROLL); needs layers called
+    /// through the probe.
+    LowRank(usize),
 }
 
 impl Space {
     /// Every space.
-    pub const ALL: [Self; 2] = [Self::Activation, Self::Weights];
+    pub const ALL: [Self; 3] = [Self::Activation, Self::Weights, Self::LowRank(1)];
+
+    /// Whether noise is independent between data, so that allocation pays; otherwise the data of a pass share it.
+    pub fn is_independent(self) -> bool {
+        self != Self::Weights
+    }
+}
+
+impl std::fmt::Display for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Activation => f.write_str("activation"),
+            Self::Weights => f.write_str("weights"),
+            Self::LowRank(rank) => write!(f, "lowrank:{rank}"),
+        }
+    }
 }
 
 impl std::str::FromStr for Space {
@@ -51,7 +70,11 @@ impl std::str::FromStr for Space {
         match s {
             "activation" => Ok(Self::Activation),
             "weights" => Ok(Self::Weights),
-            _ => Err(Error::Unknown { what: "perturbation space", name: s.into(), choices: "activation, weights" }),
+            _ => s.strip_prefix("lowrank:").and_then(|rank| rank.parse().ok()).map(Self::LowRank).ok_or_else(|| Error::Unknown {
+                what: "perturbation space",
+                name: s.into(),
+                choices: "activation, weights, lowrank:R (of rank R)",
+            }),
         }
     }
 }
@@ -131,8 +154,11 @@ pub struct CleanPass<B: Backend, O> {
     /// Rows that went through the model, and the seconds they took.
     pub cost: PassCost,
     pub(crate) stages: Stages,
-    /// Probability of each site under [`Placement::Single`]: equal, unless the caller knows better. They sum to one.
+    /// Probability of each site under [`Placement::Single`] and [`Placement::Staged`]: equal, unless the caller knows better. They sum to
+    /// one.
     pub site_probabilities: Vec<f64>,
+    /// The part of a pass that a query on each site takes, in (0, 1], by the multiply-adds of the layers called through the probe.
+    pub site_costs: Vec<f64>,
     /// Gradients predicted for the control variate (activation space); none, unless the caller has some.
     pub prediction: Option<Arc<Prediction>>,
     /// Trained parameters that were called through the probe.
@@ -153,6 +179,8 @@ pub struct PassCost {
     pub rows: u64,
     /// Wall-clock time.
     pub elapsed: Duration,
+    /// Rows of the largest forward pass among them.
+    pub largest: u64,
 }
 
 /// A gradient estimate and what it tells of its own variance.
@@ -170,6 +198,10 @@ pub struct Estimate<B: Backend> {
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
     pub dropped: u64,
+    /// Of an estimate that was mixed of two: the queries of each datum in the first, and its weight.
+    mixed: Option<(usize, f64)>,
+    /// Standard deviation of the mean loss of the data over the directions they share; 0 where there are fewer than two.
+    loss_spread: f64,
     /// Cost of the queries.
     pub queries: PassCost,
     /// Cost of the update: clean rows recorded, gradients formed.
@@ -180,6 +212,75 @@ impl<B: Backend> Estimate<B> {
     /// The gradient of a parameter; `None` where it is frozen or was not reached.
     pub fn gradient<const D: usize>(&self, param: &Param<Tensor<B, D>>) -> Option<Tensor<B, D>> {
         self.gradients.0.get(&param.id).map(|g| g.clone().reshape(param.dims()))
+    }
+
+    /// ‖ĝ‖², over all parameters.
+    pub fn squared_norm(&self) -> f64 {
+        // in the order of the parameters' names: a hash map has none, and sums depend on it
+        let mut ids: Vec<_> = self.gradients.0.keys().copied().collect();
+        ids.sort_unstable();
+        let square = |id: &ParamId| self.gradients.0[id].clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum();
+        ids.iter().map(|id| square(id).into_scalar().elem::<f64>()).sum()
+    }
+
+    /// ĝ·σ/spread of the losses, ĝ itself where they do not differ.
+    pub(crate) fn normalise(&mut self, sigma: f64) {
+        if self.loss_spread > 0.0 {
+            self.gradients = std::mem::take(&mut self.gradients).scaled(sigma / self.loss_spread);
+        }
+    }
+
+    /// weight·ĝ + (1 − weight)·ĝ′: two estimates of independent noise as one, unbiased where the weight was fixed before either was drawn.
+    ///
+    /// The first has the same number of queries for each datum.
+    pub(crate) fn mix(self, other: Self, weight: f64) -> Self {
+        let queries = self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
+        let second_moments = queries.map(|((&a, &b), (&n, &m))| match (n, m) {
+            (0, _) => b,
+            (_, 0) => a,
+            _ => (n as f64 * a + m as f64 * b) / (n + m) as f64,
+        });
+        let second_moments = second_moments.collect();
+        let first = (self.queries.rows as usize).checked_div(self.survived.len()).unwrap_or(0);
+        let mut gradients = self.gradients.scaled(weight);
+        gradients.merge(other.gradients.scaled(1.0 - weight));
+        let mut site_moments = self.site_moments;
+        for (a, b) in site_moments.iter_mut().zip(other.site_moments) {
+            *a = (a.0 + b.0, a.1 + b.1);
+        }
+        let observed = match (self.observed, other.observed) {
+            (Some(mut a), Some(b)) => {
+                a.merge(b);
+                Some(a)
+            }
+            (a, b) => a.or(b),
+        };
+        let sum = |a: PassCost, b: PassCost| PassCost {
+            rows: a.rows + b.rows,
+            elapsed: a.elapsed + b.elapsed,
+            largest: a.largest.max(b.largest),
+        };
+        Self {
+            gradients,
+            second_moments,
+            site_moments,
+            observed,
+            survived: self.survived.iter().zip(other.survived).map(|(a, b)| a + b).collect(),
+            dropped: self.dropped + other.dropped,
+            mixed: Some((first, weight)),
+            loss_spread: other.loss_spread,
+            queries: sum(self.queries, other.queries),
+            update: sum(self.update, other.update),
+        }
+    }
+
+    /// B² times the variance of this estimate: Σ_j v_j/A_j, or where it is a mixture Σ_j v_j (w²/P + (1 − w)²/(A_j − P)).
+    pub(crate) fn proxy(&self, variances: &[f64], allocation: &Allocation) -> f64 {
+        let share = |a: usize| match self.mixed {
+            Some((first, w)) => w * w / first as f64 + (1.0 - w).powi(2) / (a - first) as f64,
+            None => 1.0 / a as f64,
+        };
+        variances.iter().zip(allocation.counts()).map(|(v, &a)| v * share(a)).sum()
     }
 
     /// The gradients as Burn's optimizers take them, registered under `model`'s parameters.
@@ -209,6 +310,8 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
     pub allocation: &'a Allocation,
     pub noise: NoiseSource,
     pub prediction: Option<&'a Arc<Prediction>>,
+    /// Of noise on weights of low rank.
+    pub rank: Option<usize>,
     pub max_rows: usize,
     pub threads: usize,
 }
@@ -265,7 +368,16 @@ impl Estimator {
         if self.threads == 0 {
             return fail("threads", 0.0, "use at least 1");
         }
+        if self.space == Space::LowRank(0) {
+            return fail("rank", 0.0, "use at least 1");
+        }
         Ok(())
+    }
+
+    /// E s² of a perturbed coordinate.
+    fn score_second_moment(&self) -> f64 {
+        // products of entries have no usable score: noise of low rank is taken as it is
+        if matches!(self.space, Space::LowRank(_)) { 1.0 } else { self.noise.score_second_moment() }
     }
 
     /// Rows of a pass over the data themselves: a fraction of `max_rows`, so that a batch is several chunks, for several callers.
@@ -275,7 +387,7 @@ impl Estimator {
 
     /// Whether a direction falls on one site alone.
     fn single(&self) -> bool {
-        self.space == Space::Activation && self.placement == Placement::Single
+        self.space.is_independent() && self.placement.on_one()
     }
 
     /// The clean pass: losses, output, embeddings, and the state in front of the first trained stage.
@@ -326,13 +438,15 @@ impl Estimator {
             embeddings.extend(surveyed.embeddings);
         })?;
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
-        let cost = PassCost { rows: n as u64, elapsed: start.elapsed() };
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
+        let stages = Stages::cat(stages);
         Ok(CleanPass {
+            site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
             output: M::Output::cat(outputs),
             embeddings,
             cost,
-            stages: Stages::cat(stages),
+            stages,
             site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
             prediction: None,
             reached,
@@ -366,7 +480,7 @@ impl Estimator {
             return Err(Error::NothingTrained);
         }
         let missed = trained.len() - clean.reached.len();
-        if self.space == Space::Activation && missed > 0 {
+        if self.space.is_independent() && missed > 0 {
             return Err(Error::NotSites { missed, trained: trained.len() });
         }
         let no_stages = Stages::default();
@@ -374,7 +488,8 @@ impl Estimator {
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());
-        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites };
+        let spread = self.placement == Placement::Staged;
+        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites, spread };
         let problem = Problem {
             model,
             batch,
@@ -382,21 +497,24 @@ impl Estimator {
             stages,
             allocation,
             noise,
-            prediction: clean.prediction.as_ref(),
+            prediction: clean.prediction.as_ref().filter(|_| self.space == Space::Activation),
+            rank: if let Space::LowRank(rank) = self.space { Some(rank) } else { None },
             max_rows: self.max_rows,
             threads: self.threads,
         };
         let start = Instant::now();
-        let losses = match self.space {
-            Space::Activation => activation::losses(&problem)?,
+        let (losses, largest) = match self.space {
+            Space::Activation | Space::LowRank(_) => activation::losses(&problem)?,
             Space::Weights => weights::losses(&problem)?,
         };
         let rows = losses.iter().map(|l| l.len() as u64).sum();
-        let queries = PassCost { rows, elapsed: start.elapsed() };
+        let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
         let weighted = self.weigh(&losses, &clean.losses);
         let start = Instant::now();
         let Formed { gradients, energies, recorded, observed } = match self.space {
-            Space::Activation => activation::gradients(&problem, &weighted.weights, &weighted.survived)?,
+            Space::Activation | Space::LowRank(_) => {
+                activation::gradients(&problem, &weighted.weights, &weighted.survived)?
+            }
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
         let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
@@ -407,14 +525,16 @@ impl Estimator {
             observed,
             survived: weighted.survived,
             dropped: weighted.dropped,
+            mixed: None,
+            loss_spread: loss_spread(&losses),
             queries,
-            update: PassCost { rows: recorded, elapsed: start.elapsed() },
+            update: PassCost { rows: recorded, elapsed: start.elapsed(), largest: 0 },
         })
     }
 
     /// Second moments of single-query estimates per datum, and c²·E_s·E s² per site as (sum, queries).
     fn moments(&self, noise: &NoiseSource, weighted: &Weighted, energies: &[Vec<f64>]) -> (Vec<f64>, Vec<(f64, u64)>) {
-        let s2 = self.noise.score_second_moment();
+        let s2 = self.score_second_moment();
         let mut sites = vec![(0.0, 0); noise.sites.as_ref().map_or(0, |p| p.len())];
         let data = weighted.squares.iter().zip(energies).zip(&weighted.survived).enumerate();
         let moments = data.map(|(j, ((squares, energies), &survived))| {
@@ -469,6 +589,21 @@ impl Estimator {
     }
 }
 
+/// Standard deviation over queries of the mean loss of the data that have the query.
+fn loss_spread(losses: &[Vec<f64>]) -> f64 {
+    let queries = losses.iter().map(Vec::len).max().unwrap_or(0);
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let means: Vec<f64> = (0..queries)
+        .map(|q| mean(&losses.iter().filter_map(|l| l.get(q)).copied().filter(|l| l.is_finite()).collect::<Vec<_>>()))
+        .filter(|m| m.is_finite())
+        .collect();
+    if means.len() < 2 {
+        return 0.0;
+    }
+    let centre = mean(&means);
+    (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (means.len() - 1) as f64).sqrt()
+}
+
 /// Losses of a pass as numbers on the host, reduced in f32 or better whatever the model's precision.
 pub(crate) fn read<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Vec<f64>, Error> {
     let got = losses.dims()[0];
@@ -480,3 +615,5 @@ pub(crate) fn read<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Vec<
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod theory;

@@ -39,8 +39,8 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
     }
 }
 
-/// Losses of all queries of each datum.
-pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Vec<Vec<f64>>, Error> {
+/// Losses of all queries of each datum, and the rows of the largest pass.
+pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<(Vec<Vec<f64>>, usize), Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
     // the data that have a query q, for each q
@@ -64,7 +64,8 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
             losses[j][query] = value;
         }
     })?;
-    Ok(losses)
+    let largest = directions.iter().map(|data| data.len().min(max_rows)).max().unwrap_or(0);
+    Ok((losses, largest))
 }
 
 /// Gradients, the energy E‖ε‖² of each datum (the number of perturbed parameters: one site of all of them), and no recorded rows.

@@ -18,10 +18,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings};
+use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings, proxy};
 use crate::backprop::report;
 use crate::batch::Batch;
-use crate::budget::{Ledger, Phase, QueryBudget};
+use crate::budget::{Allocation, Ledger, Phase, QueryBudget};
+use crate::diagnostics::{Advice, Bounds, Diagnostics, resident_memory};
 use crate::error::Error;
 use crate::estimator::{Estimator, Space, trained_parameters};
 use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
@@ -30,10 +31,24 @@ use crate::noise::{NoiseLaw, Placement, Sampling, derive};
 use crate::objective::{ForwardModel, infer};
 use crate::persist::Persist;
 use crate::probe::PrefixCache;
-use crate::variance::{SiteTracker, VarianceTracker};
+use crate::variance::{SiteTracker, VarianceEstimate, VarianceTracker, loss_proxy};
 
 /// Separates the allocator's random numbers from the noise of the same seed.
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
+/// Separates the noise of pilots from that of the allocated queries.
+const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
+
+/// What the gradient is divided by before the optimizer sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalisation {
+    /// Nothing.
+    #[default]
+    None,
+    /// The standard deviation of the batch's mean loss over the directions of the step, over σ: the step of FZOO, whose length is that of the
+    /// learning rate. Adam's is free of scale already.
+    LossSpread,
+}
 
 /// How a [`ForwardLearner`] spends its queries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,13 +57,19 @@ pub struct ForwardConfig {
     pub estimator: Estimator,
     /// Queries per datum.
     pub budget: QueryBudget,
+    /// Where the allocator's estimates of the variances come from.
+    pub variance: VarianceEstimate,
     /// What is subtracted from the coefficients of the queries, besides the clean loss.
     pub control_variate: ControlVariate,
+    /// What the gradient is divided by.
+    pub normalisation: Normalisation,
     /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented, since a datum is known
     /// by its id alone, and for frozen parameters that nobody changes.
     pub prefix_cache: usize,
     /// Steps in a row without any finite loss after which training stops, at least 1.
     pub max_failed_steps: usize,
+    /// Resident memory in bytes beyond which [diagnostics](crate::diagnostics) speak up; `None` for no bound.
+    pub memory_bound: Option<u64>,
 }
 
 impl ForwardConfig {
@@ -58,10 +79,47 @@ impl ForwardConfig {
         Self {
             estimator: Estimator::new(Space::Activation),
             budget,
+            variance: VarianceEstimate::default(),
             control_variate: ControlVariate::Feedback,
+            normalisation: Normalisation::None,
             prefix_cache: 0,
             max_failed_steps: 5,
+            memory_bound: None,
         }
+    }
+
+    /// Whether the settings are usable, alone and together.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] or [`Error::Budget`], naming the setting at fault.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.estimator.validate()?;
+        if self.max_failed_steps == 0 {
+            let remedy = "use at least 1".to_string();
+            return Err(Error::Setting { name: "max_failed_steps", value: 0.0, remedy });
+        }
+        if let VarianceEstimate::Pilot(queries) = self.variance {
+            self.budget.after_pilots(queries)?;
+        }
+        Ok(())
+    }
+
+    /// Sets where the allocator's estimates of the variances come from.
+    pub fn with_variance(mut self, variance: VarianceEstimate) -> Self {
+        self.variance = variance;
+        self
+    }
+
+    /// Sets what the gradient is divided by.
+    pub fn with_normalisation(mut self, normalisation: Normalisation) -> Self {
+        self.normalisation = normalisation;
+        self
+    }
+
+    /// Sets the memory beyond which diagnostics speak up.
+    pub fn with_memory_bound(mut self, bytes: u64) -> Self {
+        self.memory_bound = Some(bytes);
+        self
     }
 
     /// Sets the control variate.
@@ -138,14 +196,40 @@ pub struct StepReport {
     pub step: u64,
     /// Mean clean loss of the batch.
     pub loss: f64,
-    /// Queries of this step.
+    /// Data of the batch, B.
+    pub batch_size: usize,
+    /// Queries of this step, pilots included.
     pub queries: u64,
     /// Queries so far.
     pub queries_total: u64,
     /// Queries of this step dropped for a non-finite loss.
     pub dropped: u64,
+    /// ‖ĝ‖², the squared norm of the gradient estimate.
+    pub squared_norm: f64,
+    /// E‖ĝ − E ĝ‖² by the second moments measured in this very step, (1/B²) Σ_j m_j / A_j; of noise that data share (weights space)
+    /// the part that they do not.
+    pub variance: f64,
+    /// Rows of the largest forward pass.
+    pub rows: u64,
+    /// Resident memory of the process in bytes, where the system tells.
+    pub memory: Option<u64>,
     /// What the allocation gained, by the variances measured in this very step.
     pub allocation: AllocationReport,
+    /// The data of the batch, in order.
+    pub data: Vec<DatumReport>,
+}
+
+/// What one step reports of a datum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DatumReport {
+    /// Its id.
+    pub id: u64,
+    /// Its clean loss.
+    pub loss: f64,
+    /// Queries it was given, pilots included.
+    pub queries: usize,
+    /// Mean of ‖ĝ_jq‖² over the queries allocated to it, an estimate of Tr Σ_j; 0 where none survived.
+    pub second_moment: f64,
 }
 
 /// State that a checkpoint carries beside θ and λ.
@@ -188,6 +272,8 @@ struct Watched {
     reports: Vec<StepReport>,
     ledger: Ledger,
     lr: f64,
+    diagnostics: Diagnostics,
+    advice: Vec<Advice>,
 }
 
 /// A handle on a learner that training has taken away: what went wrong, what was spent.
@@ -220,6 +306,11 @@ impl Monitor {
     /// Takes the reports of the steps since the last call.
     pub fn take_reports(&self) -> Vec<StepReport> {
         std::mem::take(&mut self.watched().reports)
+    }
+
+    /// The [advice](crate::diagnostics) on the steps so far, since the run began or was resumed.
+    pub fn advice(&self) -> Vec<Advice> {
+        self.watched().advice.clone()
     }
 
     /// What the run has cost so far, what was spent before a resume included.
@@ -294,11 +385,10 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     /// # Errors
     /// Where a setting is out of its range.
     pub fn new(model: M, allocator: A, config: ForwardConfig) -> Result<Self, Error> {
-        config.estimator.validate()?;
-        if config.max_failed_steps == 0 {
-            let remedy = "use at least 1".to_string();
-            return Err(Error::Setting { name: "max_failed_steps", value: 0.0, remedy });
-        }
+        config.validate()?;
+        let monitor = Monitor::default();
+        let rows = Some(config.estimator.max_rows as u64);
+        monitor.watched().diagnostics = Diagnostics::new(Bounds { rows, memory: config.memory_bound });
         // lazily made parameters would differ between clones
         let _ = model.num_params();
         Ok(Self {
@@ -307,9 +397,17 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             state: Persist::new(LearnerState::default()),
             prefixes: Arc::new(PrefixCache::new(config.prefix_cache)),
             config: Arc::new(config),
-            monitor: Monitor::default(),
+            monitor,
             pending: Arc::default(),
         })
+    }
+
+    /// Shares the frozen prefixes that `other` keeps: for several runs on the same data, from the same frozen parameters.
+    ///
+    /// They are used as long as the same parameters are trained, by their ids.
+    pub fn with_prefixes_of<A2: Module<B>>(mut self, other: &ForwardLearner<B, M, A2>) -> Self {
+        self.prefixes = other.prefixes.clone();
+        self
     }
 
     /// The handle on this learner and all its clones.
@@ -330,6 +428,18 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
         self.pending.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// A matrix on the host as allocators take it.
+fn view(given: &Option<(usize, Vec<f32>)>) -> Result<Option<Embeddings<'_>>, Error> {
+    given.as_ref().map(|(dim, values)| Embeddings::new(values, *dim)).transpose()
+}
+
+/// Second moments of pilots; those of data without any surviving pilot are the mean of the others'.
+fn known(moments: &[f64]) -> Vec<f64> {
+    let finite = || moments.iter().filter(|m| m.is_finite());
+    let mean = finite().sum::<f64>() / finite().count().max(1) as f64;
+    moments.iter().map(|&m| if m.is_finite() { m } else { mean }).collect()
 }
 
 /// What a forward-only step gives: gradients, report, and what `optimize` is to take in.
@@ -394,39 +504,100 @@ where
             return Err(Error::NonFiniteData { count: broken.len(), ids });
         }
 
-        let predicted = state.variances.predict(&batch.ids, &clean.losses);
-        let embedded = clean.embeddings.as_ref().map(|e| (e.dims()[1], e.to_data().iter::<f32>().collect::<Vec<_>>()));
-        let embeddings = match &embedded {
-            Some((dim, values)) => Some(Embeddings::new(values, *dim)?),
-            None => None,
-        };
-        let features = DatumFeatures { losses: &clean.losses, variances: &predicted, embeddings };
-        let mut rng = StdRng::seed_from_u64(derive(&[estimator.seed, state.step, batch.ids[0], ALLOCATE]));
-        let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
-        pending.update = Some(Box::new(update));
-
         if self.config.control_variate == ControlVariate::Feedback && estimator.space == Space::Activation {
             let signals = model.error_signals(&clean.output, &batch.target);
             clean.prediction = signals.and_then(|s| state.feedback.predict(s)).map(Arc::new);
         }
-        clean.site_probabilities = state.sites.probabilities(clean.site_probabilities.len());
+        let sites = clean.site_costs.len();
+        let costs = if estimator.placement == Placement::Staged { clean.site_costs.clone() } else { vec![1.0; sites] };
+        clean.site_probabilities = state.sites.probabilities(&costs);
+        // passes instead of queries: as many of these as A₀ full ones are worth
+        let cost: f64 = clean.site_probabilities.iter().zip(&costs).map(|(p, cost)| p * cost).sum();
+        let budget = &budget.at_cost(if sites > 0 && estimator.space.is_independent() { cost } else { 1.0 });
+
+
+        // pilots, if any, are an estimate of their own, with noise of its own
+        let pilots = match self.config.variance {
+            VarianceEstimate::Pilot(queries) => {
+                let shares = Allocation::uniform(batch.ids.len(), &QueryBudget::new(queries, queries)?);
+                let estimator = Estimator { seed: derive(&[estimator.seed, PILOT]), ..estimator.clone() };
+                let estimate = estimator.estimate(model, &batch, trained, &clean, &shares, state.step)?;
+                let spent = (batch.ids.len() * queries) as u64;
+                pending.ledger.push((Phase::Pilot, spent, estimate.queries.rows, estimate.queries.elapsed));
+                pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
+                Some((queries, estimate))
+            }
+            _ => None,
+        };
+        let predicted = match (&pilots, self.config.variance) {
+            (Some((_, estimate)), _) => known(&estimate.second_moments),
+            (None, VarianceEstimate::Loss) => loss_proxy(&clean.losses),
+            (None, _) => state.variances.predict(&batch.ids, &clean.losses),
+        };
+        let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
+        let embedded = clean.embeddings.as_ref().map(matrix);
+        let extra = model.allocation_features(&clean.output, &batch.target).as_ref().map(matrix);
+        let features = DatumFeatures {
+            losses: &clean.losses,
+            variances: &predicted,
+            embeddings: view(&embedded)?,
+            extra: view(&extra)?,
+        };
+        let rest = match &pilots {
+            Some((queries, _)) => budget.after_pilots(*queries)?,
+            None => *budget,
+        };
+        let mut rng = StdRng::seed_from_u64(derive(&[estimator.seed, state.step, batch.ids[0], ALLOCATE]));
+        let (allocation, update) = allocator.allocate(&features, &rest, &mut rng)?;
+        pending.update = Some(Box::new(update));
+
         let mut estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
-        let queries = allocation.total() as u64;
-        pending.ledger.push((Phase::Query, queries, estimate.queries.rows, estimate.queries.elapsed));
+        pending.ledger.push((Phase::Query, allocation.total() as u64, estimate.queries.rows, estimate.queries.elapsed));
         pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
+        // of the allocated queries alone: pilots decided the allocation, and would flatter it
+        let measured: Vec<f64> = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
+        let allocation = match pilots {
+            Some((queries, pilots)) => {
+                estimate = pilots.mix(estimate, queries as f64 / budget.queries_per_datum() as f64);
+                allocation.with_more(queries)
+            }
+            None => allocation,
+        };
+        let queries = allocation.total() as u64;
         pending.second_moments = estimate.second_moments.clone();
         pending.site_moments = estimate.site_moments.clone();
         pending.observed = estimate.observed.take();
         pending.survived = estimate.survived.clone();
         pending.failed = estimate.survived.iter().all(|&n| n == 0);
-        let measured: Vec<f64> = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
+        let mut shares = AllocationReport::new(&measured, &allocation, budget)?;
+        let uniform = proxy(&measured, &Allocation::uniform(batch.ids.len(), budget));
+        let spent = estimate.proxy(&measured, &allocation);
+        if uniform > 0.0 {
+            shares.relative_variance = spent / uniform;
+        }
+        if self.config.normalisation == Normalisation::LossSpread {
+            estimate.normalise(estimator.sigma);
+        }
         let report = StepReport {
             step: state.step,
             loss: clean.losses.iter().sum::<f64>() / clean.losses.len() as f64,
+            batch_size: batch.ids.len(),
             queries,
             queries_total: state.ledger.total().queries + queries,
             dropped: estimate.dropped,
-            allocation: AllocationReport::new(&measured, &allocation, budget)?,
+            squared_norm: estimate.squared_norm(),
+            variance: spent / (batch.ids.len() as f64).powi(2),
+            rows: estimate.queries.largest.max(clean.cost.largest),
+            memory: resident_memory(),
+            data: (0..batch.ids.len())
+                .map(|j| DatumReport {
+                    id: batch.ids[j],
+                    loss: clean.losses[j],
+                    queries: allocation.counts()[j],
+                    second_moment: measured[j],
+                })
+                .collect(),
+            allocation: shares,
         };
         item.stats = Some(StepStats::of(&report));
         let grads = if pending.failed { GradientsParams::new() } else { estimate.into_params(model) };
@@ -494,7 +665,12 @@ where
         match self.forward_step(&model, &allocator, &trained_parameters(&self.model), batch) {
             Ok(stepped) => {
                 self.pending().push(stepped.pending);
-                self.monitor.watched().reports.extend(stepped.report);
+                let mut watched = self.monitor.watched();
+                if let Some(report) = stepped.report {
+                    let advice = watched.diagnostics.observe(&report);
+                    watched.advice.extend(advice);
+                    watched.reports.push(report);
+                }
                 TrainOutput { grads: stepped.grads, item: stepped.item }
             }
             Err(error) => {

@@ -51,6 +51,46 @@ fn training_lowers_the_loss_and_spends_the_budget() {
     assert!(trained.monitor().error().is_none());
 }
 
+/// Every estimate of the variances trains within the budget; pilots are booked as what they are.
+#[test]
+fn every_estimate_of_the_variances_spends_the_budget() {
+    for variance in [VarianceEstimate::Running, VarianceEstimate::Loss, VarianceEstimate::Pilot(2)] {
+        let before = learner(config().with_variance(variance));
+        let first = mean_loss(&before);
+        let trained = train(before, &mut AdamConfig::new().init(), 0..60);
+        assert!(mean_loss(&trained) < 0.85 * first, "{variance}: {} after {first}", mean_loss(&trained));
+        let ledger = &trained.state().ledger;
+        let pilots = if let VarianceEstimate::Pilot(n) = variance { n as u64 } else { 0 };
+        assert_eq!(ledger.of(Phase::Pilot).queries, 60 * 5 * pilots);
+        assert_eq!(ledger.total().queries, 60 * 5 * 6);
+        let reports = trained.monitor().take_reports();
+        assert!(reports.iter().all(|r| r.queries == 30 && r.allocation.min as u64 >= pilots.max(1)));
+        assert!(reports.iter().all(|r| r.variance > 0.0 && r.squared_norm > 0.0 && r.rows > 0));
+    }
+    let bad = config().with_variance(VarianceEstimate::Pilot(6));
+    let message = ForwardLearner::new(zoo(1), Uniform, bad).err().unwrap().to_string();
+    assert!(message.contains("pilot queries = 6") && message.contains("1 to 5"), "{message}");
+}
+
+/// Low rank noise and staged placement train too; staged queries are more than A₀ where they are cheaper than a pass.
+#[test]
+fn every_space_and_placement_trains() {
+    for space in Space::ALL {
+        for placement in Placement::ALL {
+            let before = learner(config().with_space(space).with_placement(placement).with_noise(NoiseLaw::Gaussian));
+            let first = mean_loss(&before);
+            let trained = train(before, &mut AdamConfig::new().init(), 0..80);
+            assert!(mean_loss(&trained) < 0.95 * first, "{space} {placement:?}: {} of {first}", mean_loss(&trained));
+            let queries = trained.state().ledger.total().queries;
+            if placement == Placement::Staged && space.is_independent() {
+                assert!(queries > 80 * 30, "{space}: {queries}");
+            } else {
+                assert_eq!(queries, 80 * 30, "{space} {placement:?}");
+            }
+        }
+    }
+}
+
 /// θ at rest, 80 steps on one batch: the spread of the last 40 estimates with the learned control variate is at most 0.7 of that
 /// without, at the same budget and with the same noise. A fixed seed; over others the ratio stays below it too.
 #[test]

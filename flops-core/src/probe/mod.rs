@@ -4,11 +4,12 @@
 //! trained stage; the *record*, which keeps the clean inputs of the trained layers of a few data; and the *query*, which adds noise
 //! to their outputs. The model's code is the same in all four.
 
+mod cache;
 mod site;
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
@@ -16,10 +17,11 @@ use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::estimator::low_rank;
 use crate::feedback::Prediction;
 use crate::noise::{NoiseSource, RowKey};
-use site::SiteInput;
-pub(crate) use site::{Gradients, Site};
+pub(crate) use cache::PrefixCache;
+pub(crate) use site::{Gradients, Site, SiteInput};
 
 /// A state between two stages, of whatever type the model has there.
 pub(crate) trait State: Send {
@@ -107,103 +109,53 @@ fn cat_states(states: Vec<Option<Box<dyn State>>>) -> Option<Box<dyn State>> {
     Some(first.cat_box(states))
 }
 
-/// The frozen prefix of each datum, kept over the epochs in memory. Data are known by their ids alone; what is kept counts as long as
-/// the same parameters are trained.
-#[derive(Default)]
-pub(crate) struct PrefixCache {
-    /// Data it holds at most.
-    capacity: usize,
-    kept: Mutex<Kept>,
-}
-
-#[derive(Default)]
-struct Kept {
-    trained: Arc<HashSet<ParamId>>,
-    prefixes: HashMap<u64, Prefix>,
-}
-
-impl std::fmt::Debug for PrefixCache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PrefixCache({})", self.capacity)
-    }
-}
-
-impl PrefixCache {
-    /// An empty cache for at most `capacity` data.
-    pub fn new(capacity: usize) -> Self {
-        Self { capacity, kept: Mutex::default() }
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// The prefixes of these data, where they are all there and belong to the parameters that are `trained`.
-    pub fn get(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>) -> Option<Prefix> {
-        let kept = self.kept();
-        if kept.trained != *trained {
-            return None;
-        }
-        let parts: Option<Vec<Prefix>> = ids.iter().map(|id| kept.prefixes.get(id).cloned()).collect();
-        parts.filter(|p| !p.is_empty()).map(Prefix::cat)
-    }
-
-    /// Takes in the prefix of a batch, row by row, as long as there is room.
-    pub fn keep(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
-        if self.capacity == 0 || prefix.is_empty() {
-            return;
-        }
-        let mut kept = self.kept();
-        if kept.trained != *trained {
-            *kept = Kept { trained: trained.clone(), prefixes: HashMap::new() };
-        }
-        for (i, &id) in ids.iter().enumerate() {
-            if kept.prefixes.len() >= self.capacity {
-                return;
-            }
-            kept.prefixes.entry(id).or_insert_with(|| prefix.rows(&[i]));
-        }
-    }
-
-    /// Data it holds.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.kept().prefixes.len()
-    }
-}
-
 /// The stages of a clean pass, and what they returned where a later pass may begin behind them.
 #[derive(Default)]
-pub(crate) struct Stages(Vec<(Skipped, Option<Box<dyn State>>)>);
+pub(crate) struct Stages {
+    stages: Vec<(Skipped, Option<Box<dyn State>>)>,
+    /// Multiply-adds of a row up to the end of each stage, and of the whole pass; of stages that were not run, none.
+    work: Vec<f64>,
+    total: f64,
+}
 
 impl Stages {
     fn behind(prefix: Prefix) -> Self {
         let last = prefix.skipped.len();
         let mut state = prefix.state;
         let stages = prefix.skipped.into_iter().enumerate();
-        Self(stages.map(|(i, s)| (s, if i + 1 == last { state.take() } else { None })).collect())
+        let stages = stages.map(|(i, s)| (s, if i + 1 == last { state.take() } else { None })).collect();
+        Self { stages, work: vec![0.0; last], total: 0.0 }
     }
 
     fn push<T: Rows>(&mut self, output: &T, sites: usize) {
         if sites == 0
-            && let Some((_, state)) = self.0.last_mut()
+            && let Some((_, state)) = self.stages.last_mut()
         {
             *state = None;
         }
-        self.0.push((Skipped { row: Box::new(output.rows(&[0])), sites }, Some(Box::new(output.clone()))));
+        self.stages.push((Skipped { row: Box::new(output.rows(&[0])), sites }, Some(Box::new(output.clone()))));
+        self.work.push(self.total);
+    }
+
+    /// The part of a query's pass that one on `site`, counted from 1, takes, which begins behind the stages before it; 1 where nothing is
+    /// known of the work.
+    pub fn cost(&self, site: usize) -> f64 {
+        let behind = |stages: usize| self.total - stages.checked_sub(1).map_or(0.0, |last| self.work[last]);
+        let whole = behind(self.before(0));
+        if whole > 0.0 { behind(self.before(site)) / whole } else { 1.0 }
     }
 
     /// The last stage behind which a pass may begin that perturbs no site before `site`, counted from 1; 0 is the input.
     pub fn before(&self, site: usize) -> usize {
-        self.0.iter().rposition(|(stage, state)| stage.sites <= site && state.is_some()).map_or(0, |i| i + 1)
+        self.stages.iter().rposition(|(stage, state)| stage.sites <= site && state.is_some()).map_or(0, |i| i + 1)
     }
 
     /// A pass that begins behind the first `stages` stages, a number that [`before`](Self::before) gave.
     pub fn prefix(&self, stages: usize) -> Prefix {
-        let state = stages.checked_sub(1).and_then(|last| self.0[last].1.as_ref());
+        let state = stages.checked_sub(1).and_then(|last| self.stages[last].1.as_ref());
         match state {
             Some(state) => Prefix {
-                skipped: self.0[..stages].iter().map(|(s, _)| s.clone()).collect(),
+                skipped: self.stages[..stages].iter().map(|(s, _)| s.clone()).collect(),
                 state: Some(state.clone_box()),
             },
             None => Prefix::empty(),
@@ -223,11 +175,11 @@ impl Stages {
         if parts.len() == 1 {
             return parts.remove(0);
         }
-        let stages = (0..parts[0].0.len()).map(|i| {
-            let states = parts.iter_mut().map(|p| p.0[i].1.take()).collect();
-            (parts[0].0[i].0.clone(), cat_states(states))
+        let stages = (0..parts[0].stages.len()).map(|i| {
+            let states = parts.iter_mut().map(|p| p.stages[i].1.take()).collect();
+            (parts[0].stages[i].0.clone(), cat_states(states))
         });
-        Self(stages.collect())
+        Self { stages: stages.collect(), work: std::mem::take(&mut parts[0].work), total: parts[0].total }
     }
 }
 
@@ -263,12 +215,19 @@ pub(crate) struct Query {
     prediction: Option<Arc<Prediction>>,
     /// Of each row's loss, what the prediction explains.
     explained: Vec<f64>,
+    /// Rank of noise on weights; noise falls on outputs where there is none.
+    rank: Option<usize>,
 }
 
 impl Query {
-    pub fn new(rows: Arc<QueryRows>, noise: NoiseSource, prediction: Option<Arc<Prediction>>) -> Self {
+    pub fn new(
+        rows: Arc<QueryRows>,
+        noise: NoiseSource,
+        prediction: Option<Arc<Prediction>>,
+        rank: Option<usize>,
+    ) -> Self {
         let explained = vec![0.0; rows.keys.len()];
-        Self { rows, noise, prediction, explained }
+        Self { rows, noise, prediction, explained, rank }
     }
 }
 
@@ -302,6 +261,8 @@ pub struct Probe<B: Backend> {
     prefix: Prefix,
     stage: usize,
     site: usize,
+    /// Multiply-adds of a row so far.
+    work: f64,
 }
 
 impl<B: Backend> Probe<B> {
@@ -334,14 +295,17 @@ impl<B: Backend> Probe<B> {
     }
 
     fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
-        Self { mode, trained, prefix, stage: 0, site: 0 }
+        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0 }
     }
 
     /// What the survey found.
     pub(crate) fn surveyed(self) -> Surveyed<B> {
         let sites = self.site;
         match self.mode {
-            Mode::Survey { embeddings, reached, stages, .. } => Surveyed { stages, embeddings, reached, sites },
+            Mode::Survey { embeddings, reached, mut stages, .. } => {
+                stages.total = self.work;
+                Surveyed { stages, embeddings, reached, sites }
+            }
             _ => Surveyed { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
         }
     }
@@ -383,6 +347,7 @@ impl<B: Backend> Probe<B> {
         if let Mode::Survey { stages, late, .. } = &mut self.mode
             && (*late || self.site == 0)
         {
+            stages.total = self.work;
             stages.push(&output, self.site);
         }
         output
@@ -407,6 +372,7 @@ impl<B: Backend> Probe<B> {
         let mut shape = x.dims();
         shape[D - 1] = d_out;
         let tokens: usize = shape[..D - 1].iter().product();
+        self.work += (tokens / shape[0].max(1) * d_in * d_out) as f64;
         // one matrix product: some backends are three times slower on more than two axes
         let flat: Tensor<B, 2> = x.reshape([tokens, d_in]);
         let y = layer.forward(flat.clone()).reshape(shape);
@@ -436,6 +402,8 @@ impl<B: Backend> Probe<B> {
     /// - returns: `[rows, channels_out, height_out, width_out]`
     pub fn conv2d(&mut self, layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let y = layer.forward(x.clone());
+        let [_, channels, kh, kw] = layer.weight.dims();
+        self.work += (y.dims()[1..].iter().product::<usize>() * channels * kh * kw) as f64;
         if layer.groups != 1 {
             return y;
         }
@@ -583,6 +551,10 @@ impl<B: Backend> Probe<B> {
                 let rows = query.rows.clone();
                 if !query.noise.falls_on(index, &rows.keys) {
                     return y;
+                }
+                if let Some(rank) = query.rank {
+                    let trained = (keep(weight).is_some(), keep(bias).is_some());
+                    return low_rank::perturb(y, input(), trained, rank, (index, &query.noise), &rows);
                 }
                 let mut shape = y.dims();
                 let given = shape[0];

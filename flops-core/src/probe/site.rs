@@ -201,6 +201,11 @@ impl<B: Backend> Gradients<B> {
         self.0.insert(id, sum);
     }
 
+    /// All of them times `factor`.
+    pub fn scaled(self, factor: f64) -> Self {
+        Self(self.0.into_iter().map(|(id, g)| (id, g * factor)).collect())
+    }
+
     /// Adds all of `other`.
     pub fn merge(&mut self, other: Self) {
         for (id, g) in other.0 {

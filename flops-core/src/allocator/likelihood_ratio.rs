@@ -1,0 +1,117 @@
+//! How a learned allocator learns: the likelihood ratio, and an Adam of its own.
+
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use super::proxy;
+use crate::budget::{Allocation, QueryBudget};
+use crate::error::Error;
+
+/// The law of a batch's allocation for one λ.
+pub(super) trait Law {
+    /// A raw draw, of which the allocation is a function.
+    type Draw;
+
+    fn draw(&self, rng: &mut StdRng) -> Self::Draw;
+
+    /// The integers that a draw stands for.
+    fn allocation(&self, draw: &Self::Draw, budget: &QueryBudget) -> Result<Allocation, Error>;
+
+    /// ∇_λ ln P(draw|λ), up to a constant that is the same for every draw.
+    fn score(&self, draw: &Self::Draw) -> Vec<f64>;
+}
+
+/// The likelihood-ratio gradient of E[J] from `samples` draws; none where every draw is equally good.
+///
+/// Each J is compared with the mean of the others', which keeps the gradient unbiased, and divided by their spread, which frees it of scale.
+/// The advantages sum to zero: constants of the score fall out.
+pub(super) fn gradient<L: Law>(
+    law: &L,
+    variances: &[f64],
+    budget: &QueryBudget,
+    samples: usize,
+    rng: &mut StdRng,
+) -> Result<Option<Vec<f64>>, Error> {
+    let draws: Vec<L::Draw> = (0..samples).map(|_| law.draw(rng)).collect();
+    let mut costs = Vec::with_capacity(draws.len());
+    for draw in &draws {
+        costs.push(proxy(variances, &law.allocation(draw, budget)?));
+    }
+    let n = costs.len() as f64;
+    let mean = costs.iter().sum::<f64>() / n;
+    let spread = (costs.iter().map(|c| (c - mean).powi(2)).sum::<f64>() / n).sqrt();
+    if spread <= 1e-12 * mean {
+        return Ok(None);
+    }
+    let mut gradient = vec![];
+    for (draw, cost) in draws.iter().zip(&costs) {
+        // cost − the mean of the others = (cost − mean)·n/(n − 1)
+        let advantage = (cost - mean) / (spread * (n - 1.0));
+        let score = law.score(draw);
+        gradient.resize(score.len(), 0.0);
+        gradient.iter_mut().zip(score).for_each(|(g, s)| *g += advantage * s);
+    }
+    Ok(Some(gradient))
+}
+
+/// The best of `candidates` draws by the estimated variances: chosen before any noise is drawn, as every allocation is.
+pub(super) fn best_of<L: Law>(
+    law: &L,
+    variances: &[f64],
+    budget: &QueryBudget,
+    candidates: usize,
+    rng: &mut StdRng,
+) -> Result<Allocation, Error> {
+    let mut best = law.allocation(&law.draw(rng), budget)?;
+    let mut least = proxy(variances, &best);
+    for _ in 1..candidates {
+        let other = law.allocation(&law.draw(rng), budget)?;
+        let cost = proxy(variances, &other);
+        if cost < least {
+            (best, least) = (other, cost);
+        }
+    }
+    Ok(best)
+}
+
+/// The state of the Adam optimizer of λ.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AdamState {
+    step: u32,
+    first: Vec<f64>,
+    second: Vec<f64>,
+}
+
+impl AdamState {
+    const BETA1: f64 = 0.9;
+    const BETA2: f64 = 0.99;
+
+    /// One step down `gradient`.
+    pub(super) fn step(&mut self, lambda: &mut [f64], gradient: &[f64], lr: f64) {
+        self.first.resize(lambda.len(), 0.0);
+        self.second.resize(lambda.len(), 0.0);
+        self.step = self.step.saturating_add(1);
+        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        let (c1, c2) = (correction(Self::BETA1), correction(Self::BETA2));
+        for i in 0..lambda.len() {
+            self.first[i] += (1.0 - Self::BETA1) * (gradient[i] - self.first[i]);
+            self.second[i] += (1.0 - Self::BETA2) * (gradient[i] * gradient[i] - self.second[i]);
+            lambda[i] -= lr * (self.first[i] / c1) / ((self.second[i] / c2).sqrt() + 1e-8);
+        }
+    }
+}
+
+/// What a learned allocator learned in one step: λ and the state of its optimizer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearnedUpdate {
+    pub(super) lambda: Vec<f64>,
+    pub(super) adam: AdamState,
+}
+
+/// Whether a setting lies within its range.
+pub(super) fn within(name: &'static str, value: f64, (low, high): (f64, f64)) -> Result<(), Error> {
+    match value >= low && value <= high {
+        true => Ok(()),
+        false => Err(Error::Setting { name, value, remedy: format!("choose a value from {low} to {high}") }),
+    }
+}

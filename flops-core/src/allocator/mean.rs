@@ -1,0 +1,189 @@
+//! The mean of a learned allocator: linear in what is known of each datum.
+
+use serde::{Deserialize, Serialize};
+
+use super::DatumFeatures;
+use crate::error::Error;
+use crate::linalg::dot;
+
+/// What the mean of a learned allocator is linear in; β are its coefficients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeanModel {
+    /// β₀ + β₁φ_j, φ the losses standardised within the batch: the paper's reparameterisation, two coefficients whatever the batch.
+    #[default]
+    Loss,
+    /// One mean for each rank of the loss within the batch, the smallest loss first: the full parameterisation.
+    ///
+    /// The number is that of the coefficients, at least 2: the batch size for a mean of each rank. A batch of another size reads them
+    /// by linear interpolation.
+    Ranks(usize),
+    /// β₀ + βᵀf_j, f the [features](super::DatumFeatures::extra) that the user gives, of this many entries.
+    Features(usize),
+}
+
+impl MeanModel {
+    /// Coefficients there are.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Loss => 2,
+            Self::Ranks(ranks) => ranks,
+            Self::Features(dim) => 1 + dim,
+        }
+    }
+
+    /// Whether there are none; there always are.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Coefficients that give every datum the mean `value`.
+    pub(super) fn neutral(self, value: f64) -> Result<Vec<f64>, Error> {
+        let fail = |name, value: usize, remedy: &str| Err(Error::Setting { name, value: value as f64, remedy: remedy.into() });
+        match self {
+            Self::Ranks(ranks) if ranks < 2 => fail("ranks", ranks, "use at least 2 ranks, such as the batch size"),
+            Self::Features(0) => fail("features", 0, "give each datum at least 1 feature"),
+            Self::Ranks(ranks) => Ok(vec![value; ranks]),
+            Self::Loss | Self::Features(_) => {
+                let mut beta = vec![0.0; self.len()];
+                beta[0] = value;
+                Ok(beta)
+            }
+        }
+    }
+
+    /// The design of a batch: what each mean is a combination of.
+    pub(super) fn design(self, features: &DatumFeatures<'_>) -> Result<Design, Error> {
+        let n = features.losses.len();
+        let mut design = Design { coefficients: self.len(), ends: Vec::with_capacity(n), entries: vec![] };
+        match self {
+            Self::Loss => {
+                for phi in standardise(features.losses) {
+                    design.push(&[(0, 1.0), (1, phi)]);
+                }
+            }
+            Self::Ranks(ranks) => {
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|&i, &j| features.losses[i].total_cmp(&features.losses[j]).then(i.cmp(&j)));
+                let mut place = vec![0.0; n];
+                for (rank, &j) in order.iter().enumerate() {
+                    place[j] = rank as f64 * (ranks - 1) as f64 / n.saturating_sub(1).max(1) as f64;
+                }
+                for at in place {
+                    let below = (at as usize).min(ranks - 2);
+                    let part = at - below as f64;
+                    design.push(&[(below, 1.0 - part), (below + 1, part)]);
+                }
+            }
+            Self::Features(dim) => {
+                let Some(given) = &features.extra else {
+                    return Err(Error::Length { name: "allocation features", got: 0, expected: n });
+                };
+                for row in given.rows() {
+                    if row.len() != dim {
+                        return Err(Error::Length { name: "allocation features of a datum", got: row.len(), expected: dim });
+                    }
+                    let row = row.iter().enumerate().map(|(k, &f)| (k + 1, f64::from(f)));
+                    design.push(&std::iter::once((0, 1.0)).chain(row).collect::<Vec<_>>());
+                }
+            }
+        }
+        Ok(design)
+    }
+}
+
+/// X of μ = Xβ, row by row, zeros left out.
+pub(super) struct Design {
+    coefficients: usize,
+    ends: Vec<usize>,
+    entries: Vec<(usize, f64)>,
+}
+
+impl Design {
+    fn push(&mut self, row: &[(usize, f64)]) {
+        self.entries.extend_from_slice(row);
+        self.ends.push(self.entries.len());
+    }
+
+    /// Data of the batch.
+    pub fn data(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &[(usize, f64)]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.entries[start..end])
+    }
+
+    /// Xβ.
+    pub fn mean(&self, beta: &[f64]) -> Vec<f64> {
+        self.rows().map(|row| row.iter().map(|&(k, x)| x * beta[k]).sum()).collect()
+    }
+
+    /// Xᵀv.
+    pub fn pull(&self, v: &[f64]) -> Vec<f64> {
+        let mut out = vec![0.0; self.coefficients];
+        for (row, v) in self.rows().zip(v) {
+            row.iter().for_each(|&(k, x)| out[k] += x * v);
+        }
+        out
+    }
+}
+
+/// (losses − mean) / standard deviation; zeros where the losses are all equal.
+pub(super) fn standardise(losses: &[f64]) -> Vec<f64> {
+    let n = losses.len() as f64;
+    let scale = losses.iter().fold(0.0, |m: f64, l| m.max(l.abs())).max(f64::MIN_POSITIVE);
+    let mean = losses.iter().map(|l| l / scale).sum::<f64>() / n;
+    let centred: Vec<f64> = losses.iter().map(|l| l / scale - mean).collect();
+    let spread = (dot(&centred, &centred) / n).sqrt();
+    if spread <= 1e-12 {
+        return vec![0.0; losses.len()];
+    }
+    centred.into_iter().map(|c| c / spread).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Embeddings;
+    use super::*;
+
+    fn features(losses: &[f64]) -> DatumFeatures<'_> {
+        DatumFeatures { losses, variances: &[1.0; 5], ..Default::default() }
+    }
+
+    #[test]
+    fn losses_are_standardised() {
+        let phi = standardise(&[1.0, 2.0, 3.0]);
+        assert!((phi[2] - 1.5f64.sqrt()).abs() < 1e-12 && phi[1].abs() < 1e-12 && (phi[0] + phi[2]).abs() < 1e-12);
+        assert_eq!(standardise(&[7.0; 3]), [0.0; 3]);
+        let extreme = standardise(&[f64::MAX, f64::MIN, 0.0]);
+        assert!(extreme.iter().all(|p| p.is_finite()));
+    }
+
+    #[test]
+    fn ranks_are_read_in_the_order_of_the_losses() {
+        let losses = [5.0, 1.0, 3.0, 2.0, 4.0];
+        let beta = [10.0, 20.0, 30.0, 40.0, 50.0];
+        let design = MeanModel::Ranks(5).design(&features(&losses)).unwrap();
+        assert_eq!(design.mean(&beta), [50.0, 10.0, 30.0, 20.0, 40.0]);
+        // five data read three coefficients by interpolation
+        let design = MeanModel::Ranks(3).design(&features(&losses)).unwrap();
+        assert_eq!(design.mean(&[0.0, 10.0, 40.0]), [40.0, 0.0, 10.0, 5.0, 25.0]);
+        assert_eq!(design.pull(&[1.0; 5]), [1.5, 2.0, 1.5]);
+        assert_eq!(MeanModel::Ranks(4).design(&features(&losses[..1])).unwrap().mean(&[7.0, 8.0, 9.0, 10.0]), [7.0]);
+    }
+
+    #[test]
+    fn features_are_the_user_s() {
+        let losses = [1.0, 2.0];
+        let values = [1.0, 0.0, 0.5, 2.0];
+        let extra = Some(Embeddings::new(&values, 2).unwrap());
+        let given = DatumFeatures { losses: &losses, variances: &[1.0; 2], extra, ..Default::default() };
+        assert_eq!(MeanModel::Features(2).design(&given).unwrap().mean(&[1.0, 2.0, 3.0]), [3.0, 8.0]);
+        let message = |r: Result<Design, Error>| r.err().unwrap().to_string();
+        assert!(message(MeanModel::Features(3).design(&given)).contains("2 entries where 3"));
+        assert!(message(MeanModel::Features(2).design(&features(&losses))).contains("allocation features"));
+        assert!(MeanModel::Features(0).neutral(1.0).is_err() && MeanModel::Ranks(1).neutral(1.0).is_err());
+    }
+}

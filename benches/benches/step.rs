@@ -94,7 +94,7 @@ fn measured(task: &str) {
             let (scope, space) = (scope.parse().expect("a scope"), space.parse().expect("a space"));
             // batches whose queries fill the passes of every caller
             let (data, queries) = match space {
-                Space::Activation => (MEMORY_ROWS / 4, QUERIES),
+                Space::Activation | Space::LowRank(_) => (MEMORY_ROWS / 4, QUERIES),
                 // a pass has a row per datum; memory does not depend on the queries
                 Space::Weights => (MEMORY_ROWS, 2 * THREADS),
             };

@@ -72,12 +72,17 @@ pub fn images<P: Backend>(rows: usize) -> ImageBatch<P> {
     }
 }
 
-/// A forward-only learner with `queries` queries per datum, `max_rows` rows in a pass.
+/// A forward-only learner with `queries` queries per datum, `max_rows` rows in a pass, no prefix kept.
 pub fn forward(scope: Scope, space: Space, queries: usize, max_rows: usize) -> Forward {
+    learner(scope, space, queries, max_rows, 0)
+}
+
+/// The same, keeping the frozen prefix of `kept` data.
+pub fn learner(scope: Scope, space: Space, queries: usize, max_rows: usize, kept: usize) -> Forward {
     let budget = QueryBudget::new(queries, 1).expect("a valid budget");
     let config = ForwardConfig::new(budget).with_space(space).with_max_rows(max_rows).with_threads(THREADS);
     let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
-    ForwardLearner::new(model(scope), allocator, config).expect("a valid configuration")
+    ForwardLearner::new(model(scope), allocator, config.with_prefix_cache(kept)).expect("a valid configuration")
 }
 
 /// One training step, the update included.

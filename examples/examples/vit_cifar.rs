@@ -22,7 +22,7 @@ use clap::{Parser, ValueEnum};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
     BackpropLearner, ControlVariate, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement,
-    Plain, QueryBudget, Sampling, Space, infer,
+    Plain, QueryBudget, Recipe, Sampling, Space, VarianceEstimate, infer,
 };
 use flops_examples::artifacts::{Artifacts, Settings};
 use flops_examples::backend::{self, AB, B, Device};
@@ -44,7 +44,7 @@ const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// Memory that the training images may take.
 const IMAGE_BYTES: usize = 8 << 30;
 /// Settings that do not change what is computed: a resumed run may have others.
-const FREE_SETTINGS: [&str; 3] = ["data_dir", "threads", "prefix_cache"];
+const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory_bound"];
 
 /// Fine-tune a vision transformer with forward passes only.
 #[derive(Parser, Debug)]
@@ -74,25 +74,29 @@ struct Args {
     /// What is trained: head, cls_tail, bias_norm, last:K or full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
-    /// How queries are dealt out: uniform, neyman or gaussian.
-    #[arg(long, default_value = "gaussian")]
-    allocator: String,
-    /// Where the noise falls: activation or weights.
-    #[arg(long, default_value = "activation")]
-    space: Space,
-    /// Law of the noise: gaussian, laplace, rademacher or uniform [default: the library's].
+    /// How queries are dealt out: uniform, neyman, gaussian or bernoulli [default: the method's, gaussian].
+    #[arg(long)]
+    allocator: Option<String>,
+    /// Where the allocator's estimates of the variances come from: running, loss or pilot:N [default: the library's].
+    #[arg(long)]
+    variance: Option<VarianceEstimate>,
+    /// Where the noise falls: activation, weights or lowrank:R [default: the method's].
+    #[arg(long)]
+    space: Option<Space>,
+    /// Law of the noise: gaussian, laplace, rademacher or uniform [default: the method's].
     #[arg(long)]
     noise: Option<NoiseLaw>,
-    /// One-sided or antithetic [default: the library's].
+    /// One-sided or antithetic [default: the method's].
     #[arg(long)]
     sampling: Option<Sampling>,
-    /// Noise on all layers of a query (joint) or on one drawn for it (single) [default: the library's].
+    /// Noise on all layers of a query (joint), on one drawn for it (single), or on one drawn by what it costs (staged: the budget
+    /// then counts passes, and there are more queries) [default: the method's].
     #[arg(long)]
     placement: Option<Placement>,
-    /// What is subtracted from the queries' coefficients besides the clean loss: none or feedback [default: the library's].
+    /// What is subtracted from the queries' coefficients besides the clean loss: none or feedback [default: the method's].
     #[arg(long)]
     control_variate: Option<ControlVariate>,
-    /// Smoothing scale [default: the library's].
+    /// Smoothing scale [default: the method's].
     #[arg(long, allow_negative_numbers = true)]
     sigma: Option<f64>,
     /// Queries per image and step, on average.
@@ -131,6 +135,9 @@ struct Args {
     /// Threads that evaluate queries [default: one per core, at most 8].
     #[arg(long)]
     threads: Option<usize>,
+    /// Say so when the process holds more memory than this, in MiB.
+    #[arg(long)]
+    memory_bound: Option<u64>,
     /// Compute what lies before the scope anew in each epoch.
     #[arg(long)]
     no_prefix_cache: bool,
@@ -150,10 +157,20 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Method {
-    /// Forward passes only.
+    /// Forward passes only, this library's way.
     Forward,
     /// Burn's autodiff, with the same model, data and optimizer.
     Backprop,
+    /// The paper's recipe: Gaussian activation noise on all layers at once, antithetic, no learned control variate.
+    Flops,
+    /// MeZO: antithetic Gaussian noise on the weights, shared by the batch.
+    Mezo,
+    /// FZOO: one-sided signs on the weights, the step divided by the spread of the losses.
+    Fzoo,
+    /// Evolution strategies: one-sided Gaussian noise on the weights.
+    Es,
+    /// EGGROLL: antithetic noise of rank 1 on the weights, for each query its own.
+    Eggroll,
 }
 
 impl Method {
@@ -161,7 +178,24 @@ impl Method {
         match self {
             Self::Forward => "forward",
             Self::Backprop => "backprop",
+            other => other.recipe().name(),
         }
+    }
+
+    /// The settings it starts from; other flags change single ones.
+    fn recipe(self) -> Recipe {
+        match self {
+            Self::Forward | Self::Backprop => Recipe::Default,
+            Self::Flops => Recipe::Flops,
+            Self::Mezo => Recipe::Mezo,
+            Self::Fzoo => Recipe::Fzoo,
+            Self::Es => Recipe::Es,
+            Self::Eggroll => Recipe::Eggroll,
+        }
+    }
+
+    fn is_forward(self) -> bool {
+        self != Self::Backprop
     }
 }
 
@@ -181,13 +215,24 @@ impl Args {
         if let Some(epoch) = self.stop_after {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
-        self.allocator.parse::<AllocatorKind>()?;
+        self.allocator()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut config = ForwardConfig::new(QueryBudget::new(self.queries, self.min_queries)?)
-            .with_space(self.space)
+        let mut config = self
+            .method
+            .recipe()
+            .config(QueryBudget::new(self.queries, self.min_queries)?)
             .with_seed(self.seed)
             .with_max_rows(self.max_rows)
             .with_threads(self.threads.unwrap_or(cores.min(8)));
+        if let Some(space) = self.space {
+            config = config.with_space(space);
+        }
+        if let Some(variance) = self.variance {
+            config = config.with_variance(variance);
+        }
+        if let Some(bound) = self.memory_bound {
+            config = config.with_memory_bound(bound.saturating_mul(1 << 20));
+        }
         if let Some(noise) = self.noise {
             config = config.with_noise(noise);
         }
@@ -203,8 +248,12 @@ impl Args {
         if let Some(sigma) = self.sigma {
             config = config.with_sigma(sigma);
         }
-        config.estimator.validate()?;
+        config.validate()?;
         Ok(config)
+    }
+
+    fn allocator(&self) -> Result<AllocatorKind> {
+        Ok(self.allocator.as_deref().map_or(Ok(self.method.recipe().allocator()), str::parse)?)
     }
 
     /// Copies of each training image.
@@ -233,15 +282,18 @@ impl Args {
             "weight_decay": self.weight_decay,
             "seed": self.seed,
         });
-        if self.method == Method::Forward {
+        if self.method.is_forward() {
             let estimator = &config.estimator;
             let forward = json!({
-                "allocator": self.allocator,
-                "space": estimator.space,
+                "allocator": self.allocator()?.name(),
+                "variance": config.variance.to_string(),
+                "space": estimator.space.to_string(),
                 "noise": estimator.noise,
                 "sampling": estimator.sampling,
                 "placement": estimator.placement,
                 "control_variate": config.control_variate,
+                "normalisation": config.normalisation,
+                "memory_bound": self.memory_bound,
                 "sigma": estimator.sigma,
                 "queries": self.queries,
                 "min_queries": self.min_queries,
@@ -378,35 +430,34 @@ fn train(args: Args) -> Result<()> {
         monitor,
         plain: args.plain,
     };
-    let (model, history, stopped) = match args.method {
-        Method::Forward => {
-            let allocator = AnyAllocator::<AB>::from_name(&args.allocator, &device)?;
+    let (model, history, stopped, advice) = match args.method {
+        method if method.is_forward() => {
+            let allocator = AnyAllocator::<AB>::new(args.allocator()?, &device)?;
             let learner = ForwardLearner::new(model, allocator, config.clone())?;
             let plan = plan(Some(learner.monitor()));
             let fitted = fit(learner, loader.plain()?, test.clone(), history, plan)?;
-            (fitted.learner.model, fitted.history, fitted.stopped)
+            (fitted.learner.model, fitted.history, fitted.stopped, fitted.advice)
         }
-        Method::Backprop => {
+        _ => {
             let learner = BackpropLearner::new(model)
                 .with_prefix_cache(config.prefix_cache)
                 .with_threads(config.estimator.threads);
             let fitted = fit(learner, loader.differentiable()?, test.clone(), history, plan(None))?;
-            (fitted.learner.model, fitted.history, fitted.stopped)
+            (fitted.learner.model, fitted.history, fitted.stopped, vec![])
         }
     };
 
     let (loss, accuracy) = evaluate(&model, &*test, config.estimator.threads);
     let epochs = history.of(Split::Test).next_back().map_or(0, |row| row.epoch);
-    let budget = match args.method {
-        Method::Forward => budget(&history, images, &args),
-        Method::Backprop => 0,
-    };
-    let independent = args.method == Method::Forward && args.space == Space::Activation;
+    let budget = if args.method.is_forward() { budget(&history, images, &args) } else { 0 };
+    let independent = args.method.is_forward() && config.estimator.space.is_independent();
     let mut summary = Value::Object(settings.clone());
     merge(
         &mut summary,
         json!({
             "allocator": settings.get("allocator"),
+            "variance": settings.get("variance"),
+            "advice": advice,
             "space": settings.get("space"),
             "noise": settings.get("noise"),
             "sampling": settings.get("sampling"),
@@ -465,8 +516,12 @@ fn budget(history: &History, images: usize, args: &Args) -> u64 {
 /// The method in a few words.
 fn description(args: &Args) -> String {
     match args.method {
-        Method::Forward => format!("forward-only, {} allocator, {} queries per image", args.allocator, args.queries),
         Method::Backprop => "backpropagation".to_string(),
+        method => {
+            let allocator = args.allocator().map_or("", AllocatorKind::name);
+            let name = if method == Method::Forward { "forward-only" } else { method.name() };
+            format!("{name}, {allocator} allocator, {} queries per image", args.queries)
+        }
     }
 }
 
@@ -513,7 +568,7 @@ fn print_table(args: &Args, summary: &Value) {
         ("steps", count("steps")),
         ("seconds", decimal("seconds", 1)),
     ];
-    if args.method == Method::Forward {
+    if args.method.is_forward() {
         rows.push(("query budget", count("query_budget")));
         rows.push(("queries used", count("queries_used")));
         rows.push(("variance relative to uniform", decimal("variance_vs_uniform", 3)));

@@ -1,5 +1,6 @@
 //! The training loop around a learner: burn-train's, with this folder's checkpoints, renderer and metrics.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +17,7 @@ use burn::train::logger::InMemoryMetricLogger;
 use burn::train::metric::{AccuracyMetric, LossMetric};
 use burn::train::{ExecutionStrategy, InferenceStep, ItemLazy, Learner, SupervisedTraining, TrainStep};
 use flops_core::StepOutput;
+use flops_core::diagnostics::Advice;
 use flops_core::learner::Monitor;
 use flops_core::metric::{
     CeilingMetric, CvMetric, DroppedMetric, MaxQueriesMetric, MinQueriesMetric, QueriesMetric, RelativeVarianceMetric,
@@ -60,6 +62,8 @@ pub struct Fitted<M> {
     pub history: History,
     /// Why training stopped before its last epoch, if the user stopped it.
     pub stopped: Option<String>,
+    /// What the diagnostics had to say.
+    pub advice: Vec<Advice>,
 }
 
 /// What burn-train says when its terminal interface is told to stop.
@@ -146,7 +150,12 @@ where
     if history.rows.iter().any(|row| !row.loss.is_finite()) {
         bail!("training diverged: a loss is not finite; lower --lr, or check the images");
     }
-    Ok(Fitted { learner: result.model, history, stopped: reason })
+    let advice = plan.monitor.as_ref().map_or(vec![], Monitor::advice);
+    if !plan.plain && std::io::stdout().is_terminal() {
+        // plain lines had it as it came
+        advice.iter().for_each(|advice| println!("advice at step {}: {}", advice.step, advice.message));
+    }
+    Ok(Fitted { learner: result.model, history, stopped: reason, advice })
 }
 
 /// Reads the checkpoint once, since burn-train panics where it cannot.

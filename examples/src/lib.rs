@@ -1,4 +1,5 @@
-//! What the examples share: the backend they run on, the training loop around a learner, and the artifacts of a run.
+//! What the examples share: the backend they run on, the training loop around a learner, the artifacts of a run, and the laboratory
+//! of the experiments.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
@@ -6,11 +7,16 @@ pub mod artifacts;
 pub mod backend;
 pub mod cli;
 pub mod curves;
+pub mod experiment;
 pub mod fit;
 pub mod groups;
 pub mod history;
+pub mod lab;
+pub mod mlp;
+pub mod plot;
 pub mod recorder;
 pub mod renderer;
+pub mod sheet;
 
 /// The version of Burn that the workspace is pinned to.
 pub const BURN_VERSION: &str = "0.21.0";

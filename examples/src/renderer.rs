@@ -74,6 +74,7 @@ pub struct RunRenderer {
     start: Instant,
     seconds_before: f64,
     spoke: Instant,
+    advised: usize,
 }
 
 impl RunRenderer {
@@ -103,6 +104,7 @@ impl RunRenderer {
             start: now,
             seconds_before,
             spoke: now,
+            advised: 0,
         }
     }
 
@@ -146,6 +148,20 @@ impl RunRenderer {
             None => row,
         };
         self.history.lock().push(row);
+        self.advise();
+    }
+
+    /// Passes advice on, once each: below the metrics of the terminal interface there is no room, the lines come when it has closed.
+    fn advise(&mut self) {
+        if self.tui.is_some() {
+            return;
+        }
+        let Some(monitor) = &self.monitor else { return };
+        let advice = monitor.advice();
+        for advice in advice.iter().skip(self.advised) {
+            println!("advice at step {}: {}", advice.step, advice.message);
+        }
+        self.advised = advice.len();
     }
 
     fn end_epoch(&mut self, epoch: usize) {

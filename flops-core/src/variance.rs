@@ -215,6 +215,11 @@ impl SiteTracker {
         roots.iter().map(|r| EQUAL_SHARE * equal + (1.0 - EQUAL_SHARE) * r / total).collect()
     }
 
+    /// The running mean of c²·E_s·E s² at each site, E_s·G_s: the second moment of a query there. NaN where none was seen.
+    pub fn moments(&self) -> Vec<f64> {
+        self.sites.iter().map(|(sum, queries)| sum / queries).collect()
+    }
+
     /// Takes in what a step saw at each site: the sum of c²·E_s over its queries, and their number.
     pub fn observe(&mut self, moments: &[(f64, u64)]) {
         if self.sites.len() != moments.len() {

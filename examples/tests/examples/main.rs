@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+mod experiments;
 mod vit_cifar;
 
 /// The built example of that name, beside this test's own folder.

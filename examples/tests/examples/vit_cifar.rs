@@ -36,7 +36,7 @@ fn card(config: ViTConfig) -> Card {
 }
 
 /// A folder with a small, random `tiny.safetensors`.
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let model = config().init::<Flex>(&Default::default()).unwrap();
     checkpoint::save(&model, &card(config()), &dir.path().join("tiny.safetensors"), false).unwrap();
@@ -109,6 +109,18 @@ fn every_method_scope_space_and_allocator_runs() {
     for scope in ["head", "bias_norm", "last:1", "full"] {
         check(&["--scope", scope, "--allocator", "uniform"]);
     }
+    for method in ["flops", "mezo", "fzoo", "es", "eggroll"] {
+        let summary = check(&["--method", method]);
+        assert_eq!(summary["method"], method);
+    }
+    check(&["--allocator", "bernoulli", "--variance", "pilot:1", "--memory-bound", "1000000"]);
+    let summary = check(&["--variance", "loss", "--memory-bound", "1"]);
+    assert!(summary["advice"][0]["message"].as_str().unwrap().contains("1 are allowed"), "{}", summary["advice"]);
+    // staged queries count passes: there are more of them
+    let staged = dir.path().join("staged");
+    succeed(dir.path(), &["--placement", "staged", "--scope", "full", "--artifact-dir", "staged"]);
+    let staged = self::summary(&staged);
+    assert!(staged["queries_used"].as_u64() > staged["query_budget"].as_u64(), "{staged}");
     for sampling in ["one-sided", "antithetic"] {
         check(&["--sampling", sampling, "--noise", "laplace", "--allocator", "neyman", "--min-queries", "2"]);
     }

@@ -29,7 +29,7 @@ pub struct BernoulliAllocatorConfig {
     /// Sampled allocations per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations drawn at the end, of which the one of least estimated variance is used, at least 1; 1 is the paper's.
+    /// Allocations of which the one of least estimated variance is used: the most likely one, and draws. 1 is a draw alone, as in the paper.
     #[config(default = 16)]
     pub candidates: usize,
     /// Learning rate of λ.
@@ -52,7 +52,7 @@ impl BernoulliAllocatorConfig {
         within("candidates", self.candidates as f64, (1.0, 1e6))?;
         within("updates_per_step", self.updates_per_step as f64, (0.0, 1e6))?;
         let beta: Vec<f32> =
-            self.mean.neutral((self.keep / (1.0 - self.keep)).ln())?.into_iter().map(|b| b as f32).collect();
+            self.mean.start((self.keep / (1.0 - self.keep)).ln(), 0.0)?.into_iter().map(|b| b as f32).collect();
         let n = beta.len();
         Ok(BernoulliAllocator {
             beta: Param::from_tensor(Tensor::from_data(TensorData::new(beta, [n]), device)),
@@ -159,6 +159,10 @@ impl Law for Bernoulli<'_> {
     fn draw(&self, rng: &mut StdRng) -> Vec<u64> {
         // a probability is a number from 0 to 1 here, so that the law exists
         self.keep.iter().map(|&p| Binomial::new(self.spare, p).map_or(0, |law| law.sample(rng))).collect()
+    }
+
+    fn mode(&self) -> Vec<u64> {
+        self.keep.iter().map(|p| ((self.spare as f64 + 1.0) * p) as u64).map(|k| k.min(self.spare)).collect()
     }
 
     fn allocation(&self, kept: &Vec<u64>, budget: &QueryBudget) -> Result<Allocation, Error> {

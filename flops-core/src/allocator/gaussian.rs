@@ -25,8 +25,8 @@ const GAMMA: (f64, f64) = (0.1, 1.0);
 /// Configuration of a [`GaussianAllocator`].
 #[derive(Config, Debug)]
 pub struct GaussianAllocatorConfig {
-    /// What the mean is linear in.
-    #[config(default = "MeanModel::Loss")]
+    /// What the mean is linear in; [`MeanModel::Loss`] is the paper's.
+    #[config(default = "MeanModel::Variance")]
     pub mean: MeanModel,
     /// Likelihood-ratio updates of λ per training step; 0 freezes λ.
     #[config(default = 2)]
@@ -34,7 +34,7 @@ pub struct GaussianAllocatorConfig {
     /// Sampled allocations per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations drawn at the end, of which the one of least estimated variance is used, at least 1; 1 is the paper's.
+    /// Allocations of which the one of least estimated variance is used: the most likely one, and draws. 1 is a draw alone, as in the paper.
     #[config(default = 16)]
     pub candidates: usize,
     /// Learning rate of λ.
@@ -59,7 +59,8 @@ pub struct GaussianAllocatorConfig {
 }
 
 impl GaussianAllocatorConfig {
-    /// A neutral allocator: β₀ = 1 and β₁ = 0, equal allocation but for the exploration σ.
+    /// An allocator whose mean is Neyman's allocation by the estimated variances, β = (1, 0, 1), or with another [`MeanModel`] equal
+    /// allocation, β = (1, 0).
     ///
     /// # Errors
     /// If a setting is out of range.
@@ -78,7 +79,7 @@ impl GaussianAllocatorConfig {
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [n]), device))
         };
         Ok(GaussianAllocator {
-            beta: param(&self.mean.neutral(1.0)?),
+            beta: param(&self.mean.start(1.0, 1.0)?),
             log_sigma: param(&[self.sigma.ln()]),
             log_gamma: param(&[self.gamma.ln()]),
             adam: Persist::new(AdamState::default()),
@@ -91,20 +92,22 @@ impl GaussianAllocatorConfig {
 ///
 /// In units of A₀ the raw allocation is a ∼ N(μ, K) with
 ///
-/// - μ_j = β₀ + β₁ φ_j, φ the losses standardised within the batch (zero where they are all equal); [`MeanModel`] has other choices;
+/// - μ_j = β₀ + β₁ φ_j + β₂ ψ_j, φ the losses standardised within the batch (zero where they are all equal), ψ_j = √v_j/mean(√v) − 1 by the
+///   estimates v_j of Tr Σ_j, so that β = (1, 0, 1) is Neyman's allocation. The paper has no ψ: [`MeanModel::Loss`]. ([`MeanModel`] has other
+///   choices.)
 /// - K_ij = σ² (exp(−d_ij / 2γ²) + jitter·[i = j]), d_ij the cosine distance of the data's embeddings; without
 ///   embeddings, d_ij = 1 for i ≠ j. The jitter keeps K positive definite when data repeat.
 ///
 /// The queries A are the projection of A₀·a onto the budget, [`Allocation::project`]. It undoes what is common to all
 /// data, so β₀ is of no consequence there; it is kept as part of the published parameterisation.
 ///
-/// λ = (β₀, β₁, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio
+/// λ = (β, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio
 /// ∇_λ E J = E[J(A) ∇_λ ln P(a|λ)]: the score is taken at the raw draw a, J at its projection, which makes the
 /// gradient unbiased although the projection has no derivative. Each J is compared with the mean of the other
 /// samples' (which keeps the gradient unbiased) and divided by their spread (which makes it free of scale); Adam
 /// does the rest, with a learning rate of its own. No model query is spent on it. As in the paper λ is updated
-/// first, and A drawn from the result: of 16 draws by default, the one with the least estimated J, which keeps the estimate unbiased, since
-/// it is chosen before any noise is drawn. A₀·σ is kept above about one query: below it draws round to the same
+/// first, and A drawn from the result: by default the one with the least estimated J of 16, the mean and 15 draws, which keeps the estimate
+/// unbiased, since it is chosen before any noise is drawn. A₀·σ is kept above about one query: below it draws round to the same
 /// allocation, and λ drifts for want of a signal.
 ///
 /// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966), section 4.3.
@@ -113,7 +116,7 @@ impl GaussianAllocatorConfig {
 /// with an exact diagonal, from 64 data of the batch, and the cost O(64·M·B + M·B log B).
 #[derive(Module, Debug)]
 pub struct GaussianAllocator<B: Backend> {
-    /// β, `[coefficients]`: (β₀, β₁) by default.
+    /// β, `[coefficients]`: (β₀, β₁, β₂) by default.
     pub beta: Param<Tensor<B, 1>>,
     /// log σ, `[1]`.
     pub log_sigma: Param<Tensor<B, 1>>,
@@ -215,6 +218,10 @@ impl Law for Gaussian<'_> {
 
     fn draw(&self, rng: &mut StdRng) -> Vec<f64> {
         standard_normal(self.kernel.dim(), rng)
+    }
+
+    fn mode(&self) -> Vec<f64> {
+        vec![0.0; self.kernel.dim()]
     }
 
     /// The allocation nearest to A₀·a.
@@ -352,7 +359,7 @@ mod tests {
             let embeddings = (seed % 2 == 0).then(|| Embeddings::new(&embeddings, 8).unwrap());
             let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
             let (budget, best) = (queries(20), neyman(&variances, &queries(20)));
-            let paper = || allocator(GaussianAllocatorConfig::new().with_candidates(1));
+            let paper = || allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_candidates(1));
             let [start, early, end] = [0, 40, 400].map(|steps| train_allocator(paper(), &features, &budget, seed, steps));
             assert!(start > early && early >= 0.98 * end, "seed {seed}: {start} {early} {end}");
             assert!(start > 1.2 * best, "seed {seed}: there must be something to gain: {start} against {best}");
@@ -371,7 +378,7 @@ mod tests {
                 let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
                 let equal = uniform(&variances, &queries(20));
                 for steps in [0, 20, 300] {
-                    let start = allocator(GaussianAllocatorConfig::new());
+                    let start = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss));
                     let j = train_allocator(start, &features, &queries(20), seed, steps);
                     assert!(j <= 1.05 * equal, "seed {seed}, {steps} steps: {j} against {equal}");
                 }
@@ -386,7 +393,7 @@ mod tests {
         let values: Vec<f32> = losses.iter().flat_map(|&l| [l as f32, (l * l) as f32]).collect();
         let extra = Some(Embeddings::new(&values, 2).unwrap());
         let budget = queries(4);
-        for mean in [MeanModel::Loss, MeanModel::Ranks(N), MeanModel::Features(2)] {
+        for mean in [MeanModel::Loss, MeanModel::Variance, MeanModel::Ranks(N), MeanModel::Features(2)] {
             let j = |variances: &[f64]| {
                 let features = DatumFeatures { losses: &losses, variances, extra, ..Default::default() };
                 train_allocator(allocator(GaussianAllocatorConfig::new().with_mean(mean)), &features, &budget, 2, 300)
@@ -395,6 +402,22 @@ mod tests {
             assert!(explained <= 1.15 * best, "{mean:?}: {explained} against {best}");
             let (flat, equal) = (j(&[1.0; N]), uniform(&[1.0; N], &budget));
             assert!(flat <= 1.06 * equal, "{mean:?}: {flat} against {equal}");
+        }
+    }
+
+    /// Where losses say nothing, the estimated variances in the mean still do: within 3 % of Neyman's from the first step on.
+    #[test]
+    fn the_default_mean_starts_at_neyman_s_allocation_and_stays() {
+        for (seed, per_datum) in [(0, 20), (1, 4)] {
+            let losses = skewed_losses(N, seed);
+            let mut variances = explained_by(&losses);
+            variances.shuffle(&mut StdRng::seed_from_u64(seed + 100));
+            let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
+            let (budget, best) = (queries(per_datum), neyman(&variances, &queries(per_datum)));
+            for steps in [0, 300] {
+                let j = train_allocator(allocator(GaussianAllocatorConfig::new()), &features, &budget, seed, steps);
+                assert!(j <= 1.03 * best, "{per_datum} queries, {steps} steps: {j} against {best}");
+            }
         }
     }
 

@@ -14,6 +14,9 @@ pub(super) trait Law {
 
     fn draw(&self, rng: &mut StdRng) -> Self::Draw;
 
+    /// The most likely draw.
+    fn mode(&self) -> Self::Draw;
+
     /// The integers that a draw stands for.
     fn allocation(&self, draw: &Self::Draw, budget: &QueryBudget) -> Result<Allocation, Error>;
 
@@ -54,7 +57,8 @@ pub(super) fn gradient<L: Law>(
     Ok(Some(gradient))
 }
 
-/// The best of `candidates` draws by the estimated variances: chosen before any noise is drawn, as every allocation is.
+/// A draw; of several `candidates`, of which the first is the mode, the best by the estimated variances. It is chosen before any noise is
+/// drawn, as every allocation is.
 pub(super) fn best_of<L: Law>(
     law: &L,
     variances: &[f64],
@@ -62,7 +66,8 @@ pub(super) fn best_of<L: Law>(
     candidates: usize,
     rng: &mut StdRng,
 ) -> Result<Allocation, Error> {
-    let mut best = law.allocation(&law.draw(rng), budget)?;
+    let first = if candidates > 1 { law.mode() } else { law.draw(rng) };
+    let mut best = law.allocation(&first, budget)?;
     let mut least = proxy(variances, &best);
     for _ in 1..candidates {
         let other = law.allocation(&law.draw(rng), budget)?;

@@ -13,6 +13,8 @@ pub enum MeanModel {
     /// β₀ + β₁φ_j, φ the losses standardised within the batch: the paper's reparameterisation, two coefficients whatever the batch.
     #[default]
     Loss,
+    /// β₀ + β₁φ_j + β₂ψ_j with ψ_j = √v_j/mean(√v) − 1, v_j the estimates of Tr Σ_j: losses, and the square roots that the optimum follows.
+    Variance,
     /// One mean for each rank of the loss within the batch, the smallest loss first: the full parameterisation.
     ///
     /// The number is that of the coefficients, at least 2: the batch size for a mean of each rank. A batch of another size reads them
@@ -27,6 +29,7 @@ impl MeanModel {
     pub fn len(self) -> usize {
         match self {
             Self::Loss => 2,
+            Self::Variance => 3,
             Self::Ranks(ranks) => ranks,
             Self::Features(dim) => 1 + dim,
         }
@@ -37,16 +40,18 @@ impl MeanModel {
         self.len() == 0
     }
 
-    /// Coefficients that give every datum the mean `value`.
-    pub(super) fn neutral(self, value: f64) -> Result<Vec<f64>, Error> {
-        let fail = |name, value: usize, remedy: &str| Err(Error::Setting { name, value: value as f64, remedy: remedy.into() });
+    /// Coefficients that give every datum the mean `level`, and ψ the coefficient `variance`.
+    pub(super) fn start(self, level: f64, variance: f64) -> Result<Vec<f64>, Error> {
+        let fail =
+            |name, value: usize, remedy: &str| Err(Error::Setting { name, value: value as f64, remedy: remedy.into() });
         match self {
             Self::Ranks(ranks) if ranks < 2 => fail("ranks", ranks, "use at least 2 ranks, such as the batch size"),
             Self::Features(0) => fail("features", 0, "give each datum at least 1 feature"),
-            Self::Ranks(ranks) => Ok(vec![value; ranks]),
+            Self::Ranks(ranks) => Ok(vec![level; ranks]),
+            Self::Variance => Ok(vec![level, 0.0, variance]),
             Self::Loss | Self::Features(_) => {
                 let mut beta = vec![0.0; self.len()];
-                beta[0] = value;
+                beta[0] = level;
                 Ok(beta)
             }
         }
@@ -60,6 +65,15 @@ impl MeanModel {
             Self::Loss => {
                 for phi in standardise(features.losses) {
                     design.push(&[(0, 1.0), (1, phi)]);
+                }
+            }
+            Self::Variance => {
+                let top = features.variances.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+                let roots: Vec<f64> = features.variances.iter().map(|v| (v / top).sqrt()).collect();
+                let mean = roots.iter().sum::<f64>() / n as f64;
+                for (phi, root) in standardise(features.losses).into_iter().zip(roots) {
+                    let psi = if mean > 0.0 { root / mean - 1.0 } else { 0.0 };
+                    design.push(&[(0, 1.0), (1, phi), (2, psi)]);
                 }
             }
             Self::Ranks(ranks) => {
@@ -162,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn the_default_mean_holds_neyman_s_allocation() {
+        let given = DatumFeatures { losses: &[1.0; 3], variances: &[1.0, 4.0, 9.0], ..Default::default() };
+        let beta = MeanModel::Variance.start(1.0, 1.0).unwrap();
+        let mean = MeanModel::Variance.design(&given).unwrap().mean(&beta);
+        assert!(mean.iter().zip([0.5, 1.0, 1.5]).all(|(a, b)| (a - b).abs() < 1e-12), "{mean:?}");
+        let nothing = DatumFeatures { variances: &[0.0; 3], ..given };
+        assert_eq!(MeanModel::Variance.design(&nothing).unwrap().mean(&beta), [1.0; 3]);
+    }
+
+    #[test]
     fn ranks_are_read_in_the_order_of_the_losses() {
         let losses = [5.0, 1.0, 3.0, 2.0, 4.0];
         let beta = [10.0, 20.0, 30.0, 40.0, 50.0];
@@ -184,6 +208,6 @@ mod tests {
         let message = |r: Result<Design, Error>| r.err().unwrap().to_string();
         assert!(message(MeanModel::Features(3).design(&given)).contains("2 entries where 3"));
         assert!(message(MeanModel::Features(2).design(&features(&losses))).contains("allocation features"));
-        assert!(MeanModel::Features(0).neutral(1.0).is_err() && MeanModel::Ranks(1).neutral(1.0).is_err());
+        assert!(MeanModel::Features(0).start(1.0, 0.0).is_err() && MeanModel::Ranks(1).start(1.0, 0.0).is_err());
     }
 }

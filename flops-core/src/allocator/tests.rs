@@ -11,7 +11,7 @@ type Plain = Flex;
 type Diff = Autodiff<Flex>;
 
 /// Parameterisations of the mean that need nothing but the losses.
-const MEANS: [MeanModel; 2] = [MeanModel::Loss, MeanModel::Ranks(16)];
+const MEANS: [MeanModel; 3] = [MeanModel::Loss, MeanModel::Variance, MeanModel::Ranks(16)];
 
 fn budget() -> QueryBudget {
     QueryBudget::new(20, 1).unwrap()

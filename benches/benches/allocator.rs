@@ -1,0 +1,126 @@
+//! What an allocation costs: by batch size, and against a training step.
+//!
+//! ```text
+//! cargo bench --workspace --bench allocator
+//! ```
+//!
+//! An allocation here is what a step does: the updates of λ and the final draw, for losses and embeddings of width 128. The step is that of `vit_micro_patch4_32` with 128
+//! data and 20 queries each, in full scope and on the class token's tail with its frozen prefix kept.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, SamplingMode};
+use flops_benches::{B, adam, images, learner, step};
+use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings};
+use flops_core::{QueryBudget, Space};
+use flops_vit::Scope;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const QUERIES: usize = 20;
+const WIDTH: usize = 128;
+const SIZES: [usize; 9] = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
+/// The batch whose step is measured.
+const BATCH: usize = 128;
+
+struct Given {
+    losses: Vec<f64>,
+    variances: Vec<f64>,
+    embeddings: Vec<f32>,
+}
+
+impl Given {
+    /// Losses of very different sizes, variances that follow them roughly, embeddings around ten directions.
+    fn new(n: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(n as u64);
+        let losses: Vec<f64> = (0..n).map(|_| -rng.random::<f64>().max(1e-9).ln()).collect();
+        let variances = losses.iter().map(|l| (0.1 + l) * (0.1 + l) * (0.5 + rng.random::<f64>())).collect();
+        let embeddings = (0..n * WIDTH)
+            .map(|k| rng.random::<f32>() - 0.5 + if k % 10 == k / WIDTH % 10 { 1.0 } else { 0.0 })
+            .collect();
+        Self { losses, variances, embeddings }
+    }
+
+    fn features(&self) -> DatumFeatures<'_> {
+        let embeddings = Embeddings::new(&self.embeddings, WIDTH).ok();
+        DatumFeatures { losses: &self.losses, variances: &self.variances, embeddings, ..Default::default() }
+    }
+}
+
+fn allocate(allocator: &AnyAllocator<B>, given: &Given, rng: &mut StdRng) {
+    let budget = QueryBudget::new(QUERIES, 1).expect("a valid budget");
+    black_box(allocator.allocate(&given.features(), &budget, rng).expect("usable features"));
+}
+
+/// The quickest of a few: what else the machine does only adds.
+fn least(times: usize, mut run: impl FnMut()) -> Duration {
+    (0..times)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed()
+        })
+        .min()
+        .unwrap_or_default()
+}
+
+fn main() {
+    let made = |kind| AnyAllocator::<B>::new(kind, &Default::default()).expect("valid defaults");
+    if std::env::args().any(|a| a == "--test") {
+        // `cargo test --benches` asks whether it runs
+        for kind in AllocatorKind::ALL {
+            allocate(&made(kind), &Given::new(40), &mut StdRng::seed_from_u64(0));
+        }
+        return;
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut times = vec![];
+    for n in SIZES {
+        let given = Given::new(n);
+        let mut group = criterion.benchmark_group("allocator");
+        group.sample_size(10).sampling_mode(SamplingMode::Flat);
+        group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(100));
+        let row: Vec<f64> = AllocatorKind::ALL
+            .iter()
+            .map(|&kind| {
+                let (allocator, mut rng) = (made(kind), StdRng::seed_from_u64(0));
+                group.bench_function(BenchmarkId::new(kind.name(), n), |b| b.iter(|| allocate(&allocator, &given, &mut rng)));
+                least(if n <= 1024 { 10 } else { 3 }, || allocate(&allocator, &given, &mut rng)).as_secs_f64()
+            })
+            .collect();
+        group.finish();
+        times.push((n, row));
+    }
+    criterion.final_summary();
+
+    let mut steps = vec![];
+    for (scope, repeats) in [(Scope::Full, 1), (Scope::ClsTail, 4)] {
+        let (batch, mut optimizer) = (images::<B>(BATCH), adam());
+        // the first step fills the cache of the prefix
+        let start = learner(scope, Space::Activation, QUERIES, 256, BATCH);
+        let mut learner = Some(step(start, &mut optimizer, batch.clone()));
+        let took = least(repeats, || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())));
+        steps.push((scope, took.as_secs_f64()));
+    }
+    println!("\nmilliseconds of an allocation, {QUERIES} queries per datum");
+    print!("{:>8}", "batch");
+    AllocatorKind::ALL.iter().for_each(|kind| print!("{:>12}", kind.name()));
+    println!("{:>26}", "gaussian per B·log₂ B, ns");
+    for (n, row) in &times {
+        print!("{n:>8}");
+        row.iter().for_each(|t| print!("{:>12.3}", 1e3 * t));
+        println!("{:>26.0}", 1e9 * row[2] / (*n as f64 * (*n as f64).log2()));
+    }
+    if let Some((_, row)) = times.iter().find(|t| t.0 == BATCH) {
+        for (scope, seconds) in steps {
+            println!(
+                "a step of {BATCH} data, scope {scope}: {:.1} ms; gaussian {:.2} %, bernoulli {:.2} %, neyman {:.3} %",
+                1e3 * seconds,
+                100.0 * row[2] / seconds,
+                100.0 * row[3] / seconds,
+                100.0 * row[1] / seconds
+            );
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Every experiment on tiny data: its files, its figures, and what it says to bad flags.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::vit_cifar::folder;
+
+/// Runs an experiment with a tiny model and gives its `summary.json`, once its files are found.
+fn summary(name: &str, dir: &Path, args: &[&str], files: &[&str]) -> Value {
+    let out = crate::succeed(name, dir, &[&["--artifact-dir", "run", "--threads", "1"], args].concat());
+    assert!(out.contains("summary.json"), "{out}");
+    let run = dir.join("run");
+    for file in files {
+        let text = fs::read_to_string(run.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        if file.ends_with(".svg") {
+            assert!(text.starts_with("<svg") && !text.contains("NaN"), "{file}");
+        } else {
+            assert!(text.lines().count() > 1, "{file} holds nothing");
+        }
+    }
+    let summary: Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
+    assert!(summary["seconds"].is_f64() && summary["versions"]["burn"].is_string());
+    summary
+}
+
+const TINY: [&str; 6] = ["--weights", "tiny.safetensors", "--limit", "48", "--batch-size", "16"];
+
+#[test]
+fn variance_synthetic() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--seeds", "2", "--steps", "40", "--repeats", "30", "--batch-size", "32"];
+    let summary = summary("variance_synthetic", dir.path(), &flags, &["variance.svg", "variance.csv"]);
+    let relative = &summary["relative_variance"];
+    let of = |name: &str| relative[name].as_f64().unwrap();
+    assert_eq!(of("uniform"), 1.0);
+    // two seeds of 30 estimates: within a quarter of the ceiling
+    assert!(of("ceiling") < 0.8 && (of("neyman") / of("ceiling") - 1.0).abs() < 0.25, "{relative}");
+    assert!(of("gaussian") < 0.9 && of("bernoulli") < 0.95, "{relative}");
+    // the same seeds give the same figures
+    let again = self::summary("variance_synthetic", dir.path(), &flags, &[]);
+    assert_eq!(&again["relative_variance"], relative);
+    assert!(crate::fail("variance_synthetic", dir.path(), &["--seeds", "0"]).contains("--seeds 0"));
+    assert!(crate::fail("variance_synthetic", dir.path(), &["--batch-size", "0"]).contains("--batch-size 0"));
+}
+
+#[test]
+fn allocator_ablation() {
+    let dir = folder();
+    let files = ["ablation.svg", "trajectory.csv", "training.csv", "curves.csv"];
+    let flags = [TINY.as_slice(), &["--seeds", "2", "--steps", "12", "--every", "3", "--queries", "4"]].concat();
+    let summary = summary("allocator_ablation", dir.path(), &flags, &files);
+    let errors = &summary["squared_error_over_uniform"];
+    assert_eq!(errors["uniform"]["expected"]["mean"], 1.0);
+    for name in ["neyman, running", "gaussian, loss", "bernoulli, pilot:1", "neyman, variances known"] {
+        assert!(errors[name]["measured"]["mean"].as_f64().unwrap() > 0.0, "{name}: {errors}");
+    }
+    assert_eq!(summary["training"]["gaussian, running"]["loss"].as_array().unwrap().len(), 2);
+    assert!(summary["second_moment_by_layer"].as_array().unwrap().len() > 5);
+    let bad = [TINY.as_slice(), &["--queries", "0"]].concat();
+    assert!(crate::fail("allocator_ablation", dir.path(), &bad).contains("queries_per_datum = 0"));
+    let bad = [TINY.as_slice(), &["--contenders", "best"]].concat();
+    assert!(crate::fail("allocator_ablation", dir.path(), &bad).contains("'best'"));
+}
+
+#[test]
+fn noise_robustness() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--seeds", "1", "--steps", "10", "--samples", "20", "--queries", "4"];
+    let files = ["kurtosis.svg", "variance.svg", "robustness.csv"];
+    let summary = summary("noise_robustness", dir.path(), &flags, &files);
+    assert_eq!(summary["cells"].as_array().unwrap().len(), 12);
+    assert!(crate::fail("noise_robustness", dir.path(), &["--steps", "0"]).contains("--steps 0"));
+}
+
+#[test]
+fn query_efficiency() {
+    let dir = folder();
+    let more = ["--seeds", "2", "--queries", "2,4", "--total", "600", "--looks", "2", "--target", "0.05"];
+    let flags = [TINY.as_slice(), &more].concat();
+    let summary = summary("query_efficiency", dir.path(), &flags, &["efficiency.svg", "efficiency.csv"]);
+    assert_eq!(summary["target"], 0.05);
+    let prices = summary["queries_to_target"].as_object().unwrap();
+    for method in ["default", "flops", "eggroll", "es", "mezo", "fzoo"] {
+        assert!(prices.contains_key(method), "{method}: {prices:?}");
+    }
+    assert!(prices["default"].is_u64() || prices["default"].is_null());
+    let bad = [TINY.as_slice(), &["--queries", "1"]].concat();
+    assert!(crate::fail("query_efficiency", dir.path(), &bad).contains("at least 2"));
+    assert!(crate::fail("query_efficiency", dir.path(), &["--dataset", "mnist"]).contains("mnist"));
+}
+
+#[test]
+fn sensitivity() {
+    let dir = folder();
+    // `--batch-size` is a list here
+    let flags = ["--weights", "tiny.safetensors", "--limit", "48", "--batch-size", "8,16", "--lr", "0.01", "--sigma"];
+    let flags = [flags.as_slice(), &["0.01,0.1", "--queries", "2,4", "--total", "300", "--seeds", "1"]].concat();
+    let summary = summary("sensitivity", dir.path(), &flags, &["accuracy.svg", "error.svg", "sensitivity.csv"]);
+    assert_eq!(summary["cells"].as_array().unwrap().len(), 8);
+    assert!(crate::fail("sensitivity", dir.path(), &["--sigma", "0"]).contains("sigma = 0"));
+    assert!(crate::fail("sensitivity", dir.path(), &["--lr", "7"]).contains("--lr 7"));
+}
+
+#[test]
+fn inspect_allocation() {
+    let dir = folder();
+    let flags = [TINY.as_slice(), &["--seeds", "1", "--steps", "10"]].concat();
+    let summary = summary("inspect_allocation", dir.path(), &flags, &["allocation.svg", "allocation.csv"]);
+    assert!(summary["relative_variance"]["mean"].as_f64().unwrap() > 0.0);
+    let svg = fs::read_to_string(dir.path().join("run/allocation.svg")).unwrap();
+    assert_eq!(svg.matches("<image").count(), 16);
+    let bad = [TINY.as_slice(), &["--allocator", "best"]].concat();
+    assert!(crate::fail("inspect_allocation", dir.path(), &bad).contains("'best'"));
+}

@@ -85,7 +85,9 @@ fn main() {
             .iter()
             .map(|&kind| {
                 let (allocator, mut rng) = (made(kind), StdRng::seed_from_u64(0));
-                group.bench_function(BenchmarkId::new(kind.name(), n), |b| b.iter(|| allocate(&allocator, &given, &mut rng)));
+                group.bench_function(BenchmarkId::new(kind.name(), n), |b| {
+                    b.iter(|| allocate(&allocator, &given, &mut rng))
+                });
                 least(if n <= 1024 { 10 } else { 3 }, || allocate(&allocator, &given, &mut rng)).as_secs_f64()
             })
             .collect();

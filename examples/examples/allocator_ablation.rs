@@ -23,7 +23,7 @@ use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget, StepReport, VarianceEstimate};
 use flops_examples::cli;
 use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Optim, Run, estimate, observe, squared_distance};
+use flops_examples::lab::{DataArgs, Lab, Optim, Run, Schedule, estimate, observe, squared_distance};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_vit::Scope;
 use serde::Serialize;
@@ -61,6 +61,9 @@ struct Args {
     /// Estimates of the variance to compare: running, loss, pilot:N [default: those, with a quarter of the queries as pilots].
     #[arg(long, value_delimiter = ',')]
     estimates: Vec<VarianceEstimate>,
+    /// How the learning rate changes: under a falling one the final loss shows little of the gradient's variance.
+    #[arg(long, value_enum, default_value = "constant")]
+    schedule: Schedule,
     /// Leave the training runs out.
     #[arg(long)]
     trajectory_only: bool,
@@ -145,13 +148,30 @@ fn expected(known: &[f64], report: &StepReport) -> f64 {
     known.iter().zip(&report.data).map(|(v, datum)| v / datum.queries as f64).sum()
 }
 
-fn trajectory(args: &Args, lab: &mut Lab, seed: u64, steps: usize, looks: &mut Vec<Look>, progress: &mut Progress) -> Result<()> {
+fn trajectory(
+    args: &Args,
+    lab: &mut Lab,
+    seed: u64,
+    steps: usize,
+    looks: &mut Vec<Look>,
+    progress: &mut Progress,
+) -> Result<()> {
     let learner = |lab: &Lab, kind, estimate, salt: u64, queries: usize| {
         let base = config(args, seed + salt * SALT, estimate)?;
-        let base = if queries == args.queries { base } else { ForwardConfig { budget: QueryBudget::new(queries, 1)?, ..base } };
+        let base = if queries == args.queries {
+            base
+        } else {
+            ForwardConfig { budget: QueryBudget::new(queries, 1)?, ..base }
+        };
         lab.learner(lab.model(seed), base, kind)
     };
-    let mut leader = Run::new(learner(lab, AllocatorKind::Uniform, VarianceEstimate::Running, 0, args.queries)?, Optim::adam(), args.lr, steps);
+    let mut leader = Run::new(
+        learner(lab, AllocatorKind::Uniform, VarianceEstimate::Running, 0, args.queries)?,
+        Optim::adam(),
+        args.lr,
+        steps,
+    )
+    .with_schedule(args.schedule);
     let mut others = vec![];
     for (i, (name, kind, estimate)) in contenders(args)?.into_iter().enumerate() {
         others.push((name, estimate, learner(lab, kind, estimate, 1 + i as u64, args.queries)?));
@@ -218,16 +238,19 @@ fn training(
         let mut batches = lab.batches(args.batch_size, seed)?;
         let (mut relative, mut ceiling, mut stretch) = (vec![], vec![], vec![]);
         let width = (steps / 30).max(1);
-        let (run, loss) = Run::new(learner, Optim::adam(), args.lr, steps).finish(&mut batches, |done, report| {
-            relative.push(report.allocation.relative_variance);
-            ceiling.push(report.allocation.ceiling);
-            stretch.push(report.loss);
-            if done % width == 0 {
-                let loss = Spread::of(&stretch).mean;
-                points.push(Point { seed, contender: contender.clone(), queries: report.queries_total, loss });
-                stretch.clear();
-            }
-        })?;
+        let (run, loss) = Run::new(learner, Optim::adam(), args.lr, steps).with_schedule(args.schedule).finish(
+            &mut batches,
+            |done, report| {
+                relative.push(report.allocation.relative_variance);
+                ceiling.push(report.allocation.ceiling);
+                stretch.push(report.loss);
+                if done % width == 0 {
+                    let loss = Spread::of(&stretch).mean;
+                    points.push(Point { seed, contender: contender.clone(), queries: report.queries_total, loss });
+                    stretch.clear();
+                }
+            },
+        )?;
         let plain = burn::module::AutodiffModule::valid(&run.learner.model);
         let (test_loss, test_accuracy) = lab.evaluate(&plain)?;
         rows.push(Trained {
@@ -303,7 +326,10 @@ fn run(args: Args) -> Result<()> {
     let text = |s: Option<Spread>| s.map_or("–".into(), |s| s.text(3));
     println!(
         "{}, scope {}, {} queries per datum, {steps} steps, {} seeds",
-        args.data.dataset, args.scope, args.queries, seeds.len()
+        args.data.dataset,
+        args.scope,
+        args.queries,
+        seeds.len()
     );
     if !looks.is_empty() {
         println!("\nsquared error of the gradient along uniform's trajectory, over uniform's");
@@ -423,6 +449,7 @@ fn run(args: Args) -> Result<()> {
             "batch_size": args.batch_size,
             "steps": steps,
             "lr": args.lr,
+            "schedule": args.schedule.name(),
             "squared_error_over_uniform": per_contender(&|n| json!({
                 "measured": ratio(n, false, &sampled),
                 "measured_second_half": ratio(n, true, &sampled),
@@ -440,7 +467,10 @@ fn run(args: Args) -> Result<()> {
         }),
     );
     artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds ablation.svg, trajectory.csv, training.csv, curves.csv and summary.json", artifacts.dir().display());
+    println!(
+        "\n{} holds ablation.svg, trajectory.csv, training.csv, curves.csv and summary.json",
+        artifacts.dir().display()
+    );
     Ok(())
 }
 

@@ -21,10 +21,10 @@ use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, NoiseLaw, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
+use flops_examples::cli;
 use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
 use flops_examples::mlp::{Loss, Mlp, MlpBatch, rows, synthetic};
 use flops_examples::plot::{Heat, heat_maps};
-use flops_examples::cli;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
@@ -81,8 +81,20 @@ struct Outcome {
     ceiling: f64,
 }
 
-fn train(args: &Args, data: &MlpBatch<B>, loss: Loss, noise: NoiseLaw, kind: AllocatorKind, seed: u64, steps: usize, device: &Device) -> Result<Outcome> {
-    let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?).with_noise(noise).with_sigma(sigma(loss)).with_seed(seed);
+fn train(
+    args: &Args,
+    data: &MlpBatch<B>,
+    loss: Loss,
+    noise: NoiseLaw,
+    kind: AllocatorKind,
+    seed: u64,
+    steps: usize,
+    device: &Device,
+) -> Result<Outcome> {
+    let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?)
+        .with_noise(noise)
+        .with_sigma(sigma(loss))
+        .with_seed(seed);
     let allocator = AnyAllocator::new(kind, device)?;
     let mut learner = ForwardLearner::new(Mlp::new(loss, seed, device), allocator, config)?;
     let mut optimizer = AdamConfig::new().init();
@@ -112,7 +124,15 @@ fn train(args: &Args, data: &MlpBatch<B>, loss: Loss, noise: NoiseLaw, kind: All
 }
 
 /// Excess kurtosis of the estimates of single data along a random direction, averaged over data.
-fn kurtosis(args: &Args, model: &Mlp<AB>, data: &MlpBatch<B>, loss: Loss, noise: NoiseLaw, seed: u64, samples: usize) -> Result<[f64; 2]> {
+fn kurtosis(
+    args: &Args,
+    model: &Mlp<AB>,
+    data: &MlpBatch<B>,
+    loss: Loss,
+    noise: NoiseLaw,
+    seed: u64,
+    samples: usize,
+) -> Result<[f64; 2]> {
     let (trained, plain) = (trained_parameters(model), model.valid());
     let estimator = Estimator { noise, sigma: sigma(loss), seed, ..Estimator::new(Space::Activation) };
     let mut sums = [0.0; 2];
@@ -161,7 +181,8 @@ fn run(args: Args) -> Result<()> {
                 progress.at(table.len(), all, || format!("seed {seed}, {noise} noise, {} loss", loss.name()));
                 let gaussian = train(&args, &data, loss, noise, AllocatorKind::Gaussian, seed, steps, &device)?;
                 let uniform = train(&args, &data, loss, noise, AllocatorKind::Uniform, seed, steps, &device)?;
-                let [kurtosis_one, kurtosis_mean] = kurtosis(&args, &gaussian.model, &data, loss, noise, seed, samples)?;
+                let [kurtosis_one, kurtosis_mean] =
+                    kurtosis(&args, &gaussian.model, &data, loss, noise, seed, samples)?;
                 table.push(Row {
                     seed,
                     noise,
@@ -197,10 +218,23 @@ fn run(args: Args) -> Result<()> {
             ]);
         }
     }
-    println!("{} queries per datum, {steps} steps, {} seeds; kurtosis is excess over a Gaussian's", args.queries, seeds.len());
+    println!(
+        "{} queries per datum, {steps} steps, {} seeds; kurtosis is excess over a Gaussian's",
+        args.queries,
+        seeds.len()
+    );
     let many = format!("kurtosis, mean of {}", args.queries);
     print_table(
-        &["loss", "noise", "kurtosis, 1 query", &many, "variance over uniform's", "ceiling", "final loss", "final loss, uniform"],
+        &[
+            "loss",
+            "noise",
+            "kurtosis, 1 query",
+            &many,
+            "variance over uniform's",
+            "ceiling",
+            "final loss",
+            "final loss, uniform",
+        ],
         &printed,
     );
     let heat = |title: &str, of: &dyn Fn(&Row) -> f64, decimals: usize| Heat {

@@ -17,10 +17,10 @@ use anyhow::{Result, ensure};
 use burn::module::AutodiffModule;
 use clap::Parser;
 use flops_core::{QueryBudget, Recipe};
+use flops_examples::cli;
 use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
 use flops_examples::lab::{DataArgs, Lab, Optim, Run};
 use flops_examples::plot::{Panel, Series, panels};
-use flops_examples::cli;
 use flops_examples::renderer::thousands;
 use flops_vit::Scope;
 use serde::Serialize;
@@ -93,7 +93,16 @@ struct Ran {
 }
 
 #[allow(clippy::too_many_arguments)]
-fn train(args: &Args, lab: &Lab, method: Method, queries: usize, seed: u64, lr: f64, total: u64, looks: usize) -> Result<Ran> {
+fn train(
+    args: &Args,
+    lab: &Lab,
+    method: Method,
+    queries: usize,
+    seed: u64,
+    lr: f64,
+    total: u64,
+    looks: usize,
+) -> Result<Ran> {
     let config = method.recipe.config(QueryBudget::new(queries, 1)?).with_seed(seed);
     let learner = lab.learner(lab.model(seed), config, method.recipe.allocator())?;
     let optim = if method.sgd { Optim::sgd() } else { Optim::adam() };
@@ -103,7 +112,15 @@ fn train(args: &Args, lab: &Lab, method: Method, queries: usize, seed: u64, lr: 
     let (mut rows, mut spent, mut losses) = (vec![], 0, vec![]);
     let row = |queries_done, model: &flops_vit::ViT<_>| -> Result<Row> {
         let (test_loss, test_accuracy) = lab.evaluate(model)?;
-        Ok(Row { method: method.name, queries_per_datum: queries, seed, lr, queries: queries_done, test_loss, test_accuracy })
+        Ok(Row {
+            method: method.name,
+            queries_per_datum: queries,
+            seed,
+            lr,
+            queries: queries_done,
+            test_loss,
+            test_accuracy,
+        })
     };
     for step in 0..steps {
         let Some(batch) = batches.next() else { break };
@@ -166,7 +183,8 @@ fn run(args: Args) -> Result<()> {
 
     let at_end = |method: &str, queries: usize| {
         let last = seeds.iter().filter_map(|&seed| {
-            let mine = table.iter().filter(|r: &&Row| r.method == method && r.queries_per_datum == queries && r.seed == seed);
+            let mine =
+                table.iter().filter(|r: &&Row| r.method == method && r.queries_per_datum == queries && r.seed == seed);
             mine.max_by_key(|r| r.queries).map(|r| 100.0 * r.test_accuracy)
         });
         Spread::of(&last.collect::<Vec<_>>())
@@ -191,7 +209,10 @@ fn run(args: Args) -> Result<()> {
     };
     println!(
         "{}, scope {}, test accuracy in % after {} queries, {} seeds",
-        args.data.dataset, args.scope, thousands(total), seeds.len()
+        args.data.dataset,
+        args.scope,
+        thousands(total),
+        seeds.len()
     );
     let mut header: Vec<String> = vec!["method".into()];
     header.extend(args.queries.iter().map(|q| format!("{q} per datum")));
@@ -217,7 +238,10 @@ fn run(args: Args) -> Result<()> {
                 .iter()
                 .map(|m| Series {
                     name: m.name.into(),
-                    points: curve(m.name, queries).iter().map(|(q, a)| (*q as f64, 100.0 * a.mean, 100.0 * a.deviation)).collect(),
+                    points: curve(m.name, queries)
+                        .iter()
+                        .map(|(q, a)| (*q as f64, 100.0 * a.mean, 100.0 * a.deviation))
+                        .collect(),
                 })
                 .collect(),
         })
@@ -228,7 +252,11 @@ fn run(args: Args) -> Result<()> {
     let prices: Map<String, Value> = METHODS.iter().map(|m| (m.name.to_string(), json!(price(m.name)))).collect();
     let ends: Vec<Value> = METHODS
         .iter()
-        .flat_map(|m| args.queries.iter().map(|&q| json!({"method": m.name, "queries_per_datum": q, "accuracy_percent": at_end(m.name, q)})))
+        .flat_map(|m| {
+            args.queries
+                .iter()
+                .map(|&q| json!({"method": m.name, "queries_per_datum": q, "accuracy_percent": at_end(m.name, q)}))
+        })
         .collect();
     let mut summary = args.common.summary(progress.started());
     merge(

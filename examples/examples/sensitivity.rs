@@ -140,9 +140,9 @@ fn run(args: Args) -> Result<()> {
         }
     }
     let cell = |lr: f64, sigma: f64, batch_size: usize, queries: usize, of: &dyn Fn(&Row) -> Option<f64>| {
-        let mine = table.iter().filter(|r| {
-            r.lr == lr && r.sigma == sigma && r.batch_size == batch_size && r.queries == queries
-        });
+        let mine = table
+            .iter()
+            .filter(|r| r.lr == lr && r.sigma == sigma && r.batch_size == batch_size && r.queries == queries);
         Spread::of(&mine.filter_map(of).collect::<Vec<_>>())
     };
     let panels = |of: &dyn Fn(f64, f64, usize, usize) -> f64, decimals: usize| -> Vec<Heat> {
@@ -205,7 +205,12 @@ fn run(args: Args) -> Result<()> {
         }
     }
     cells.sort_by(|a, b| b.1.total_cmp(&a.1));
-    println!("{}, scope {}, {total} queries in all, {} seeds; the best first", args.data.dataset, args.scope, seeds.len());
+    println!(
+        "{}, scope {}, {total} queries in all, {} seeds; the best first",
+        args.data.dataset,
+        args.scope,
+        seeds.len()
+    );
     let printed: Vec<Vec<String>> = cells.iter().map(|c| c.2.clone()).collect();
     print_table(&["lr", "σ", "batch", "queries", "test accuracy, %", "error of the gradient"], &printed);
     let mut summary = args.common.summary(progress.started());

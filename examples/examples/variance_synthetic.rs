@@ -108,7 +108,8 @@ fn run(args: Args) -> Result<()> {
             progress.at(table.len() / AllocatorKind::ALL.len(), all, || format!("seed {seed}, {queries} queries"));
             let budget = QueryBudget::new(queries, 1)?;
             let mut rng = StdRng::seed_from_u64(seed + 1);
-            let mut allocators = AllocatorKind::ALL.map(|kind| AnyAllocator::<B>::new(kind, &device).map(|a| (kind, a)));
+            let mut allocators =
+                AllocatorKind::ALL.map(|kind| AnyAllocator::<B>::new(kind, &device).map(|a| (kind, a)));
             let test = pick(args.batch_size, &mut rng);
             let mut learning: Vec<Vec<usize>> = (0..args.steps).map(|_| pick(args.batch_size, &mut rng)).collect();
             learning.push(test.clone());
@@ -120,7 +121,8 @@ fn run(args: Args) -> Result<()> {
                 let allocate = |allocator: &AnyAllocator<B>, index: &[usize], rng: &mut StdRng| {
                     let losses: Vec<f64> = index.iter().map(|&i| clean.losses[i]).collect();
                     let variances: Vec<f64> = index.iter().map(|&i| facts[i].trace()).collect();
-                    let given: Vec<f32> = index.iter().flat_map(|&i| inputs[i * width..(i + 1) * width].to_vec()).collect();
+                    let given: Vec<f32> =
+                        index.iter().flat_map(|&i| inputs[i * width..(i + 1) * width].to_vec()).collect();
                     let embeddings = Some(Embeddings::new(&given, width)?);
                     let features =
                         DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
@@ -132,7 +134,11 @@ fn run(args: Args) -> Result<()> {
                     allocation = Some(drawn);
                 }
                 let allocation = allocation.context("there is a batch")?;
-                squared.push((*kind, error(&estimator, &model, &data, &test, &facts, &allocation, repeats)?, allocation));
+                squared.push((
+                    *kind,
+                    error(&estimator, &model, &data, &test, &facts, &allocation, repeats)?,
+                    allocation,
+                ));
             }
             let variances: Vec<f64> = test.iter().map(|&i| facts[i].trace()).collect();
             let equal = squared[0].1;
@@ -221,14 +227,22 @@ fn report(
         })
         .collect();
     series.push(Series::new("ceiling", QUERIES.iter().map(|&q| (q as f64, of(q, "uniform", &|r| r.ceiling).mean))));
-    let predicted = names.iter().map(|name| {
-        Series::new(*name, QUERIES.iter().map(|&q| (q as f64, of(q, name, &|r| r.relative_proxy).mean)))
-    });
+    let predicted = names
+        .iter()
+        .map(|name| Series::new(*name, QUERIES.iter().map(|&q| (q as f64, of(q, name, &|r| r.relative_proxy).mean))));
     let axes = ("queries per datum".to_string(), "variance relative to uniform".to_string());
-    let panel = |title: &str, series: Vec<Series>| Panel { title: title.into(), axes: axes.clone(), log: (true, false), series };
+    let panel = |title: &str, series: Vec<Series>| Panel {
+        title: title.into(),
+        axes: axes.clone(),
+        log: (true, false),
+        series,
+    };
     let picture = panels(
         "Allocation on a problem of known covariances",
-        &[panel("measured, ± standard deviation over seeds", series), panel("J from the known covariances", predicted.collect())],
+        &[
+            panel("measured, ± standard deviation over seeds", series),
+            panel("J from the known covariances", predicted.collect()),
+        ],
     )?;
     artifacts.write("variance.svg", picture.as_bytes())?;
     write_csv(artifacts, "variance.csv", table)?;

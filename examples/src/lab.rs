@@ -87,8 +87,7 @@ impl Lab {
         let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
         let config = ForwardConfig::new(QueryBudget::new(1, 1)?).with_prefix_cache(train.items.len());
         let keeper = ForwardLearner::new(model.clone(), AnyAllocator::new(AllocatorKind::Uniform, &device)?, config)?;
-        let graph =
-            BackpropLearner::new(model.clone()).with_prefix_cache(train.items.len()).with_threads(threads);
+        let graph = BackpropLearner::new(model.clone()).with_prefix_cache(train.items.len()).with_threads(threads);
         Ok(Self { train, test, batcher, device, model, threads, keeper, graph })
     }
 
@@ -99,9 +98,10 @@ impl Lab {
         let shape = model.head.weight.dims();
         let data = TensorData::random::<f32, _, _>(shape, burn::tensor::Distribution::Normal(0.0, 0.02), &mut rng);
         let device = self.device.clone();
-        model.head.weight = model.head.weight.map(|old| {
-            Tensor::from_data(data.clone(), &device).set_require_grad(old.is_require_grad())
-        });
+        model.head.weight = model
+            .head
+            .weight
+            .map(|old| Tensor::from_data(data.clone(), &device).set_require_grad(old.is_require_grad()));
         model
     }
 
@@ -258,9 +258,32 @@ impl Optim {
     }
 }
 
-/// The rate at `step` of a cosine that falls to zero.
-pub fn cosine(lr: f64, step: usize, steps: usize) -> f64 {
-    0.5 * lr * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos())
+/// How the learning rate changes over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Schedule {
+    /// It falls to zero as a cosine, and with it the effect of the gradient's variance on the final loss.
+    #[default]
+    Cosine,
+    /// It stays: the final loss shows the variance.
+    Constant,
+}
+
+impl Schedule {
+    /// The rate at `step`.
+    pub fn rate(self, lr: f64, step: usize, steps: usize) -> f64 {
+        match self {
+            Self::Cosine => 0.5 * lr * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos()),
+            Self::Constant => lr,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Constant => "constant",
+        }
+    }
 }
 
 /// One step, without the update of θ.
@@ -306,12 +329,19 @@ pub struct Run {
     lr: f64,
     steps: usize,
     done: usize,
+    schedule: Schedule,
 }
 
 impl Run {
+    /// The same run under another schedule.
+    pub fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
     /// A run of `steps` steps whose rate falls from `lr` to zero.
     pub fn new(learner: Learner, optim: Optim, lr: f64, steps: usize) -> Self {
-        Self { learner, optim, lr, steps, done: 0 }
+        Self { learner, optim, lr, steps, done: 0, schedule: Schedule::default() }
     }
 
     /// One step.
@@ -320,7 +350,7 @@ impl Run {
     /// Where it failed.
     pub fn step(mut self, batch: ImageBatch<B>) -> Result<(Self, StepReport)> {
         let (grads, report) = estimate(&self.learner, batch)?;
-        let lr = cosine(self.lr, self.done, self.steps);
+        let lr = self.schedule.rate(self.lr, self.done, self.steps);
         self.learner = update(self.learner, &mut self.optim, lr, grads);
         self.done += 1;
         Ok((self, report))

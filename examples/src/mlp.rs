@@ -60,7 +60,8 @@ impl Mlp<AB> {
             let mut rng = StdRng::seed_from_u64(seed);
             let law = Distribution::Normal(0.0, (2.0 / inputs as f64).sqrt());
             let weight = TensorData::random::<f32, _, _>([inputs, outputs], law, &mut rng);
-            layer.weight = layer.weight.map(|w| Tensor::from_data(weight.clone(), device).set_require_grad(w.is_require_grad()));
+            layer.weight =
+                layer.weight.map(|w| Tensor::from_data(weight.clone(), device).set_require_grad(w.is_require_grad()));
             layer
         };
         let [inputs, hidden, outputs] = SIZES;

@@ -98,6 +98,9 @@ fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]
         [place(low, panel.log.1), place(p.1 + p.2, panel.log.1)]
     };
     let ys = range(points().flat_map(bars).collect(), 0.08);
+    // room for the legend above the lines
+    let lines = panel.series.len() as f64;
+    let ys = ys.start..ys.end + (ys.end - ys.start) * 0.065 * lines;
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, (FONT, 16).into_font().color(&INK))
         .margin(10)
@@ -166,6 +169,7 @@ fn short(value: f64) -> String {
         m if m >= 1e6 => format!("{} M", trimmed(value / 1e6, 1)),
         m if m >= 1e4 => format!("{} k", trimmed(value / 1e3, 1)),
         m if m >= 10.0 => trimmed(value, 0),
+        m if m >= 1.0 => trimmed(value, 1),
         m if m >= 0.01 => trimmed(value, 3),
         _ => format!("{value:.0e}"),
     }
@@ -205,12 +209,12 @@ pub fn heat_maps(title: &str, maps: &[Heat], wide: usize) -> Result<String> {
             let width = (across as i32 - left - right) / columns as i32;
             let height = (down as i32 - head - foot) / rows as i32;
             let text = |text: &str, at: (i32, i32), size: i32, colour: &RGBColor| {
-                let style = TextStyle::from((FONT, size).into_font())
-                    .color(colour)
-                    .pos(plotters::style::text_anchor::Pos::new(
+                let style = TextStyle::from((FONT, size).into_font()).color(colour).pos(
+                    plotters::style::text_anchor::Pos::new(
                         plotters::style::text_anchor::HPos::Center,
                         plotters::style::text_anchor::VPos::Center,
-                    ));
+                    ),
+                );
                 area.draw_text(text, &style, at).map_err(failed)
             };
             text(&map.title, (left + width * columns as i32 / 2, 16), 15, &INK)?;
@@ -243,13 +247,8 @@ pub fn heat_maps(title: &str, maps: &[Heat], wide: usize) -> Result<String> {
 
 /// From dark blue to light yellow, through green: of rising lightness, so that it reads in grey too.
 fn colour(share: f64) -> RGBColor {
-    const STOPS: [(f64, f64, f64); 5] = [
-        (68.0, 1.0, 84.0),
-        (59.0, 82.0, 139.0),
-        (33.0, 145.0, 140.0),
-        (94.0, 201.0, 98.0),
-        (253.0, 231.0, 37.0),
-    ];
+    const STOPS: [(f64, f64, f64); 5] =
+        [(68.0, 1.0, 84.0), (59.0, 82.0, 139.0), (33.0, 145.0, 140.0), (94.0, 201.0, 98.0), (253.0, 231.0, 37.0)];
     let at = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
     let below = (at as usize).min(STOPS.len() - 2);
     let part = at - below as f64;
@@ -264,7 +263,10 @@ mod tests {
 
     #[test]
     fn curves_and_heat_maps_hold_their_words() {
-        let series = |name: &str| Series { name: name.into(), points: vec![(1.0, 2.0, 0.1), (100.0, 0.5, 0.0), (7.0, f64::NAN, 0.0)] };
+        let series = |name: &str| Series {
+            name: name.into(),
+            points: vec![(1.0, 2.0, 0.1), (100.0, 0.5, 0.0), (7.0, f64::NAN, 0.0)],
+        };
         let panel = Panel {
             title: "variance".into(),
             axes: ("queries".into(), "relative".into()),

@@ -317,7 +317,9 @@ mod tests {
 
     #[test]
     fn high_variance_despite_enough_queries() {
-        only(Signature::HighVariance, &["97 % of the estimate is noise", "20 queries", "fewer layers"], |r| r.variance = 0.97);
+        only(Signature::HighVariance, &["97 % of the estimate is noise", "20 queries", "fewer layers"], |r| {
+            r.variance = 0.97
+        });
         only(Signature::HighVariance, &["the allocation is poor", "1.50 of uniform's"], |r| {
             r.variance = 0.97;
             r.allocation.relative_variance = 1.5;

@@ -58,10 +58,9 @@ impl Recipe {
             Self::Mezo => weights().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic),
             Self::Fzoo => weights().with_noise(NoiseLaw::Rademacher).with_normalisation(Normalisation::LossSpread),
             Self::Es => weights().with_noise(NoiseLaw::Gaussian),
-            Self::Eggroll => plain()
-                .with_space(Space::LowRank(1))
-                .with_noise(NoiseLaw::Gaussian)
-                .with_sampling(Sampling::Antithetic),
+            Self::Eggroll => {
+                plain().with_space(Space::LowRank(1)).with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic)
+            }
         }
     }
 

@@ -171,14 +171,12 @@ impl Law for Bernoulli<'_> {
             return Ok(Allocation::uniform(n, budget));
         }
         let spare = (self.spare * n as u64) as f64;
-        let raw: Vec<f64> =
-            kept.iter().map(|&k| budget.min_per_datum() as f64 + spare * k as f64 / sum).collect();
+        let raw: Vec<f64> = kept.iter().map(|&k| budget.min_per_datum() as f64 + spare * k as f64 / sum).collect();
         Allocation::project(&raw, budget)
     }
 
     fn score(&self, kept: &Vec<u64>) -> Vec<f64> {
-        let residual: Vec<f64> =
-            kept.iter().zip(&self.keep).map(|(&k, p)| k as f64 - self.spare as f64 * p).collect();
+        let residual: Vec<f64> = kept.iter().zip(&self.keep).map(|(&k, p)| k as f64 - self.spare as f64 * p).collect();
         debug_assert_eq!(residual.len(), self.design.data());
         self.design.pull(&residual)
     }
@@ -217,7 +215,8 @@ mod tests {
             let kept = law.draw(&mut StdRng::seed_from_u64(1));
             let log_density = |beta: &[f64]| -> f64 {
                 let law = Bernoulli::new(beta, &design, 19);
-                let term = |(&k, p): (&u64, &f64)| ln_choose(19, k) + k as f64 * p.ln() + (19 - k) as f64 * (1.0 - p).ln();
+                let term =
+                    |(&k, p): (&u64, &f64)| ln_choose(19, k) + k as f64 * p.ln() + (19 - k) as f64 * (1.0 - p).ln();
                 kept.iter().zip(&law.keep).map(term).sum()
             };
             for (i, score) in law.score(&kept).into_iter().enumerate() {
@@ -234,7 +233,8 @@ mod tests {
 
     #[test]
     fn nobody_keeps_and_all_keep() {
-        let design = MeanModel::Loss.design(&DatumFeatures { losses: &[1.0; 4], variances: &[1.0; 4], ..Default::default() });
+        let design =
+            MeanModel::Loss.design(&DatumFeatures { losses: &[1.0; 4], variances: &[1.0; 4], ..Default::default() });
         let design = design.unwrap();
         let law = Bernoulli::new(&[0.0, 0.0], &design, 19);
         let counts = |kept: [u64; 4]| law.allocation(&kept.to_vec(), &budget(20)).unwrap().counts().to_vec();

@@ -165,7 +165,8 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         features.validate()?;
         let config = &self.config.0;
         let design = config.mean.design(features)?;
-        let distances = Distances::new(design.data(), features.embeddings.as_ref(), config.exact_up_to, config.landmarks);
+        let distances =
+            Distances::new(design.data(), features.embeddings.as_ref(), config.exact_up_to, config.landmarks);
         let mut lambda = self.clamp(self.lambda(), budget);
         let mut adam = self.adam.value.clone();
         let mut gaussian = Gaussian::new(&lambda, &design, &distances);
@@ -360,7 +361,8 @@ mod tests {
             let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
             let (budget, best) = (queries(20), neyman(&variances, &queries(20)));
             let paper = || allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_candidates(1));
-            let [start, early, end] = [0, 40, 400].map(|steps| train_allocator(paper(), &features, &budget, seed, steps));
+            let [start, early, end] =
+                [0, 40, 400].map(|steps| train_allocator(paper(), &features, &budget, seed, steps));
             assert!(start > early && early >= 0.98 * end, "seed {seed}: {start} {early} {end}");
             assert!(start > 1.2 * best, "seed {seed}: there must be something to gain: {start} against {best}");
             assert!(end <= 1.05 * best, "seed {seed}: {end} against {best}");
@@ -375,7 +377,8 @@ mod tests {
             shuffled.shuffle(&mut StdRng::seed_from_u64(seed + 100));
             let embeddings = (seed % 2 == 0).then(|| Embeddings::new(&embeddings, 8).unwrap());
             for variances in [shuffled, vec![2.0; N]] {
-                let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
+                let features =
+                    DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
                 let equal = uniform(&variances, &queries(20));
                 for steps in [0, 20, 300] {
                     let start = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss));

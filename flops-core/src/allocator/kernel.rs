@@ -152,7 +152,8 @@ impl Kernel {
                 }
                 capacity.iter_mut().step_by(rank + 1).for_each(|c| *c += 1.0);
                 cholesky(&mut capacity, rank, 0.5);
-                let low = LowRank { n, rank, factor, diagonal, weights, slope, landmark_slope, diagonal_slope, capacity };
+                let low =
+                    LowRank { n, rank, factor, diagonal, weights, slope, landmark_slope, diagonal_slope, capacity };
                 Self::LowRank(Box::new(low))
             }
         }
@@ -169,9 +170,7 @@ impl Kernel {
     /// x = C^½ z, of covariance C.
     pub fn colour(&self, z: &[f64]) -> Vec<f64> {
         match self {
-            Self::Exact { n, factor, .. } => {
-                (0..*n).map(|i| dot(&factor[i * n..i * n + i + 1], &z[..i + 1])).collect()
-            }
+            Self::Exact { n, factor, .. } => (0..*n).map(|i| dot(&factor[i * n..i * n + i + 1], &z[..i + 1])).collect(),
             Self::LowRank(k) => {
                 let (common, own) = z.split_at(k.rank);
                 let rows = k.factor.chunks_exact(k.rank).zip(&k.diagonal).zip(own);
@@ -283,8 +282,7 @@ mod tests {
     fn low_rank_is_exact_where_all_data_are_landmarks_and_close_with_few() {
         let (n, values) = (60, embeddings(60));
         let given = Embeddings::new(&values, 8).unwrap();
-        for (embeddings, landmarks, tolerance) in
-            [(None, 5, 2e-6), (Some(&given), 60, 2e-5), (Some(&given), 20, 0.12)]
+        for (embeddings, landmarks, tolerance) in [(None, 5, 2e-6), (Some(&given), 60, 2e-5), (Some(&given), 20, 0.12)]
         {
             let exact = Kernel::new(&Distances::new(n, embeddings, n, landmarks), 0.6f64.ln());
             let low = Kernel::new(&Distances::new(n, embeddings, 0, landmarks), 0.6f64.ln());

@@ -95,7 +95,11 @@ impl MeanModel {
                 };
                 for row in given.rows() {
                     if row.len() != dim {
-                        return Err(Error::Length { name: "allocation features of a datum", got: row.len(), expected: dim });
+                        return Err(Error::Length {
+                            name: "allocation features of a datum",
+                            got: row.len(),
+                            expected: dim,
+                        });
                     }
                     let row = row.iter().enumerate().map(|(k, &f)| (k + 1, f64::from(f)));
                     design.push(&std::iter::once((0, 1.0)).chain(row).collect::<Vec<_>>());

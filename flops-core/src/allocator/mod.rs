@@ -100,7 +100,12 @@ impl DatumFeatures<'_> {
             }
             if let Some(at) = given.values.iter().position(|v| !v.is_finite()) {
                 let (index, value) = (at / given.dim, given.values[at] as f64);
-                return Err(Error::Value { name, index, value, remedy: "check the datum for NaN, or allocate without them" });
+                return Err(Error::Value {
+                    name,
+                    index,
+                    value,
+                    remedy: "check the datum for NaN, or allocate without them",
+                });
             }
         }
         Ok(())

@@ -146,8 +146,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         for (index, site) in probe.recorded().into_iter().enumerate() {
             if let Some(rank) = rank {
                 let source = (index, noise);
-                let energy =
-                    low_rank::gradients(&site, rank, source, &rows.groups, &rows.keys, &flat, &mut gradients);
+                let energy = low_rank::gradients(&site, rank, source, &rows.groups, &rows.keys, &flat, &mut gradients);
                 energies.iter_mut().for_each(|all| all.push(energy));
                 continue;
             }

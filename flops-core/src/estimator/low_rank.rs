@@ -76,7 +76,8 @@ impl Layout {
     /// The parts of rows of noise as tensors `[rows, …]`, columns from `at` on.
     fn part<B: Backend>(&self, noise: &[f32], at: usize, len: usize, device: &B::Device) -> Tensor<B, 2> {
         let rows = noise.len() / self.len().max(1);
-        let values: Vec<f32> = noise.chunks_exact(self.len()).flat_map(|row| row[at..at + len].iter().copied()).collect();
+        let values: Vec<f32> =
+            noise.chunks_exact(self.len()).flat_map(|row| row[at..at + len].iter().copied()).collect();
         Tensor::from_data(TensorData::new(values, [rows, len]), device)
     }
 }
@@ -105,7 +106,8 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
         }
     }
     let given = y.dims()[0];
-    let per_query = |t: Tensor<B, 3>| if given == rows.groups.len() && given != rows.keys.len() { t.rows(&rows.datum) } else { t };
+    let per_query =
+        |t: Tensor<B, 3>| if given == rows.groups.len() && given != rows.keys.len() { t.rows(&rows.datum) } else { t };
     let n = rows.keys.len();
     let mut shape = y.dims();
     shape[0] = n;

@@ -70,10 +70,12 @@ impl std::str::FromStr for Space {
         match s {
             "activation" => Ok(Self::Activation),
             "weights" => Ok(Self::Weights),
-            _ => s.strip_prefix("lowrank:").and_then(|rank| rank.parse().ok()).map(Self::LowRank).ok_or_else(|| Error::Unknown {
-                what: "perturbation space",
-                name: s.into(),
-                choices: "activation, weights, lowrank:R (of rank R)",
+            _ => s.strip_prefix("lowrank:").and_then(|rank| rank.parse().ok()).map(Self::LowRank).ok_or_else(|| {
+                Error::Unknown {
+                    what: "perturbation space",
+                    name: s.into(),
+                    choices: "activation, weights, lowrank:R (of rank R)",
+                }
             }),
         }
     }
@@ -216,11 +218,9 @@ impl<B: Backend> Estimate<B> {
 
     /// ‖ĝ‖², over all parameters.
     pub fn squared_norm(&self) -> f64 {
-        // in the order of the parameters' names: a hash map has none, and sums depend on it
-        let mut ids: Vec<_> = self.gradients.0.keys().copied().collect();
-        ids.sort_unstable();
-        let square = |id: &ParamId| self.gradients.0[id].clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum();
-        ids.iter().map(|id| square(id).into_scalar().elem::<f64>()).sum()
+        let squares = self.gradients.0.values().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
+        // one number is read back, however many parameters there are
+        squares.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
     }
 
     /// ĝ·σ/spread of the losses, ĝ itself where they do not differ.
@@ -234,7 +234,8 @@ impl<B: Backend> Estimate<B> {
     ///
     /// The first has the same number of queries for each datum.
     pub(crate) fn mix(self, other: Self, weight: f64) -> Self {
-        let queries = self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
+        let queries =
+            self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
         let second_moments = queries.map(|((&a, &b), (&n, &m))| match (n, m) {
             (0, _) => b,
             (_, 0) => a,
@@ -489,7 +490,8 @@ impl Estimator {
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());
         let spread = self.placement == Placement::Staged;
-        let noise = NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites, spread };
+        let noise =
+            NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites, spread };
         let problem = Problem {
             model,
             batch,

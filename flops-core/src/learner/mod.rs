@@ -38,6 +38,9 @@ const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
 /// Separates the noise of pilots from that of the allocated queries.
 const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
 
+/// Reports that wait to be taken; of more, the latest are kept.
+const KEPT_REPORTS: usize = 4096;
+
 /// What the gradient is divided by before the optimizer sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -303,7 +306,7 @@ impl Monitor {
         self.watched().error.clone()
     }
 
-    /// Takes the reports of the steps since the last call.
+    /// Takes the reports of the steps since the last call, the latest 4,096 of them.
     pub fn take_reports(&self) -> Vec<StepReport> {
         std::mem::take(&mut self.watched().reports)
     }
@@ -515,7 +518,6 @@ where
         let cost: f64 = clean.site_probabilities.iter().zip(&costs).map(|(p, cost)| p * cost).sum();
         let budget = &budget.at_cost(if sites > 0 && estimator.space.is_independent() { cost } else { 1.0 });
 
-
         // pilots, if any, are an estimate of their own, with noise of its own
         let pilots = match self.config.variance {
             VarianceEstimate::Pilot(queries) => {
@@ -669,6 +671,9 @@ where
                 if let Some(report) = stepped.report {
                     let advice = watched.diagnostics.observe(&report);
                     watched.advice.extend(advice);
+                    if watched.reports.len() == KEPT_REPORTS {
+                        watched.reports.remove(0);
+                    }
                     watched.reports.push(report);
                 }
                 TrainOutput { grads: stepped.grads, item: stepped.item }

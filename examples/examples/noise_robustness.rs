@@ -81,16 +81,21 @@ struct Outcome {
     ceiling: f64,
 }
 
-fn train(
-    args: &Args,
-    data: &MlpBatch<B>,
+/// What a run is about.
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    args: &'a Args,
+    data: &'a MlpBatch<B>,
     loss: Loss,
     noise: NoiseLaw,
-    kind: AllocatorKind,
     seed: u64,
     steps: usize,
-    device: &Device,
-) -> Result<Outcome> {
+    samples: usize,
+    device: &'a Device,
+}
+
+fn train(setting: Setting<'_>, kind: AllocatorKind) -> Result<Outcome> {
+    let Setting { args, data, loss, noise, seed, steps, device, .. } = setting;
     let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?)
         .with_noise(noise)
         .with_sigma(sigma(loss))
@@ -124,15 +129,8 @@ fn train(
 }
 
 /// Excess kurtosis of the estimates of single data along a random direction, averaged over data.
-fn kurtosis(
-    args: &Args,
-    model: &Mlp<AB>,
-    data: &MlpBatch<B>,
-    loss: Loss,
-    noise: NoiseLaw,
-    seed: u64,
-    samples: usize,
-) -> Result<[f64; 2]> {
+fn kurtosis(setting: Setting<'_>, model: &Mlp<AB>) -> Result<[f64; 2]> {
+    let Setting { args, data, loss, noise, seed, samples, .. } = setting;
     let (trained, plain) = (trained_parameters(model), model.valid());
     let estimator = Estimator { noise, sigma: sigma(loss), seed, ..Estimator::new(Space::Activation) };
     let mut sums = [0.0; 2];
@@ -179,10 +177,10 @@ fn run(args: Args) -> Result<()> {
             let data = synthetic(DATA, loss, seed, &device);
             for noise in NoiseLaw::ALL {
                 progress.at(table.len(), all, || format!("seed {seed}, {noise} noise, {} loss", loss.name()));
-                let gaussian = train(&args, &data, loss, noise, AllocatorKind::Gaussian, seed, steps, &device)?;
-                let uniform = train(&args, &data, loss, noise, AllocatorKind::Uniform, seed, steps, &device)?;
-                let [kurtosis_one, kurtosis_mean] =
-                    kurtosis(&args, &gaussian.model, &data, loss, noise, seed, samples)?;
+                let setting = Setting { args: &args, data: &data, loss, noise, seed, steps, samples, device: &device };
+                let gaussian = train(setting, AllocatorKind::Gaussian)?;
+                let uniform = train(setting, AllocatorKind::Uniform)?;
+                let [kurtosis_one, kurtosis_mean] = kurtosis(setting, &gaussian.model)?;
                 table.push(Row {
                     seed,
                     noise,

@@ -92,24 +92,28 @@ struct Ran {
     train_loss: f64,
 }
 
-#[allow(clippy::too_many_arguments)]
-fn train(
-    args: &Args,
-    lab: &Lab,
+/// A run of a method.
+#[derive(Clone, Copy)]
+struct Setting {
     method: Method,
+    /// Per datum.
     queries: usize,
     seed: u64,
     lr: f64,
+    /// Queries in all.
     total: u64,
     looks: usize,
-) -> Result<Ran> {
+}
+
+fn train(args: &Args, lab: &Lab, setting: Setting) -> Result<Ran> {
+    let Setting { method, queries, seed, lr, total, looks } = setting;
     let config = method.recipe.config(QueryBudget::new(queries, 1)?).with_seed(seed);
     let learner = lab.learner(lab.model(seed), config, method.recipe.allocator())?;
     let optim = if method.sgd { Optim::sgd() } else { Optim::adam() };
     let steps = (total / (queries * args.batch_size) as u64).max(1) as usize;
     let mut run = Run::new(learner, optim, lr, steps);
     let mut batches = lab.batches(args.batch_size, seed)?;
-    let (mut rows, mut spent, mut losses) = (vec![], 0, vec![]);
+    let (mut rows, mut losses) = (vec![], vec![]);
     let row = |queries_done, model: &flops_vit::ViT<_>| -> Result<Row> {
         let (test_loss, test_accuracy) = lab.evaluate(model)?;
         Ok(Row {
@@ -126,7 +130,6 @@ fn train(
         let Some(batch) = batches.next() else { break };
         let report;
         (run, report) = run.step(batch)?;
-        spent = report.queries_total;
         if step >= steps - steps.div_ceil(10) {
             losses.push(report.loss);
         }
@@ -136,10 +139,9 @@ fn train(
             at.clamp(1, steps) == step + 1
         });
         if due {
-            rows.push(row(spent, &run.learner.model.valid())?);
+            rows.push(row(report.queries_total, &run.learner.model.valid())?);
         }
     }
-    let _ = spent;
     Ok(Ran { rows, train_loss: Spread::of(&losses).mean })
 }
 
@@ -165,7 +167,8 @@ fn run(args: Args) -> Result<()> {
             for lr in method.rates {
                 progress.at(done, all, || format!("{}, {queries} queries per datum, lr {lr}", method.name));
                 // a rate at which training diverges is not the best
-                if let Ok(ran) = train(&args, &lab, method, queries, seeds[0], lr, total / 3, 1)
+                if let Ok(ran) =
+                    train(&args, &lab, Setting { method, queries, seed: seeds[0], lr, total: total / 3, looks: 1 })
                     && ran.train_loss < best.0
                 {
                     best = (ran.train_loss, lr);
@@ -175,7 +178,8 @@ fn run(args: Args) -> Result<()> {
             chosen.push(json!({"method": method.name, "queries_per_datum": queries, "lr": best.1}));
             for &seed in &seeds {
                 progress.at(done, all, || format!("{}, {queries} queries per datum, seed {seed}", method.name));
-                table.extend(train(&args, &lab, method, queries, seed, best.1, total, args.looks)?.rows);
+                let setting = Setting { method, queries, seed, lr: best.1, total, looks: args.looks };
+                table.extend(train(&args, &lab, setting)?.rows);
                 done += 1;
             }
         }

@@ -107,11 +107,11 @@ fn main() {
     }
     println!("\nmilliseconds of an allocation, {QUERIES} queries per datum");
     print!("{:>8}", "batch");
-    AllocatorKind::ALL.iter().for_each(|kind| print!("{:>12}", kind.name()));
+    AllocatorKind::ALL.iter().for_each(|kind| print!("{:>16}", kind.name()));
     println!("{:>26}", "gaussian per B·log₂ B, ns");
     for (n, row) in &times {
         print!("{n:>8}");
-        row.iter().for_each(|t| print!("{:>12.3}", 1e3 * t));
+        row.iter().for_each(|t| print!("{:>16.3}", 1e3 * t));
         println!("{:>26.0}", 1e9 * row[2] / (*n as f64 * (*n as f64).log2()));
     }
     if let Some((_, row)) = times.iter().find(|t| t.0 == BATCH) {

@@ -34,7 +34,7 @@ struct Args {
     /// What is trained.
     #[arg(long, default_value = "head")]
     scope: Scope,
-    /// How queries are dealt out: uniform, neyman, gaussian or bernoulli.
+    /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper.
     #[arg(long, default_value = "gaussian")]
     allocator: String,
     /// Where its estimates of the variances come from: running, loss or pilot:N.

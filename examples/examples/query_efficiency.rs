@@ -14,12 +14,11 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use burn::module::AutodiffModule;
 use clap::Parser;
 use flops_core::{QueryBudget, Recipe};
 use flops_examples::cli;
 use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Optim, Run};
+use flops_examples::lab::{DataArgs, Lab, Learner, Optim, Run};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::renderer::thousands;
 use flops_vit::Scope;
@@ -40,7 +39,7 @@ struct Args {
     /// Queries per datum and step; several make a comparison.
     #[arg(long, value_delimiter = ',', default_values_t = [2, 20, 100])]
     queries: Vec<usize>,
-    /// Queries of each run in all [default: 300,000, with --full 3,000,000].
+    /// Queries of each run in all [default: 150,000, with --full 3,000,000].
     #[arg(long)]
     total: Option<u64>,
     /// Test accuracy whose price is asked for.
@@ -64,15 +63,16 @@ struct Method {
 }
 
 const ADAM: [f64; 3] = [1e-3, 5e-3, 2e-2];
+const SGD: [f64; 3] = [1e-2, 1e-1, 1.0];
 const METHODS: [Method; 8] = [
     Method { name: "default", recipe: Recipe::Default, sgd: false, rates: ADAM },
     Method { name: "flops", recipe: Recipe::Flops, sgd: false, rates: ADAM },
     Method { name: "eggroll", recipe: Recipe::Eggroll, sgd: false, rates: ADAM },
     Method { name: "es", recipe: Recipe::Es, sgd: false, rates: ADAM },
     Method { name: "mezo", recipe: Recipe::Mezo, sgd: false, rates: ADAM },
-    Method { name: "mezo-sgd", recipe: Recipe::Mezo, sgd: true, rates: [1e-3, 1e-2, 1e-1] },
+    Method { name: "mezo-sgd", recipe: Recipe::Mezo, sgd: true, rates: SGD },
     Method { name: "fzoo", recipe: Recipe::Fzoo, sgd: false, rates: ADAM },
-    Method { name: "fzoo-sgd", recipe: Recipe::Fzoo, sgd: true, rates: [1e-3, 1e-2, 1e-1] },
+    Method { name: "fzoo-sgd", recipe: Recipe::Fzoo, sgd: true, rates: SGD },
 ];
 
 /// A row of `efficiency.csv`.
@@ -83,6 +83,8 @@ struct Row {
     seed: u64,
     lr: f64,
     queries: u64,
+    /// Rows sent through the scope, clean and recorded ones included.
+    row_forwards: u64,
     test_loss: f64,
     test_accuracy: f64,
 }
@@ -114,14 +116,15 @@ fn train(args: &Args, lab: &Lab, setting: Setting) -> Result<Ran> {
     let mut run = Run::new(learner, optim, lr, steps);
     let mut batches = lab.batches(args.batch_size, seed)?;
     let (mut rows, mut losses) = (vec![], vec![]);
-    let row = |queries_done, model: &flops_vit::ViT<_>| -> Result<Row> {
-        let (test_loss, test_accuracy) = lab.evaluate(model)?;
+    let row = |queries_done, learner: &Learner| -> Result<Row> {
+        let (test_loss, test_accuracy) = lab.evaluate(&learner.model)?;
         Ok(Row {
             method: method.name,
             queries_per_datum: queries,
             seed,
             lr,
             queries: queries_done,
+            row_forwards: learner.state().ledger.total().row_forwards,
             test_loss,
             test_accuracy,
         })
@@ -139,7 +142,7 @@ fn train(args: &Args, lab: &Lab, setting: Setting) -> Result<Ran> {
             at.clamp(1, steps) == step + 1
         });
         if due {
-            rows.push(row(report.queries_total, &run.learner.model.valid())?);
+            rows.push(row(report.queries_total, &run.learner)?);
         }
     }
     Ok(Ran { rows, train_loss: Spread::of(&losses).mean })
@@ -148,18 +151,19 @@ fn train(args: &Args, lab: &Lab, setting: Setting) -> Result<Ran> {
 fn run(args: Args) -> Result<()> {
     ensure!((0.0..=1.0).contains(&args.target), "--target {}: use a share from 0 to 1", args.target);
     ensure!(args.looks > 0, "--looks 0: use at least 1");
+    ensure!(args.batch_size > 0, "--batch-size 0: use at least 1 image");
     ensure!(!args.queries.is_empty(), "--queries: give at least one number");
     for &queries in &args.queries {
         ensure!(queries >= 2, "--queries {queries}: use at least 2, an antithetic pair");
         QueryBudget::new(queries, 1)?;
     }
-    let total = args.total.unwrap_or(if args.common.full { 3_000_000 } else { 300_000 });
+    let total = args.total.unwrap_or(if args.common.full { 3_000_000 } else { 150_000 });
     let seeds = args.common.seeds()?;
     let artifacts = args.common.artifacts("query_efficiency")?;
     let lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
     let mut progress = Progress::default();
     let all = METHODS.len() * args.queries.len() * (seeds.len() + 3);
-    let (mut table, mut chosen, mut done) = (vec![], vec![], 0);
+    let (mut table, mut chosen, mut diverged, mut done) = (vec![], vec![], vec![], 0);
     for method in METHODS {
         for &queries in &args.queries {
             // the rate, on the first seed and a third of the budget, by training loss
@@ -179,7 +183,10 @@ fn run(args: Args) -> Result<()> {
             for &seed in &seeds {
                 progress.at(done, all, || format!("{}, {queries} queries per datum, seed {seed}", method.name));
                 let setting = Setting { method, queries, seed, lr: best.1, total, looks: args.looks };
-                table.extend(train(&args, &lab, setting)?.rows);
+                match train(&args, &lab, setting) {
+                    Ok(ran) => table.extend(ran.rows),
+                    Err(error) => diverged.push(format!("{}, {queries} queries, seed {seed}: {error}", method.name)),
+                }
                 done += 1;
             }
         }
@@ -211,6 +218,12 @@ fn run(args: Args) -> Result<()> {
         });
         prices.min()
     };
+    // clean and recorded rows come on top of the queries
+    let passes_of = |method: &str| {
+        let mine = || table.iter().filter(|r: &&Row| r.method == method);
+        mine().map(|r| r.row_forwards).sum::<u64>() as f64 / mine().map(|r| r.queries).sum::<u64>() as f64
+    };
+    let passes: Map<String, Value> = METHODS.iter().map(|m| (m.name.to_string(), json!(passes_of(m.name)))).collect();
     println!(
         "{}, scope {}, test accuracy in % after {} queries, {} seeds",
         args.data.dataset,
@@ -220,17 +233,20 @@ fn run(args: Args) -> Result<()> {
     );
     let mut header: Vec<String> = vec!["method".into()];
     header.extend(args.queries.iter().map(|q| format!("{q} per datum")));
+    header.push("passes per query".into());
     header.push(format!("queries to {:.0} %", 100.0 * args.target));
     let printed: Vec<Vec<String>> = METHODS
         .iter()
         .map(|m| {
             let mut line = vec![m.name.to_string()];
             line.extend(args.queries.iter().map(|&q| at_end(m.name, q).text(1)));
+            line.push(format!("{:.2}", passes_of(m.name)));
             line.push(price(m.name).map_or("–".into(), thousands));
             line
         })
         .collect();
     print_table(&header.iter().map(String::as_str).collect::<Vec<_>>(), &printed);
+    diverged.iter().for_each(|what| println!("  diverged: {what}"));
     let pictures: Vec<Panel> = args
         .queries
         .iter()
@@ -274,6 +290,8 @@ fn run(args: Args) -> Result<()> {
             "queries_to_target": prices,
             "final": ends,
             "learning_rates": chosen,
+            "diverged": diverged,
+            "passes_per_query": passes,
         }),
     );
     artifacts.write_json("summary.json", &summary)?;

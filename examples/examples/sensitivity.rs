@@ -12,7 +12,6 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use burn::module::AutodiffModule;
 use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget};
@@ -35,7 +34,7 @@ struct Args {
     /// What is trained.
     #[arg(long, default_value = "head")]
     scope: Scope,
-    /// Queries of each run in all [default: 60,000, with --full 1,000,000].
+    /// Queries of each run in all [default: 40,000, with --full 1,000,000].
     #[arg(long)]
     total: Option<u64>,
     /// Learning rates of AdamW.
@@ -95,7 +94,7 @@ fn run(args: Args) -> Result<()> {
             config(sigma, queries, 0)?;
         }
     }
-    let total = args.total.unwrap_or(if args.common.full { 1_000_000 } else { 60_000 });
+    let total = args.total.unwrap_or(if args.common.full { 1_000_000 } else { 40_000 });
     let seeds = args.common.seeds()?;
     let artifacts = args.common.artifacts("sensitivity")?;
     let mut lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
@@ -130,7 +129,7 @@ fn run(args: Args) -> Result<()> {
                             .finish(&mut lab.batches(batch_size, seed)?, |_, _| {});
                         // a setting at which training diverges has no accuracy
                         let accuracy = match ran {
-                            Ok((run, _)) => Some(100.0 * lab.evaluate(&run.learner.model.valid())?.1),
+                            Ok((run, _)) => Some(100.0 * lab.evaluate(&run.learner.model)?.1),
                             Err(_) => None,
                         };
                         table.push(Row { seed, lr, sigma, batch_size, queries, accuracy, relative_error });
@@ -189,6 +188,9 @@ fn run(args: Args) -> Result<()> {
                         json!({
                             "lr": lr, "sigma": sigma, "batch_size": batch_size, "queries": queries,
                             "accuracy_percent": got, "relative_error": error,
+                            "diverged": table.iter().filter(|r| {
+                                (r.lr, r.sigma, r.batch_size, r.queries) == (lr, sigma, batch_size, queries) && r.accuracy.is_none()
+                            }).count(),
                         }),
                         got.mean,
                         vec![
@@ -204,7 +206,9 @@ fn run(args: Args) -> Result<()> {
             }
         }
     }
-    cells.sort_by(|a, b| b.1.total_cmp(&a.1));
+    // a setting at which every seed diverged is the worst
+    let rank = |accuracy: f64| if accuracy.is_nan() { f64::NEG_INFINITY } else { accuracy };
+    cells.sort_by(|a, b| rank(b.1).total_cmp(&rank(a.1)));
     println!(
         "{}, scope {}, {total} queries in all, {} seeds; the best first",
         args.data.dataset,

@@ -211,7 +211,10 @@ fn report(
         printed.push(line);
     }
     println!("variance of the gradient relative to equal shares, measured, {} seeds", args.common.seeds);
-    print_table(&["queries per datum", "uniform", "neyman", "gaussian", "bernoulli", "ceiling 1/(1 + CV²)"], &printed);
+    let mut header = vec!["queries per datum"];
+    header.extend(&names);
+    header.push("ceiling 1/(1 + CV²)");
+    print_table(&header, &printed);
 
     let mut series: Vec<Series> = names
         .iter()

@@ -74,7 +74,7 @@ struct Args {
     /// What is trained: head, cls_tail, bias_norm, last:K or full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
-    /// How queries are dealt out: uniform, neyman, gaussian or bernoulli [default: the method's, gaussian].
+    /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper [default: the method's, gaussian].
     #[arg(long)]
     allocator: Option<String>,
     /// Where the allocator's estimates of the variances come from: running, loss or pilot:N [default: the library's].

@@ -15,8 +15,7 @@ use burn::prelude::*;
 use burn::train::TrainStep;
 use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Neyman};
 use flops_core::{
-    Allocation, BackpropLearner, Batch, EpochLoader, Error, ForwardConfig, ForwardLearner, ForwardModel, QueryBudget,
-    StepReport, infer,
+    Allocation, BackpropLearner, Batch, EpochLoader, Error, ForwardConfig, ForwardLearner, QueryBudget, StepReport,
 };
 use flops_vit::checkpoint;
 use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem};
@@ -60,6 +59,7 @@ pub struct Lab {
     /// Keeps the frozen prefixes.
     keeper: Learner,
     graph: BackpropLearner<AB, ViT<AB>>,
+    judge: BackpropLearner<AB, ViT<AB>>,
 }
 
 impl Lab {
@@ -88,7 +88,8 @@ impl Lab {
         let config = ForwardConfig::new(QueryBudget::new(1, 1)?).with_prefix_cache(train.items.len());
         let keeper = ForwardLearner::new(model.clone(), AnyAllocator::new(AllocatorKind::Uniform, &device)?, config)?;
         let graph = BackpropLearner::new(model.clone()).with_prefix_cache(train.items.len()).with_threads(threads);
-        Ok(Self { train, test, batcher, device, model, threads, keeper, graph })
+        let judge = BackpropLearner::new(model.clone()).with_prefix_cache(test.items.len());
+        Ok(Self { train, test, batcher, device, model, threads, keeper, graph, judge })
     }
 
     /// The model with a head drawn from `seed`; its parameters keep their names, so that prefixes stay valid.
@@ -126,24 +127,27 @@ impl Lab {
         Ok(Batches { loader: loader.shuffled(seed), waiting: VecDeque::new() })
     }
 
-    /// Mean loss and accuracy on the test images.
+    /// Mean loss and accuracy on the test images, from their frozen prefixes where these were computed before.
     ///
     /// # Errors
     /// Where there are none.
-    pub fn evaluate(&self, model: &ViT<B>) -> Result<(f64, f64)> {
+    pub fn evaluate(&self, model: &ViT<AB>) -> Result<(f64, f64)> {
         let loader = EpochLoader::<B, ImageItem, ImageBatch<B>>::new(
             self.test.clone(),
             self.batcher.clone(),
-            250,
+            64,
             self.device.clone(),
         )?;
+        // a step of backpropagation whose gradient nobody asks for: it alone knows of prefixes
+        let mut judge = self.judge.clone();
+        judge.model = model.clone();
         let (mut loss, mut right, mut all) = (0.0, 0i64, 0usize);
         for batch in loader.iter() {
             let n = batch.ids.len();
-            let logits = infer(model, &batch.input, n, 32, self.threads);
-            let named = logits.clone().argmax(1).reshape([n]);
-            right += named.equal(batch.target.clone()).int().sum().into_scalar().elem::<i64>();
-            loss += model.losses(logits, batch.target).sum().into_scalar().elem::<f64>();
+            let item = TrainStep::step(&judge, with_graph(&batch)).item;
+            let (logits, labels) = item.classification.context("a ViT classifies")?;
+            right += logits.argmax(1).reshape([n]).equal(labels).int().sum().into_scalar().elem::<i64>();
+            loss += item.losses.sum().into_scalar().elem::<f64>();
             all += n;
         }
         Ok((loss / all as f64, right as f64 / all as f64))
@@ -152,12 +156,15 @@ impl Lab {
     /// The gradient of the mean loss of a batch by autodiff.
     pub fn true_gradient(&mut self, model: &ViT<AB>, batch: &ImageBatch<B>) -> GradientsParams {
         self.graph.model = model.clone();
-        let batch = Batch {
-            ids: batch.ids.clone(),
-            input: Tensor::from_inner(batch.input.clone()),
-            target: Tensor::from_inner(batch.target.clone()),
-        };
-        TrainStep::step(&self.graph, batch).grads
+        TrainStep::step(&self.graph, with_graph(batch)).grads
+    }
+}
+
+fn with_graph(batch: &ImageBatch<B>) -> ImageBatch<AB> {
+    Batch {
+        ids: batch.ids.clone(),
+        input: Tensor::from_inner(batch.input.clone()),
+        target: Tensor::from_inner(batch.target.clone()),
     }
 }
 

@@ -19,7 +19,7 @@ pub enum Loss {
     CrossEntropy,
     /// Non-smooth: 1 where another class is named, a function without any gradient.
     ZeroOne,
-    /// Heavy-tailed: the squared error of a regression whose targets carry noise of infinite variance.
+    /// Heavy-tailed: the squared error of a regression whose targets carry Cauchy noise, cut at 20.
     HeavyTailed,
 }
 
@@ -107,7 +107,7 @@ pub fn synthetic(n: usize, loss: Loss, seed: u64, device: &Device) -> MlpBatch<B
     let clean = x.clone().matmul(teacher);
     let target = match loss {
         Loss::HeavyTailed => {
-            // a ratio of normals has Cauchy's law; its square has no mean at all, so it is cut where floats would feel it
+            // a ratio of normals has Cauchy's law; its square has no mean at all, so it is cut
             let (top, bottom) = (draw(normal, [n, outputs]), draw(normal, [n, outputs]));
             clean + (top / bottom.abs().clamp_min(1e-2)).mul_scalar(0.2)
         }

@@ -23,7 +23,7 @@
 //! | method, as [`Recipe`] | space | noise | sampling | allocator |
 //! |---|---|---|---|---|
 //! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`GaussianAllocator`](allocator::GaussianAllocator) |
-//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [`GaussianAllocator`](allocator::GaussianAllocator) |
+//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [its own form](allocator::GaussianAllocatorConfig::paper) |
 //! | [`Mezo`](Recipe::Mezo); SPSA with `Rademacher` | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
 //! | [`Fzoo`](Recipe::Fzoo) | `Weights` | `Rademacher` | `OneSided`, step over the losses' spread | `Uniform` |
 //! | [`Es`](Recipe::Es), evolution strategies | `Weights` | `Gaussian` | `OneSided` | `Uniform` |

@@ -14,12 +14,14 @@ use crate::noise::{NoiseLaw, Placement, Sampling};
 /// A published method, or this crate's default.
 ///
 /// Each sets space, law, sampling, placement, σ, control variate, normalisation and allocator; the optimizer is the caller's.
-/// Every one takes any number of queries per datum.
+/// Every one takes any number of queries per datum, FZOO at least 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Recipe {
     /// This crate's defaults: activation noise, signs, one-sided, one layer per query, learned feedback, [`GaussianAllocator`](crate::allocator::GaussianAllocator).
     Default,
-    /// The paper: activation noise on all layers at once, Gaussian, antithetic, Gaussian allocator, no control variate but the clean loss.
+    /// The paper: activation noise on all layers at once, Gaussian, antithetic, the Gaussian allocator in its own form, no control variate but
+    /// the clean loss, σ = 10⁻³. Variances are still estimated from earlier steps; [`VarianceEstimate::Pilot`](crate::VarianceEstimate::Pilot) is the
+    /// paper's initial queries.
     Flops,
     /// MeZO (Malladi et al. 2023, arXiv 2305.17333): antithetic Gaussian noise on the weights, shared by the batch, σ = 10⁻³.
     Mezo,
@@ -54,7 +56,7 @@ impl Recipe {
         let weights = || plain().with_space(Space::Weights).with_sigma(1e-3);
         match self {
             Self::Default => config,
-            Self::Flops => plain().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic),
+            Self::Flops => plain().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic).with_sigma(1e-3),
             Self::Mezo => weights().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic),
             Self::Fzoo => weights().with_noise(NoiseLaw::Rademacher).with_normalisation(Normalisation::LossSpread),
             Self::Es => weights().with_noise(NoiseLaw::Gaussian),
@@ -67,7 +69,8 @@ impl Recipe {
     /// Its allocator.
     pub fn allocator(self) -> AllocatorKind {
         match self {
-            Self::Default | Self::Flops => AllocatorKind::Gaussian,
+            Self::Default => AllocatorKind::Gaussian,
+            Self::Flops => AllocatorKind::GaussianPaper,
             Self::Mezo | Self::Fzoo | Self::Es | Self::Eggroll => AllocatorKind::Uniform,
         }
     }

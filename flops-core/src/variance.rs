@@ -222,6 +222,9 @@ impl SiteTracker {
 
     /// Takes in what a step saw at each site: the sum of c²·E_s over its queries, and their number.
     pub fn observe(&mut self, moments: &[(f64, u64)]) {
+        if moments.is_empty() {
+            return;
+        }
         if self.sites.len() != moments.len() {
             self.sites = vec![(0.0, 0.0); moments.len()];
         }

@@ -110,6 +110,7 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
         rng: &mut StdRng,
     ) -> Result<(Allocation, LearnedUpdate), Error> {
         features.validate()?;
+        self.mean.check(self.beta.val().dims()[0])?;
         let design = self.mean.design(features)?;
         let spare = (budget.queries_per_datum() - budget.min_per_datum()) as u64;
         let mut lambda: Vec<f64> = self.lambda().into_iter().map(|b| b.clamp(LOGIT.0, LOGIT.1)).collect();

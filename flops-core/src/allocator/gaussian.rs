@@ -59,6 +59,15 @@ pub struct GaussianAllocatorConfig {
 }
 
 impl GaussianAllocatorConfig {
+    /// The paper's form: the mean follows the losses alone, and the allocation is a single draw.
+    pub fn paper() -> Self {
+        Self::new().with_mean(MeanModel::Loss).with_candidates(1)
+    }
+
+    fn is_paper(&self) -> bool {
+        self.mean == MeanModel::Loss && self.candidates == 1
+    }
+
     /// An allocator whose mean is Neyman's allocation by the estimated variances, β = (1, 0, 1), or with another [`MeanModel`] equal
     /// allocation, β = (1, 0).
     ///
@@ -164,10 +173,12 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     ) -> Result<(Allocation, LearnedUpdate), Error> {
         features.validate()?;
         let config = &self.config.0;
+        let mut lambda = self.lambda();
+        config.mean.check(lambda.len() - 2)?;
         let design = config.mean.design(features)?;
         let distances =
             Distances::new(design.data(), features.embeddings.as_ref(), config.exact_up_to, config.landmarks);
-        let mut lambda = self.clamp(self.lambda(), budget);
+        lambda = self.clamp(lambda, budget);
         let mut adam = self.adam.value.clone();
         let mut gaussian = Gaussian::new(&lambda, &design, &distances);
         for _ in 0..config.updates_per_step {
@@ -190,7 +201,7 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     }
 
     fn name(&self) -> &'static str {
-        "gaussian"
+        if self.config.0.is_paper() { "gaussian-paper" } else { "gaussian" }
     }
 }
 
@@ -360,7 +371,7 @@ mod tests {
             let embeddings = (seed % 2 == 0).then(|| Embeddings::new(&embeddings, 8).unwrap());
             let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
             let (budget, best) = (queries(20), neyman(&variances, &queries(20)));
-            let paper = || allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_candidates(1));
+            let paper = || allocator(GaussianAllocatorConfig::paper());
             let [start, early, end] =
                 [0, 40, 400].map(|steps| train_allocator(paper(), &features, &budget, seed, steps));
             assert!(start > early && early >= 0.98 * end, "seed {seed}: {start} {early} {end}");

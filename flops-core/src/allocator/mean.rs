@@ -57,6 +57,14 @@ impl MeanModel {
         }
     }
 
+    /// Whether a record that was loaded has as many coefficients as this mean.
+    pub(super) fn check(self, coefficients: usize) -> Result<(), Error> {
+        match coefficients == self.len() {
+            true => Ok(()),
+            false => Err(Error::Length { name: "the allocator's β", got: coefficients, expected: self.len() }),
+        }
+    }
+
     /// The design of a batch: what each mean is a combination of.
     pub(super) fn design(self, features: &DatumFeatures<'_>) -> Result<Design, Error> {
         let n = features.losses.len();

@@ -233,11 +233,13 @@ pub enum AllocatorKind {
     Gaussian,
     /// [`BernoulliAllocator`] with its default configuration.
     Bernoulli,
+    /// [`GaussianAllocator`] as the paper has it, [`GaussianAllocatorConfig::paper`].
+    GaussianPaper,
 }
 
 impl AllocatorKind {
     /// Every allocator.
-    pub const ALL: [Self; 4] = [Self::Uniform, Self::Neyman, Self::Gaussian, Self::Bernoulli];
+    pub const ALL: [Self; 5] = [Self::Uniform, Self::Neyman, Self::Gaussian, Self::Bernoulli, Self::GaussianPaper];
 
     /// The name it is chosen by.
     pub fn name(self) -> &'static str {
@@ -246,6 +248,7 @@ impl AllocatorKind {
             Self::Neyman => "neyman",
             Self::Gaussian => "gaussian",
             Self::Bernoulli => "bernoulli",
+            Self::GaussianPaper => "gaussian-paper",
         }
     }
 }
@@ -257,7 +260,7 @@ impl FromStr for AllocatorKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Unknown {
             what: "allocator",
             name: name.into(),
-            choices: "uniform, neyman, gaussian, bernoulli",
+            choices: "uniform, neyman, gaussian, bernoulli, gaussian-paper",
         })
     }
 }
@@ -265,7 +268,7 @@ impl FromStr for AllocatorKind {
 /// An allocator chosen at run time.
 ///
 /// A checkpoint is read back by the allocator that wrote it: loading the record of another one panics, as for any
-/// enum that derives `Module`.
+/// enum that derives `Module`. That of a Gaussian or Bernoulli allocator with another [`MeanModel`] loads, and is an error when it allocates.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
 pub enum AnyAllocator<B: Backend> {
@@ -286,11 +289,12 @@ impl<B: Backend> AnyAllocator<B> {
             AllocatorKind::Uniform => Self::Uniform(Uniform),
             AllocatorKind::Neyman => Self::Neyman(Neyman),
             AllocatorKind::Gaussian => Self::Gaussian(GaussianAllocatorConfig::new().init(device)?),
+            AllocatorKind::GaussianPaper => Self::Gaussian(GaussianAllocatorConfig::paper().init(device)?),
             AllocatorKind::Bernoulli => Self::Bernoulli(BernoulliAllocatorConfig::new().init(device)?),
         })
     }
 
-    /// The allocator of that name: `uniform`, `neyman`, `gaussian` or `bernoulli`.
+    /// The allocator of that name: `uniform`, `neyman`, `gaussian`, `bernoulli` or `gaussian-paper`.
     ///
     /// # Errors
     /// If there is no allocator of that name.

@@ -175,7 +175,17 @@ fn any_keeps_the_contract() {
         contract(|| any(kind.name()));
     }
     let message = AnyAllocator::<Plain>::from_name("best", &Default::default()).unwrap_err().to_string();
-    assert!(message.contains("'best'") && message.contains("uniform, neyman, gaussian, bernoulli"), "{message}");
+    assert!(message.contains("'best'") && message.contains("bernoulli, gaussian-paper"), "{message}");
+}
+
+/// Burn loads a parameter of any shape: another mean's is found out when it is used.
+#[test]
+fn the_record_of_another_mean_is_an_error() {
+    let fixture = Fixture::new(5);
+    let make = |kind| AnyAllocator::<Plain>::new(kind, &Default::default()).unwrap();
+    let mixed = make(AllocatorKind::GaussianPaper).load_record(make(AllocatorKind::Gaussian).into_record());
+    let outcome = mixed.allocate(&fixture.features(), &budget(), &mut StdRng::seed_from_u64(0));
+    assert_eq!(outcome.err(), Some(Error::Length { name: "the allocator's β", got: 3, expected: 2 }));
 }
 
 #[test]

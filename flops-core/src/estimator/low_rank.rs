@@ -3,7 +3,8 @@
 //! A query sees W + σ·A·B/√r instead of W, with A `[d_in, r]` and B `[r, d_out]` of independent unit entries: the layer's output gains the
 //! side term σ(xA)B/√r, which costs r·(d_in + d_out) products per token, and the perturbed weight is never formed. For E = AB/√r and every
 //! law of independent entries of unit variance, E[⟨G, E⟩ E] = G: c·E estimates the gradient for W, up to O(σ²), and needs no
-//! clean input. The update of all queries is one product, [A₁ … A_N]·[c₁B₁; …; c_N B_N].
+//! clean input. (Its squared norm is d_in·d_out for signs; for Gaussian entries c² and ‖E‖² go together, and the second moments that allocators
+//! see are short by the same factor (1 + 2/d_in)(1 + 2/d_out) for all data at rank 1.) The update of all queries is one product, [A₁ … A_N]·[c₁B₁; …; c_N B_N].
 //!
 //! Vectors (biases, the scale and shift of a normalisation) get full noise of their own, the same for all tokens of a row; looked-up rows of an
 //! embedding and bare parameters are perturbed as in the activation space. A convolution's weight is a matrix from patches to channels.

@@ -232,7 +232,7 @@ impl<B: Backend> Estimate<B> {
 
     /// weight·ĝ + (1 − weight)·ĝ′: two estimates of independent noise as one, unbiased where the weight was fixed before either was drawn.
     ///
-    /// The first has the same number of queries for each datum.
+    /// The first has the same number of queries for each datum. A datum that lost all queries of one of them has the other's weight alone.
     pub(crate) fn mix(self, other: Self, weight: f64) -> Self {
         let queries =
             self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
@@ -528,7 +528,7 @@ impl Estimator {
             survived: weighted.survived,
             dropped: weighted.dropped,
             mixed: None,
-            loss_spread: loss_spread(&losses),
+            loss_spread: loss_spread(&losses, &clean.losses),
             queries,
             update: PassCost { rows: recorded, elapsed: start.elapsed(), largest: 0 },
         })
@@ -591,14 +591,15 @@ impl Estimator {
     }
 }
 
-/// Standard deviation over queries of the mean loss of the data that have the query.
-fn loss_spread(losses: &[Vec<f64>]) -> f64 {
+/// Standard deviation over queries of the mean change of loss, ℓ_jq − ℓ_j, of the data that have the query.
+fn loss_spread(losses: &[Vec<f64>], clean: &[f64]) -> f64 {
     let queries = losses.iter().map(Vec::len).max().unwrap_or(0);
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let means: Vec<f64> = (0..queries)
-        .map(|q| mean(&losses.iter().filter_map(|l| l.get(q)).copied().filter(|l| l.is_finite()).collect::<Vec<_>>()))
-        .filter(|m| m.is_finite())
-        .collect();
+    let changes = |q: usize| {
+        let changes = losses.iter().zip(clean).filter_map(move |(l, clean)| l.get(q).map(|l| l - clean));
+        changes.filter(|change| change.is_finite()).collect::<Vec<_>>()
+    };
+    let means: Vec<f64> = (0..queries).map(|q| mean(&changes(q))).filter(|m| m.is_finite()).collect();
     if means.len() < 2 {
         return 0.0;
     }

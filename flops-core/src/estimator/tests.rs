@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 /// One line per allocator: the contract runs over it.
-const ALLOCATORS: [AllocatorKind; 4] = AllocatorKind::ALL;
+const ALLOCATORS: [AllocatorKind; 5] = AllocatorKind::ALL;
 
 /// Samplings and placements; the weights space knows the joint one alone.
 const VARIANTS: [(Sampling, Placement); 5] = [
@@ -409,8 +409,10 @@ fn lost_queries_are_dropped_with_their_weight() {
 /// FZOO's step: the gradient over the spread of the losses, so that its length no longer depends on their scale.
 #[test]
 fn the_spread_of_the_losses_is_that_of_the_directions() {
-    assert_eq!(loss_spread(&[vec![1.0, 3.0, 5.0], vec![3.0, 5.0, 7.0]]), 2.0);
-    assert_eq!(loss_spread(&[vec![1.0, f64::NAN], vec![3.0]]), 0.0);
+    assert_eq!(loss_spread(&[vec![1.0, 3.0, 5.0], vec![3.0, 5.0, 7.0]], &[0.0, 2.0]), 2.0);
+    // data that have fewer queries change nothing but their number
+    assert_eq!(loss_spread(&[vec![1.0, 3.0], vec![7.0, 9.0], vec![5.0]], &[0.0, 6.0, 4.0]), 2f64.sqrt());
+    assert_eq!(loss_spread(&[vec![1.0, f64::NAN], vec![3.0]], &[0.0, 0.0]), 0.0);
     let f = fixture(4);
     let estimator = Estimator { sigma: 1e-3, ..Estimator::new(Space::Weights) };
     let clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();

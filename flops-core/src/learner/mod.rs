@@ -39,7 +39,7 @@ const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
 const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
 
 /// Reports that wait to be taken; of more, the latest are kept.
-const KEPT_REPORTS: usize = 4096;
+const KEPT_REPORTS: usize = 1024;
 
 /// What the gradient is divided by before the optimizer sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +48,9 @@ pub enum Normalisation {
     /// Nothing.
     #[default]
     None,
-    /// The standard deviation of the batch's mean loss over the directions of the step, over σ: the step of FZOO, whose length is that of the
-    /// learning rate. Adam's is free of scale already.
+    /// The standard deviation of the batch's mean change of loss over the directions of the step, over σ: the step of FZOO, whose length is
+    /// that of the learning rate. It is meant for directions that the data share (weights space) and needs at least 2 queries per datum. Adam's
+    /// step is free of scale already.
     LossSpread,
 }
 
@@ -103,6 +104,10 @@ impl ForwardConfig {
         }
         if let VarianceEstimate::Pilot(queries) = self.variance {
             self.budget.after_pilots(queries)?;
+        }
+        if self.normalisation == Normalisation::LossSpread && self.budget.queries_per_datum() < 2 {
+            let remedy = "use at least 2: one loss has no spread to divide by".to_string();
+            return Err(Error::Budget { name: "queries_per_datum", value: self.budget.queries_per_datum(), remedy });
         }
         Ok(())
     }
@@ -209,8 +214,8 @@ pub struct StepReport {
     pub dropped: u64,
     /// ‖ĝ‖², the squared norm of the gradient estimate.
     pub squared_norm: f64,
-    /// E‖ĝ − E ĝ‖² by the second moments measured in this very step, (1/B²) Σ_j m_j / A_j; of noise that data share (weights space)
-    /// the part that they do not.
+    /// E‖ĝ − E ĝ‖² by the second moments measured in this very step, (1/B²) Σ_j m_j / A_j; NaN where data share noise (weights space), whose
+    /// variance this is not.
     pub variance: f64,
     /// Rows of the largest forward pass.
     pub rows: u64,
@@ -306,7 +311,7 @@ impl Monitor {
         self.watched().error.clone()
     }
 
-    /// Takes the reports of the steps since the last call, the latest 4,096 of them.
+    /// Takes the reports of the steps since the last call, the latest 1,024 of them.
     pub fn take_reports(&self) -> Vec<StepReport> {
         std::mem::take(&mut self.watched().reports)
     }
@@ -577,9 +582,12 @@ where
         if uniform > 0.0 {
             shares.relative_variance = spent / uniform;
         }
+        // of the estimate itself, before anything is done for the optimizer
+        let squared_norm = estimate.squared_norm();
         if self.config.normalisation == Normalisation::LossSpread {
             estimate.normalise(estimator.sigma);
         }
+        let independent = estimator.space.is_independent();
         let report = StepReport {
             step: state.step,
             loss: clean.losses.iter().sum::<f64>() / clean.losses.len() as f64,
@@ -587,8 +595,8 @@ where
             queries,
             queries_total: state.ledger.total().queries + queries,
             dropped: estimate.dropped,
-            squared_norm: estimate.squared_norm(),
-            variance: spent / (batch.ids.len() as f64).powi(2),
+            squared_norm,
+            variance: if independent { spent / (batch.ids.len() as f64).powi(2) } else { f64::NAN },
             rows: estimate.queries.largest.max(clean.cost.largest),
             memory: resident_memory(),
             data: (0..batch.ids.len())

@@ -142,7 +142,7 @@ impl Stages {
     pub fn cost(&self, site: usize) -> f64 {
         let behind = |stages: usize| self.total - stages.checked_sub(1).map_or(0.0, |last| self.work[last]);
         let whole = behind(self.before(0));
-        if whole > 0.0 { behind(self.before(site)) / whole } else { 1.0 }
+        if whole > 0.0 { (behind(self.before(site)) / whole).max(1e-3) } else { 1.0 }
     }
 
     /// The last stage behind which a pass may begin that perturbs no site before `site`, counted from 1; 0 is the input.

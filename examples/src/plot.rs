@@ -68,15 +68,19 @@ pub fn panels(title: &str, panels: &[Panel]) -> Result<String> {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
         let root = root.titled(title, (FONT, 20).into_font().color(&INK)).map_err(failed)?;
+        let mut told: Vec<&str> = vec![];
         for (panel, area) in panels.iter().zip(root.split_evenly((1, panels.len().max(1)))) {
-            draw(panel, &area, &names)?;
+            // a legend once for the same lines
+            let legend = panel.series.iter().any(|s| !told.contains(&s.name.as_str()));
+            draw(panel, &area, &names, legend)?;
+            told.extend(panel.series.iter().map(|s| s.name.as_str()));
         }
         root.present().map_err(failed)?;
     }
     Ok(svg)
 }
 
-fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]) -> Result<()> {
+fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str], legend: bool) -> Result<()> {
     // a logarithmic axis is a linear one of logarithms
     let place = |value: f64, log: bool| if log { value.max(1e-300).log10() } else { value };
     let usable = |&&(x, y, _): &&(f64, f64, f64)| {
@@ -99,7 +103,7 @@ fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]
     };
     let ys = range(points().flat_map(bars).collect(), 0.08);
     // room for the legend above the lines
-    let lines = panel.series.len() as f64;
+    let lines = if legend { panel.series.len() as f64 } else { 0.0 };
     let ys = ys.start..ys.end + (ys.end - ys.start) * 0.065 * lines;
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, (FONT, 16).into_font().color(&INK))
@@ -144,6 +148,9 @@ fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]
             PathElement::new([(x, low), (x, high)], colour.mix(0.6).stroke_width(1))
         });
         chart.draw_series(bars).map_err(failed)?;
+    }
+    if !legend {
+        return Ok(());
     }
     chart
         .configure_series_labels()

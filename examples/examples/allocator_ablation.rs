@@ -65,6 +65,9 @@ struct Args {
     /// How the learning rate changes: under a falling one the final loss shows little of the gradient's variance.
     #[arg(long, value_enum, default_value = "constant")]
     schedule: Schedule,
+    /// What is subtracted from the queries' coefficients besides the clean loss: none or feedback [default: the library's].
+    #[arg(long)]
+    control_variate: Option<ControlVariate>,
     /// Leave the training runs out.
     #[arg(long)]
     trajectory_only: bool,
@@ -141,7 +144,11 @@ struct Point {
 }
 
 fn config(args: &Args, seed: u64, estimate: VarianceEstimate) -> Result<ForwardConfig> {
-    Ok(ForwardConfig::new(QueryBudget::new(args.queries, 1)?).with_seed(seed).with_variance(estimate))
+    let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?).with_seed(seed).with_variance(estimate);
+    Ok(match args.control_variate {
+        Some(control_variate) => config.with_control_variate(control_variate),
+        None => config,
+    })
 }
 
 /// B² times the variance of a step's estimate, by the assay's variances.
@@ -452,6 +459,7 @@ fn run(args: Args) -> Result<()> {
             "steps": steps,
             "lr": args.lr,
             "schedule": args.schedule.name(),
+            "control_variate": config(&args, 0, VarianceEstimate::Running)?.control_variate,
             "squared_error_over_uniform": per_contender(&|n| json!({
                 "measured": ratio(n, false, &sampled),
                 "measured_second_half": ratio(n, true, &sampled),

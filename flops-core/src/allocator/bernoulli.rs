@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use rand::rngs::StdRng;
 use rand_distr::{Binomial, Distribution};
 
-use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, best_of, gradient, within};
+use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, Learning, within};
 use super::mean::{Design, MeanModel};
 use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
@@ -47,10 +47,13 @@ impl BernoulliAllocatorConfig {
     /// If a setting is out of range.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<BernoulliAllocator<B>, Error> {
         within("keep", self.keep, (1e-3, 0.999))?;
-        within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))?;
-        within("samples", self.samples as f64, (2.0, 1e6))?;
-        within("candidates", self.candidates as f64, (1.0, 1e6))?;
-        within("updates_per_step", self.updates_per_step as f64, (0.0, 1e6))?;
+        let learning = Learning {
+            updates: self.updates_per_step,
+            samples: self.samples,
+            candidates: self.candidates,
+            lr: self.lr,
+        };
+        learning.validate()?;
         let beta: Vec<f32> =
             self.mean.start((self.keep / (1.0 - self.keep)).ln(), 0.0)?.into_iter().map(|b| b as f32).collect();
         let n = beta.len();
@@ -58,10 +61,7 @@ impl BernoulliAllocatorConfig {
             beta: Param::from_tensor(Tensor::from_data(TensorData::new(beta, [n]), device)),
             adam: Persist::new(AdamState::default()),
             mean: self.mean,
-            updates_per_step: self.updates_per_step,
-            samples: self.samples,
-            candidates: self.candidates,
-            lr: self.lr,
+            learning,
         })
     }
 }
@@ -87,10 +87,8 @@ pub struct BernoulliAllocator<B: Backend> {
     adam: Persist<B, AdamState>,
     #[module(skip)]
     mean: MeanModel,
-    updates_per_step: usize,
-    samples: usize,
-    candidates: usize,
-    lr: f64,
+    #[module(skip)]
+    learning: Learning,
 }
 
 impl<B: Backend> BernoulliAllocator<B> {
@@ -113,19 +111,10 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
         self.mean.check(self.beta.val().dims()[0])?;
         let design = self.mean.design(features)?;
         let spare = (budget.queries_per_datum() - budget.min_per_datum()) as u64;
-        let mut lambda: Vec<f64> = self.lambda().into_iter().map(|b| b.clamp(LOGIT.0, LOGIT.1)).collect();
-        let mut adam = self.adam.value.clone();
-        let mut law = Bernoulli::new(&lambda, &design, spare);
-        if spare > 0 {
-            for _ in 0..self.updates_per_step {
-                let Some(gradient) = gradient(&law, features.variances, budget, self.samples, rng)? else { break };
-                adam.step(&mut lambda, &gradient, self.lr);
-                lambda.iter_mut().for_each(|b| *b = b.clamp(LOGIT.0, LOGIT.1));
-                law = Bernoulli::new(&lambda, &design, spare);
-            }
-        }
-        let allocation = best_of(&law, features.variances, budget, self.candidates, rng)?;
-        Ok((allocation, LearnedUpdate { lambda, adam }))
+        let bounds = |lambda: &mut [f64]| lambda.iter_mut().for_each(|b| *b = b.clamp(LOGIT.0, LOGIT.1));
+        let law = |lambda: &[f64]| Bernoulli::new(lambda, &design, spare);
+        let start = (self.lambda(), self.adam.value.clone());
+        self.learning.allocate(start, bounds, law, (features.variances, budget), rng)
     }
 
     fn apply(mut self, update: LearnedUpdate) -> Self {
@@ -178,7 +167,6 @@ impl Law for Bernoulli<'_> {
 
     fn score(&self, kept: &Vec<u64>) -> Vec<f64> {
         let residual: Vec<f64> = kept.iter().zip(&self.keep).map(|(&k, p)| k as f64 - self.spare as f64 * p).collect();
-        debug_assert_eq!(residual.len(), self.design.data());
         self.design.pull(&residual)
     }
 }
@@ -211,7 +199,7 @@ mod tests {
         let features = DatumFeatures { losses: &losses, variances: &losses, ..Default::default() };
         for mean in [MeanModel::Loss, MeanModel::Ranks(5)] {
             let design = mean.design(&features).unwrap();
-            let beta: Vec<f64> = (0..mean.len()).map(|k| 0.4 - 0.3 * k as f64).collect();
+            let beta: Vec<f64> = (0..mean.coefficients()).map(|k| 0.4 - 0.3 * k as f64).collect();
             let law = Bernoulli::new(&beta, &design, 19);
             let kept = law.draw(&mut StdRng::seed_from_u64(1));
             let log_density = |beta: &[f64]| -> f64 {

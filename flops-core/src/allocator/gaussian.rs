@@ -7,7 +7,7 @@ use burn::tensor::{Distribution, TensorData};
 use rand::rngs::StdRng;
 
 use super::kernel::{Distances, Kernel};
-use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, best_of, gradient, within};
+use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, Learning, within};
 use super::mean::{Design, MeanModel};
 use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
@@ -64,6 +64,10 @@ impl GaussianAllocatorConfig {
         Self::new().with_mean(MeanModel::Loss).with_candidates(1)
     }
 
+    fn learning(&self) -> Learning {
+        Learning { updates: self.updates_per_step, samples: self.samples, candidates: self.candidates, lr: self.lr }
+    }
+
     fn is_paper(&self) -> bool {
         self.mean == MeanModel::Loss && self.candidates == 1
     }
@@ -77,10 +81,7 @@ impl GaussianAllocatorConfig {
         within("sigma_floor", self.sigma_floor, (1e-3, 1e3))?;
         within("sigma", self.sigma, SIGMA)?;
         within("gamma", self.gamma, GAMMA)?;
-        within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))?;
-        within("samples", self.samples as f64, (2.0, 1e6))?;
-        within("candidates", self.candidates as f64, (1.0, 1e6))?;
-        within("updates_per_step", self.updates_per_step as f64, (0.0, 1e6))?;
+        self.learning().validate()?;
         within("landmarks", self.landmarks as f64, (1.0, 1e4))?;
         let param = |values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -146,7 +147,7 @@ impl<B: Backend> GaussianAllocator<B> {
         [&self.beta, &self.log_sigma, &self.log_gamma].into_iter().flat_map(values).collect()
     }
 
-    fn clamp(&self, mut lambda: Vec<f64>, budget: &QueryBudget) -> Vec<f64> {
+    fn clamp(&self, lambda: &mut [f64], budget: &QueryBudget) {
         let config = &self.config.0;
         let floor = (config.sigma_floor / budget.queries_per_datum() as f64).clamp(SIGMA.0, SIGMA.1);
         let betas = lambda.len() - 2;
@@ -158,7 +159,6 @@ impl<B: Backend> GaussianAllocator<B> {
         }
         lambda[betas] = lambda[betas].clamp(floor.ln(), SIGMA.1.ln());
         lambda[betas + 1] = lambda[betas + 1].clamp(GAMMA.0.ln(), GAMMA.1.ln());
-        lambda
     }
 }
 
@@ -173,22 +173,14 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     ) -> Result<(Allocation, LearnedUpdate), Error> {
         features.validate()?;
         let config = &self.config.0;
-        let mut lambda = self.lambda();
+        let lambda = self.lambda();
         config.mean.check(lambda.len() - 2)?;
         let design = config.mean.design(features)?;
         let distances =
             Distances::new(design.data(), features.embeddings.as_ref(), config.exact_up_to, config.landmarks);
-        lambda = self.clamp(lambda, budget);
-        let mut adam = self.adam.value.clone();
-        let mut gaussian = Gaussian::new(&lambda, &design, &distances);
-        for _ in 0..config.updates_per_step {
-            let Some(gradient) = gradient(&gaussian, features.variances, budget, config.samples, rng)? else { break };
-            adam.step(&mut lambda, &gradient, config.lr);
-            lambda = self.clamp(lambda, budget);
-            gaussian = Gaussian::new(&lambda, &design, &distances);
-        }
-        let allocation = best_of(&gaussian, features.variances, budget, config.candidates, rng)?;
-        Ok((allocation, LearnedUpdate { lambda, adam }))
+        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, &distances);
+        let start = (lambda, self.adam.value.clone());
+        config.learning().allocate(start, |l| self.clamp(l, budget), law, (features.variances, budget), rng)
     }
 
     fn apply(mut self, update: LearnedUpdate) -> Self {
@@ -335,7 +327,7 @@ mod tests {
         ] {
             let design = mean.design(&features).unwrap();
             let distances = Distances::new(n, embeddings, exact_up_to, 5);
-            let mut lambda: Vec<f64> = (0..mean.len()).map(|k| 0.9 - 0.5 * (k % 2) as f64).collect();
+            let mut lambda: Vec<f64> = (0..mean.coefficients()).map(|k| 0.9 - 0.5 * (k % 2) as f64).collect();
             lambda.extend([0.2f64.ln(), 0.6f64.ln()]);
             let g = Gaussian::new(&lambda, &design, &distances);
             let draws = [g.draw(&mut rng), g.draw(&mut rng)];

@@ -24,11 +24,51 @@ pub(super) trait Law {
     fn score(&self, draw: &Self::Draw) -> Vec<f64>;
 }
 
+/// How a learned allocator is trained and drawn from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Learning {
+    pub updates: usize,
+    pub samples: usize,
+    pub candidates: usize,
+    pub lr: f64,
+}
+
+impl Learning {
+    /// Whether the settings are usable.
+    pub fn validate(&self) -> Result<(), Error> {
+        within("updates_per_step", self.updates as f64, (0.0, 1e6))?;
+        within("samples", self.samples as f64, (2.0, 1e6))?;
+        within("candidates", self.candidates as f64, (1.0, 1e6))?;
+        within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))
+    }
+
+    /// Updates λ on a batch, keeping it within `bounds`, then draws the allocation from the `law` of the result.
+    pub fn allocate<L: Law>(
+        &self,
+        (mut lambda, mut adam): (Vec<f64>, AdamState),
+        bounds: impl Fn(&mut [f64]),
+        law: impl Fn(&[f64]) -> L,
+        (variances, budget): (&[f64], &QueryBudget),
+        rng: &mut StdRng,
+    ) -> Result<(Allocation, LearnedUpdate), Error> {
+        bounds(&mut lambda);
+        let mut current = law(&lambda);
+        for _ in 0..self.updates {
+            let Some(gradient) = gradient(&current, variances, budget, self.samples, rng)? else { break };
+            adam.step(&mut lambda, &gradient, self.lr);
+            bounds(&mut lambda);
+            current = law(&lambda);
+        }
+        let allocation = best_of(&current, variances, budget, self.candidates, rng)?;
+        Ok((allocation, LearnedUpdate { lambda, adam }))
+    }
+}
+
 /// The likelihood-ratio gradient of E[J] from `samples` draws; none where every draw is equally good.
 ///
 /// Each J is compared with the mean of the others', which keeps the gradient unbiased, and divided by their spread, which frees it of scale.
 /// The advantages sum to zero: constants of the score fall out.
-pub(super) fn gradient<L: Law>(
+fn gradient<L: Law>(
     law: &L,
     variances: &[f64],
     budget: &QueryBudget,
@@ -59,7 +99,7 @@ pub(super) fn gradient<L: Law>(
 
 /// A draw; of several `candidates`, of which the first is the mode, the best by the estimated variances. It is chosen before any noise is
 /// drawn, as every allocation is.
-pub(super) fn best_of<L: Law>(
+fn best_of<L: Law>(
     law: &L,
     variances: &[f64],
     budget: &QueryBudget,
@@ -92,7 +132,7 @@ impl AdamState {
     const BETA2: f64 = 0.99;
 
     /// One step down `gradient`.
-    pub(super) fn step(&mut self, lambda: &mut [f64], gradient: &[f64], lr: f64) {
+    fn step(&mut self, lambda: &mut [f64], gradient: &[f64], lr: f64) {
         self.first.resize(lambda.len(), 0.0);
         self.second.resize(lambda.len(), 0.0);
         self.step = self.step.saturating_add(1);

@@ -26,18 +26,13 @@ pub enum MeanModel {
 
 impl MeanModel {
     /// Coefficients there are.
-    pub fn len(self) -> usize {
+    pub fn coefficients(self) -> usize {
         match self {
             Self::Loss => 2,
             Self::Variance => 3,
             Self::Ranks(ranks) => ranks,
             Self::Features(dim) => 1 + dim,
         }
-    }
-
-    /// Whether there are none; there always are.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
     }
 
     /// Coefficients that give every datum the mean `level`, and ψ the coefficient `variance`.
@@ -50,7 +45,7 @@ impl MeanModel {
             Self::Ranks(ranks) => Ok(vec![level; ranks]),
             Self::Variance => Ok(vec![level, 0.0, variance]),
             Self::Loss | Self::Features(_) => {
-                let mut beta = vec![0.0; self.len()];
+                let mut beta = vec![0.0; self.coefficients()];
                 beta[0] = level;
                 Ok(beta)
             }
@@ -59,16 +54,18 @@ impl MeanModel {
 
     /// Whether a record that was loaded has as many coefficients as this mean.
     pub(super) fn check(self, coefficients: usize) -> Result<(), Error> {
-        match coefficients == self.len() {
+        match coefficients == self.coefficients() {
             true => Ok(()),
-            false => Err(Error::Length { name: "the allocator's β", got: coefficients, expected: self.len() }),
+            false => {
+                Err(Error::Length { name: "the allocator's β", got: coefficients, expected: self.coefficients() })
+            }
         }
     }
 
     /// The design of a batch: what each mean is a combination of.
     pub(super) fn design(self, features: &DatumFeatures<'_>) -> Result<Design, Error> {
         let n = features.losses.len();
-        let mut design = Design { coefficients: self.len(), ends: Vec::with_capacity(n), entries: vec![] };
+        let mut design = Design { coefficients: self.coefficients(), ends: Vec::with_capacity(n), entries: vec![] };
         match self {
             Self::Loss => {
                 for phi in standardise(features.losses) {

@@ -200,6 +200,17 @@ impl AllocationReport {
     /// # Errors
     /// If `variances` has another length than the allocation, or a variance is not finite or negative.
     pub fn new(variances: &[f64], allocation: &Allocation, budget: &QueryBudget) -> Result<Self, Error> {
+        validate_variances(variances, allocation.counts().len())?;
+        Self::of(variances, proxy(variances, allocation), allocation, budget)
+    }
+
+    /// The same for an estimate of which B² times the variance is `spent`.
+    pub(crate) fn of(
+        variances: &[f64],
+        spent: f64,
+        allocation: &Allocation,
+        budget: &QueryBudget,
+    ) -> Result<Self, Error> {
         let n = allocation.counts().len();
         validate_variances(variances, n)?;
         let weights: Vec<f64> = variances.iter().map(|v| v.sqrt()).collect();
@@ -214,7 +225,7 @@ impl AllocationReport {
         Ok(Self {
             cv: (1.0 / ceiling - 1.0).sqrt(),
             ceiling,
-            relative_variance: proxy(variances, allocation) / uniform,
+            relative_variance: spent / uniform,
             neyman_relative_variance: proxy(variances, &Allocation::neyman(&weights, budget)?) / uniform,
             min,
             max,

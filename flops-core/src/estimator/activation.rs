@@ -136,14 +136,24 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         let positions: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
         let rows = QueryRows::new(&positions, positions.iter().map(|&j| 0..weights[j].len()));
         let flat: Vec<f64> = positions.iter().flat_map(|&j| weights[j].iter().copied()).collect();
-        let mut probe = Probe::record(trained.clone(), prefix.rows(&positions));
-        model.forward(input.rows(&positions), &mut probe);
+        let record = |positions: &[usize]| {
+            let mut probe = Probe::record(trained.clone(), prefix.rows(positions));
+            model.forward(input.rows(positions), &mut probe);
+            probe.recorded()
+        };
+        // noise of low rank asks no more than the shapes of the sites, which one datum tells, but for what an embedding looked up
+        let mut sites = record(if rank.is_some() { &positions[..1] } else { &positions });
+        let mut recorded = if rank.is_some() { 1 } else { positions.len() };
+        if rank.is_some() && positions.len() > 1 && sites.iter().any(|site| site.needs_every_row()) {
+            sites = record(&positions);
+            recorded += positions.len();
+        }
         let mut gradients = Gradients::default();
         let mut energies = vec![vec![]; positions.len()];
         // a datum without any finite query has no part in the estimate, in its prediction neither
         let shares: Vec<f64> = positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect();
         let mut observed = prediction.map(|p| p.observe(&positions, &shares));
-        for (index, site) in probe.recorded().into_iter().enumerate() {
+        for (index, site) in sites.into_iter().enumerate() {
             if let Some(rank) = rank {
                 let source = (index, noise);
                 let energy = low_rank::gradients(&site, rank, source, &rows.groups, &rows.keys, &flat, &mut gradients);
@@ -161,10 +171,12 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             }
             site.backward(g, &mut gradients);
         }
-        Ok((gradients, energies, observed))
+        Ok((gradients, energies, observed, recorded as u64))
     };
     let (mut sum, mut energies, mut observed) = (Gradients::default(), Vec::with_capacity(n), None::<Observation>);
-    in_order(jobs, p.threads, context, work, |_, (gradients, energy, seen)| {
+    let mut recorded = 0;
+    in_order(jobs, p.threads, context, work, |_, (gradients, energy, seen, rows)| {
+        recorded += rows;
         sum.merge(gradients);
         energies.extend(energy);
         match (&mut observed, seen) {
@@ -172,7 +184,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             (observed, seen) => *observed = seen,
         }
     })?;
-    Ok(Formed { gradients: sum, energies, recorded: n as u64, observed })
+    Ok(Formed { gradients: sum, energies, recorded, observed })
 }
 
 #[cfg(test)]

@@ -4,241 +4,44 @@
 //! (`valid()`) model and on its plain backend, where a graph cannot exist. `optimize` applies Burn's optimizer and puts in what the
 //! step learned: λ, running variances, the ledger.
 
+mod config;
+mod monitor;
+
 use std::any::Any;
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn::train::{InferenceStep, Interrupter, TrainOutput, TrainStep};
+use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings, proxy};
+use crate::allocator::{AllocationReport, Allocator, DatumFeatures, Embeddings};
 use crate::backprop::report;
 use crate::batch::Batch;
 use crate::budget::{Allocation, Ledger, Phase, QueryBudget};
-use crate::diagnostics::{Advice, Bounds, Diagnostics, resident_memory};
+use crate::diagnostics::resident_memory;
 use crate::error::Error;
-use crate::estimator::{Estimator, Space, trained_parameters};
+use crate::estimator::{CleanPass, Estimate, Estimator, Space, trained_parameters};
 use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
 use crate::metric::{StepOutput, StepStats};
-use crate::noise::{NoiseLaw, Placement, Sampling, derive};
+use crate::noise::{Placement, derive};
 use crate::objective::{ForwardModel, infer};
 use crate::persist::Persist;
 use crate::probe::PrefixCache;
 use crate::variance::{SiteTracker, VarianceEstimate, VarianceTracker, loss_proxy};
 
+pub use config::{ForwardConfig, Normalisation};
+pub use monitor::{DatumReport, Monitor, StepReport};
+
 /// Separates the allocator's random numbers from the noise of the same seed.
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
 /// Separates the noise of pilots from that of the allocated queries.
 const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
-
-/// Reports that wait to be taken; of more, the latest are kept.
-const KEPT_REPORTS: usize = 1024;
-
-/// What the gradient is divided by before the optimizer sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Normalisation {
-    /// Nothing.
-    #[default]
-    None,
-    /// The standard deviation of the batch's mean change of loss over the directions of the step, over σ: the step of FZOO, whose length is
-    /// that of the learning rate. It is meant for directions that the data share (weights space) and needs at least 2 queries per datum. Adam's
-    /// step is free of scale already.
-    LossSpread,
-}
-
-/// How a [`ForwardLearner`] spends its queries.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ForwardConfig {
-    /// Space, law, σ, seed and limits of the estimator.
-    pub estimator: Estimator,
-    /// Queries per datum.
-    pub budget: QueryBudget,
-    /// Where the allocator's estimates of the variances come from.
-    pub variance: VarianceEstimate,
-    /// What is subtracted from the coefficients of the queries, besides the clean loss.
-    pub control_variate: ControlVariate,
-    /// What the gradient is divided by.
-    pub normalisation: Normalisation,
-    /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented, since a datum is known
-    /// by its id alone, and for frozen parameters that nobody changes.
-    pub prefix_cache: usize,
-    /// Steps in a row without any finite loss after which training stops, at least 1.
-    pub max_failed_steps: usize,
-    /// Resident memory in bytes beyond which [diagnostics](crate::diagnostics) speak up; `None` for no bound.
-    pub memory_bound: Option<u64>,
-}
-
-impl ForwardConfig {
-    /// `budget` queries, and the defaults: activation noise, see [`Estimator::new`]; learned feedback as the control variate; no
-    /// prefix cache; 5 failed steps.
-    pub fn new(budget: QueryBudget) -> Self {
-        Self {
-            estimator: Estimator::new(Space::Activation),
-            budget,
-            variance: VarianceEstimate::default(),
-            control_variate: ControlVariate::Feedback,
-            normalisation: Normalisation::None,
-            prefix_cache: 0,
-            max_failed_steps: 5,
-            memory_bound: None,
-        }
-    }
-
-    /// Whether the settings are usable, alone and together.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] or [`Error::Budget`], naming the setting at fault.
-    pub fn validate(&self) -> Result<(), Error> {
-        self.estimator.validate()?;
-        if self.max_failed_steps == 0 {
-            let remedy = "use at least 1".to_string();
-            return Err(Error::Setting { name: "max_failed_steps", value: 0.0, remedy });
-        }
-        if let VarianceEstimate::Pilot(queries) = self.variance {
-            self.budget.after_pilots(queries)?;
-        }
-        if self.normalisation == Normalisation::LossSpread && self.budget.queries_per_datum() < 2 {
-            let remedy = "use at least 2: one loss has no spread to divide by".to_string();
-            return Err(Error::Budget { name: "queries_per_datum", value: self.budget.queries_per_datum(), remedy });
-        }
-        Ok(())
-    }
-
-    /// Sets where the allocator's estimates of the variances come from.
-    pub fn with_variance(mut self, variance: VarianceEstimate) -> Self {
-        self.variance = variance;
-        self
-    }
-
-    /// Sets what the gradient is divided by.
-    pub fn with_normalisation(mut self, normalisation: Normalisation) -> Self {
-        self.normalisation = normalisation;
-        self
-    }
-
-    /// Sets the memory beyond which diagnostics speak up.
-    pub fn with_memory_bound(mut self, bytes: u64) -> Self {
-        self.memory_bound = Some(bytes);
-        self
-    }
-
-    /// Sets the control variate.
-    pub fn with_control_variate(mut self, control_variate: ControlVariate) -> Self {
-        self.control_variate = control_variate;
-        self
-    }
-
-    /// Sets where the noise falls.
-    pub fn with_space(mut self, space: Space) -> Self {
-        self.estimator.space = space;
-        self
-    }
-
-    /// Sets the law of the noise.
-    pub fn with_noise(mut self, noise: NoiseLaw) -> Self {
-        self.estimator.noise = noise;
-        self
-    }
-
-    /// Sets one-sided or antithetic sampling.
-    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
-        self.estimator.sampling = sampling;
-        self
-    }
-
-    /// Sets on how many layers the noise of a query falls.
-    pub fn with_placement(mut self, placement: Placement) -> Self {
-        self.estimator.placement = placement;
-        self
-    }
-
-    /// Sets the smoothing scale.
-    pub fn with_sigma(mut self, sigma: f64) -> Self {
-        self.estimator.sigma = sigma;
-        self
-    }
-
-    /// Sets the seed of noise and allocation.
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.estimator.seed = seed;
-        self
-    }
-
-    /// Sets the rows of a forward pass.
-    pub fn with_max_rows(mut self, max_rows: usize) -> Self {
-        self.estimator.max_rows = max_rows;
-        self
-    }
-
-    /// Sets the threads that evaluate queries.
-    pub fn with_threads(mut self, threads: usize) -> Self {
-        self.estimator.threads = threads;
-        self
-    }
-
-    /// Sets how many data's frozen prefix is kept over the epochs.
-    pub fn with_prefix_cache(mut self, data: usize) -> Self {
-        self.prefix_cache = data;
-        self
-    }
-
-    /// Sets how many steps in a row may fail.
-    pub fn with_max_failed_steps(mut self, steps: usize) -> Self {
-        self.max_failed_steps = steps;
-        self
-    }
-}
-
-/// What one step reports.
-#[derive(Clone, Debug)]
-pub struct StepReport {
-    /// Number of the step, from 0.
-    pub step: u64,
-    /// Mean clean loss of the batch.
-    pub loss: f64,
-    /// Data of the batch, B.
-    pub batch_size: usize,
-    /// Queries of this step, pilots included.
-    pub queries: u64,
-    /// Queries so far.
-    pub queries_total: u64,
-    /// Queries of this step dropped for a non-finite loss.
-    pub dropped: u64,
-    /// ‖ĝ‖², the squared norm of the gradient estimate.
-    pub squared_norm: f64,
-    /// E‖ĝ − E ĝ‖² by the second moments measured in this very step, (1/B²) Σ_j m_j / A_j; NaN where data share noise (weights space), whose
-    /// variance this is not.
-    pub variance: f64,
-    /// Rows of the largest forward pass.
-    pub rows: u64,
-    /// Resident memory of the process in bytes, where the system tells.
-    pub memory: Option<u64>,
-    /// What the allocation gained, by the variances measured in this very step.
-    pub allocation: AllocationReport,
-    /// The data of the batch, in order.
-    pub data: Vec<DatumReport>,
-}
-
-/// What one step reports of a datum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DatumReport {
-    /// Its id.
-    pub id: u64,
-    /// Its clean loss.
-    pub loss: f64,
-    /// Queries it was given, pilots included.
-    pub queries: usize,
-    /// Mean of ‖ĝ_jq‖² over the queries allocated to it, an estimate of Tr Σ_j; 0 where none survived.
-    pub second_moment: f64,
-}
 
 /// State that a checkpoint carries beside θ and λ.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -271,68 +74,6 @@ struct Pending {
     survived: Vec<usize>,
     ledger: Vec<(Phase, u64, u64, std::time::Duration)>,
     failed: bool,
-}
-
-#[derive(Default)]
-struct Watched {
-    interrupter: Option<Interrupter>,
-    error: Option<Error>,
-    reports: Vec<StepReport>,
-    ledger: Ledger,
-    lr: f64,
-    diagnostics: Diagnostics,
-    advice: Vec<Advice>,
-}
-
-/// A handle on a learner that training has taken away: what went wrong, what was spent.
-#[derive(Clone, Default)]
-pub struct Monitor(Arc<Mutex<Watched>>);
-
-impl fmt::Debug for Monitor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Monitor")
-    }
-}
-
-impl Monitor {
-    fn watched(&self) -> MutexGuard<'_, Watched> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// Stops training through `interrupter` when a step fails: `training.interrupter()` of burn-train's `SupervisedTraining`.
-    ///
-    /// Without it training goes on, and the failed steps leave the model as it was.
-    pub fn stop_with(&self, interrupter: Interrupter) {
-        self.watched().interrupter = Some(interrupter);
-    }
-
-    /// The error that stopped training, if one did. Look at it when `launch` returns.
-    pub fn error(&self) -> Option<Error> {
-        self.watched().error.clone()
-    }
-
-    /// Takes the reports of the steps since the last call, the latest 1,024 of them.
-    pub fn take_reports(&self) -> Vec<StepReport> {
-        std::mem::take(&mut self.watched().reports)
-    }
-
-    /// The [advice](crate::diagnostics) on the steps so far, since the run began or was resumed.
-    pub fn advice(&self) -> Vec<Advice> {
-        self.watched().advice.clone()
-    }
-
-    /// What the run has cost so far, what was spent before a resume included.
-    pub fn ledger(&self) -> Ledger {
-        self.watched().ledger.clone()
-    }
-
-    fn fail(&self, error: Error) {
-        let mut watched = self.watched();
-        if let Some(interrupter) = &watched.interrupter {
-            interrupter.stop(Some(&error.to_string()));
-        }
-        watched.error.get_or_insert(error);
-    }
 }
 
 /// Trains a [`ForwardModel`] from forward passes alone; goes into burn-train's `Learner` like any model.
@@ -394,9 +135,6 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     /// Where a setting is out of its range.
     pub fn new(model: M, allocator: A, config: ForwardConfig) -> Result<Self, Error> {
         config.validate()?;
-        let monitor = Monitor::default();
-        let rows = Some(config.estimator.max_rows as u64);
-        monitor.watched().diagnostics = Diagnostics::new(Bounds { rows, memory: config.memory_bound });
         // lazily made parameters would differ between clones
         let _ = model.num_params();
         Ok(Self {
@@ -404,8 +142,8 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             allocator,
             state: Persist::new(LearnerState::default()),
             prefixes: Arc::new(PrefixCache::new(config.prefix_cache)),
+            monitor: Monitor::of(&config),
             config: Arc::new(config),
-            monitor,
             pending: Arc::default(),
         })
     }
@@ -471,7 +209,7 @@ where
         trained: &Arc<HashSet<ParamId>>,
         batch: Batch<F::Input, F::Target>,
     ) -> Result<Stepped<P>, Error> {
-        let ForwardConfig { estimator, budget, .. } = &*self.config;
+        let estimator = &self.config.estimator;
         let state = &self.state.value;
         let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids, trained))?;
         if clean.reaches_all(trained) {
@@ -512,50 +250,14 @@ where
             return Err(Error::NonFiniteData { count: broken.len(), ids });
         }
 
-        if self.config.control_variate == ControlVariate::Feedback && estimator.space == Space::Activation {
-            let signals = model.error_signals(&clean.output, &batch.target);
-            clean.prediction = signals.and_then(|s| state.feedback.predict(s)).map(Arc::new);
+        let budget = &self.prepare(model, &batch.target, &mut clean);
+        let pilots = self.pilots(model, &batch, trained, &clean)?;
+        if let Some((queries, pilots)) = &pilots {
+            let spent = (batch.ids.len() * queries) as u64;
+            pending.ledger.push((Phase::Pilot, spent, pilots.queries.rows, pilots.queries.elapsed));
+            pending.ledger.push((Phase::Update, 0, pilots.update.rows, pilots.update.elapsed));
         }
-        let sites = clean.site_costs.len();
-        let costs = if estimator.placement == Placement::Staged { clean.site_costs.clone() } else { vec![1.0; sites] };
-        clean.site_probabilities = state.sites.probabilities(&costs);
-        // passes instead of queries: as many of these as A₀ full ones are worth
-        let cost: f64 = clean.site_probabilities.iter().zip(&costs).map(|(p, cost)| p * cost).sum();
-        let budget = &budget.at_cost(if sites > 0 && estimator.space.is_independent() { cost } else { 1.0 });
-
-        // pilots, if any, are an estimate of their own, with noise of its own
-        let pilots = match self.config.variance {
-            VarianceEstimate::Pilot(queries) => {
-                let shares = Allocation::uniform(batch.ids.len(), &QueryBudget::new(queries, queries)?);
-                let estimator = Estimator { seed: derive(&[estimator.seed, PILOT]), ..estimator.clone() };
-                let estimate = estimator.estimate(model, &batch, trained, &clean, &shares, state.step)?;
-                let spent = (batch.ids.len() * queries) as u64;
-                pending.ledger.push((Phase::Pilot, spent, estimate.queries.rows, estimate.queries.elapsed));
-                pending.ledger.push((Phase::Update, 0, estimate.update.rows, estimate.update.elapsed));
-                Some((queries, estimate))
-            }
-            _ => None,
-        };
-        let predicted = match (&pilots, self.config.variance) {
-            (Some((_, estimate)), _) => known(&estimate.second_moments),
-            (None, VarianceEstimate::Loss) => loss_proxy(&clean.losses),
-            (None, _) => state.variances.predict(&batch.ids, &clean.losses),
-        };
-        let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
-        let embedded = clean.embeddings.as_ref().map(matrix);
-        let extra = model.allocation_features(&clean.output, &batch.target).as_ref().map(matrix);
-        let features = DatumFeatures {
-            losses: &clean.losses,
-            variances: &predicted,
-            embeddings: view(&embedded)?,
-            extra: view(&extra)?,
-        };
-        let rest = match &pilots {
-            Some((queries, _)) => budget.after_pilots(*queries)?,
-            None => *budget,
-        };
-        let mut rng = StdRng::seed_from_u64(derive(&[estimator.seed, state.step, batch.ids[0], ALLOCATE]));
-        let (allocation, update) = allocator.allocate(&features, &rest, &mut rng)?;
+        let (allocation, update) = self.allocate(model, allocator, &batch, &clean, budget, pilots.as_ref())?;
         pending.update = Some(Box::new(update));
 
         let mut estimate = estimator.estimate(model, &batch, trained, &clean, &allocation, state.step)?;
@@ -576,12 +278,7 @@ where
         pending.observed = estimate.observed.take();
         pending.survived = estimate.survived.clone();
         pending.failed = estimate.survived.iter().all(|&n| n == 0);
-        let mut shares = AllocationReport::new(&measured, &allocation, budget)?;
-        let uniform = proxy(&measured, &Allocation::uniform(batch.ids.len(), budget));
         let spent = estimate.proxy(&measured, &allocation);
-        if uniform > 0.0 {
-            shares.relative_variance = spent / uniform;
-        }
         // of the estimate itself, before anything is done for the optimizer
         let squared_norm = estimate.squared_norm();
         if self.config.normalisation == Normalisation::LossSpread {
@@ -607,11 +304,84 @@ where
                     second_moment: measured[j],
                 })
                 .collect(),
-            allocation: shares,
+            allocation: AllocationReport::of(&measured, spent, &allocation, budget)?,
         };
         item.stats = Some(StepStats::of(&report));
         let grads = if pending.failed { GradientsParams::new() } else { estimate.into_params(model) };
         Ok(Stepped { grads, item, pending, report: Some(report) })
+    }
+
+    /// What is known before any query: the control variate's prediction, the probabilities of the sites, and the budget in queries.
+    fn prepare<P: Backend, F: ForwardModel<P>>(
+        &self,
+        model: &F,
+        target: &F::Target,
+        clean: &mut CleanPass<P, F::Output>,
+    ) -> QueryBudget {
+        let ForwardConfig { estimator, budget, control_variate, .. } = &*self.config;
+        let state = &self.state.value;
+        if *control_variate == ControlVariate::Feedback && estimator.space == Space::Activation {
+            let signals = model.error_signals(&clean.output, target);
+            clean.prediction = signals.and_then(|s| state.feedback.predict(s)).map(Arc::new);
+        }
+        if estimator.placement == Placement::Staged && !clean.site_costs.is_empty() {
+            clean.site_probabilities = state.sites.probabilities(&clean.site_costs);
+            // passes instead of queries: as many of these as A₀ full ones are worth
+            let cost = clean.site_probabilities.iter().zip(&clean.site_costs).map(|(p, cost)| p * cost).sum();
+            budget.at_cost(cost)
+        } else {
+            clean.site_probabilities = state.sites.probabilities(&vec![1.0; clean.site_costs.len()]);
+            *budget
+        }
+    }
+
+    /// Pilots, where variances are estimated from some: their number per datum and an estimate of its own, of noise of its own.
+    fn pilots<P: Backend, F: ForwardModel<P>>(
+        &self,
+        model: &F,
+        batch: &Batch<F::Input, F::Target>,
+        trained: &Arc<HashSet<ParamId>>,
+        clean: &CleanPass<P, F::Output>,
+    ) -> Result<Option<(usize, Estimate<P>)>, Error> {
+        let VarianceEstimate::Pilot(queries) = self.config.variance else { return Ok(None) };
+        let shares = Allocation::uniform(batch.ids.len(), &QueryBudget::new(queries, queries)?);
+        let estimator = &self.config.estimator;
+        let estimator = Estimator { seed: derive(&[estimator.seed, PILOT]), ..estimator.clone() };
+        let estimate = estimator.estimate(model, batch, trained, clean, &shares, self.state.value.step)?;
+        Ok(Some((queries, estimate)))
+    }
+
+    /// Estimates Tr Σ_j, updates λ, and draws the allocation of what the pilots left.
+    fn allocate<P: Backend, F: ForwardModel<P>, G: Allocator<P>>(
+        &self,
+        model: &F,
+        allocator: &G,
+        batch: &Batch<F::Input, F::Target>,
+        clean: &CleanPass<P, F::Output>,
+        budget: &QueryBudget,
+        pilots: Option<&(usize, Estimate<P>)>,
+    ) -> Result<(Allocation, G::Update), Error> {
+        let state = &self.state.value;
+        let variances = match (pilots, self.config.variance) {
+            (Some((_, estimate)), _) => known(&estimate.second_moments),
+            (None, VarianceEstimate::Loss) => loss_proxy(&clean.losses),
+            (None, _) => state.variances.predict(&batch.ids, &clean.losses),
+        };
+        let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
+        let embedded = clean.embeddings.as_ref().map(matrix);
+        let extra = model.allocation_features(&clean.output, &batch.target).as_ref().map(matrix);
+        let features = DatumFeatures {
+            losses: &clean.losses,
+            variances: &variances,
+            embeddings: view(&embedded)?,
+            extra: view(&extra)?,
+        };
+        let rest = match pilots {
+            Some((queries, _)) => budget.after_pilots(*queries)?,
+            None => *budget,
+        };
+        let key = [self.config.estimator.seed, state.step, batch.ids[0], ALLOCATE];
+        allocator.allocate(&features, &rest, &mut StdRng::seed_from_u64(derive(&key)))
     }
 
     /// Takes in what the steps since the last update left.
@@ -642,11 +412,7 @@ where
             }
         }
         let (steps, sigma) = (state.failed_steps, self.config.estimator.sigma);
-        {
-            let mut watched = self.monitor.watched();
-            watched.ledger = state.ledger.clone();
-            watched.lr = lr;
-        }
+        self.monitor.spent(&state.ledger);
         if steps >= self.config.max_failed_steps {
             self.monitor.fail(Error::Diverged { steps, sigma, lr });
         }
@@ -675,14 +441,8 @@ where
         match self.forward_step(&model, &allocator, &trained_parameters(&self.model), batch) {
             Ok(stepped) => {
                 self.pending().push(stepped.pending);
-                let mut watched = self.monitor.watched();
                 if let Some(report) = stepped.report {
-                    let advice = watched.diagnostics.observe(&report);
-                    watched.advice.extend(advice);
-                    if watched.reports.len() == KEPT_REPORTS {
-                        watched.reports.remove(0);
-                    }
-                    watched.reports.push(report);
+                    self.monitor.report(report);
                 }
                 TrainOutput { grads: stepped.grads, item: stepped.item }
             }

@@ -6,12 +6,14 @@ use super::*;
 use crate::BackpropLearner;
 use crate::allocator::{AnyAllocator, GaussianAllocator, GaussianAllocatorConfig, Uniform};
 use crate::batch::Rows;
+use crate::noise::NoiseLaw;
 use crate::objective::zero_one;
 use crate::probe::Probe;
 use crate::testing::{AB, B, Zoo, weights, zoo, zoo_batch};
 use burn::module::Param;
 use burn::optim::{AdamConfig, SgdConfig};
 use burn::record::{DefaultRecorder, Recorder};
+use burn::train::Interrupter;
 
 type Learner = ForwardLearner<AB, Zoo<AB>, GaussianAllocator<AB>>;
 

@@ -69,6 +69,11 @@ impl<B: Backend> Site<B> {
         self.device.clone()
     }
 
+    /// Whether gradients of noise on the parameters themselves depend on what each row saw: an embedding's do, on the rows looked up.
+    pub fn needs_every_row(&self) -> bool {
+        matches!(self.input, SiteInput::Embedding { .. })
+    }
+
     /// Perturbed coordinates of one row.
     pub fn len(&self) -> usize {
         self.shape[1..].iter().product()

@@ -1,0 +1,146 @@
+//! A gradient estimate: its gradients, what it tells of its variance, what it cost.
+
+use std::time::Duration;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+
+use crate::budget::Allocation;
+use crate::feedback::Observation;
+#[cfg(doc)]
+use crate::noise::Placement;
+use crate::probe::Gradients;
+
+/// Rows and time of a pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassCost {
+    /// Rows sent through the model.
+    pub rows: u64,
+    /// Wall-clock time.
+    pub elapsed: Duration,
+    /// Rows of the largest forward pass among them.
+    pub largest: u64,
+}
+
+impl PassCost {
+    fn and(self, other: Self) -> Self {
+        Self {
+            rows: self.rows + other.rows,
+            elapsed: self.elapsed + other.elapsed,
+            largest: self.largest.max(other.largest),
+        }
+    }
+}
+
+/// A gradient estimate and what it tells of its own variance.
+pub struct Estimate<B: Backend> {
+    pub(super) gradients: Gradients<B>,
+    /// Mean over the queries of datum j of ‖ĝ_jq‖²: the second moment of a single-query estimate, of what the control variate leaves.
+    ///
+    /// It exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions. NaN where no query of the datum survived.
+    pub second_moments: Vec<f64>,
+    /// What [`Placement::Single`] saw at each site: the sum of c²·E_s over its queries, and their number.
+    pub site_moments: Vec<(f64, u64)>,
+    /// What the estimate shows of the control variate, where the clean pass had a prediction (activation space).
+    pub observed: Option<Observation>,
+    /// Queries of each datum that gave a finite loss.
+    pub survived: Vec<usize>,
+    /// Queries that did not, and were dropped with their weight.
+    pub dropped: u64,
+    /// Of an estimate that was mixed of two: the queries of each datum in the first, and its weight.
+    pub(super) mixed: Option<(usize, f64)>,
+    /// Standard deviation of the mean loss of the data over the directions they share; 0 where there are fewer than two.
+    pub(super) loss_spread: f64,
+    /// Cost of the queries.
+    pub queries: PassCost,
+    /// Cost of the update: clean rows recorded, gradients formed.
+    pub update: PassCost,
+}
+
+impl<B: Backend> Estimate<B> {
+    /// The gradient of a parameter; `None` where it is frozen or was not reached.
+    pub fn gradient<const D: usize>(&self, param: &Param<Tensor<B, D>>) -> Option<Tensor<B, D>> {
+        self.gradients.0.get(&param.id).map(|g| g.clone().reshape(param.dims()))
+    }
+
+    /// ‖ĝ‖², over all parameters.
+    pub fn squared_norm(&self) -> f64 {
+        let squares = self.gradients.0.values().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
+        // one number is read back, however many parameters there are
+        squares.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
+    }
+
+    /// ĝ·σ/spread of the losses, ĝ itself where they do not differ.
+    pub(crate) fn normalise(&mut self, sigma: f64) {
+        if self.loss_spread > 0.0 {
+            self.gradients = std::mem::take(&mut self.gradients).scaled(sigma / self.loss_spread);
+        }
+    }
+
+    /// weight·ĝ + (1 − weight)·ĝ′: two estimates of independent noise as one, unbiased where the weight was fixed before either was drawn.
+    ///
+    /// The first has the same number of queries for each datum. A datum that lost all queries of one of them has the other's weight alone.
+    pub(crate) fn mix(self, other: Self, weight: f64) -> Self {
+        let queries =
+            self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
+        let second_moments = queries.map(|((&a, &b), (&n, &m))| match (n, m) {
+            (0, _) => b,
+            (_, 0) => a,
+            _ => (n as f64 * a + m as f64 * b) / (n + m) as f64,
+        });
+        let second_moments = second_moments.collect();
+        let first = (self.queries.rows as usize).checked_div(self.survived.len()).unwrap_or(0);
+        let mut gradients = self.gradients.scaled(weight);
+        gradients.merge(other.gradients.scaled(1.0 - weight));
+        let mut site_moments = self.site_moments;
+        for (a, b) in site_moments.iter_mut().zip(other.site_moments) {
+            *a = (a.0 + b.0, a.1 + b.1);
+        }
+        let observed = match (self.observed, other.observed) {
+            (Some(mut a), Some(b)) => {
+                a.merge(b);
+                Some(a)
+            }
+            (a, b) => a.or(b),
+        };
+        Self {
+            gradients,
+            second_moments,
+            site_moments,
+            observed,
+            survived: self.survived.iter().zip(other.survived).map(|(a, b)| a + b).collect(),
+            dropped: self.dropped + other.dropped,
+            mixed: Some((first, weight)),
+            loss_spread: other.loss_spread,
+            queries: self.queries.and(other.queries),
+            update: self.update.and(other.update),
+        }
+    }
+
+    /// B² times the variance of this estimate: Σ_j v_j/A_j, or where it is a mixture Σ_j v_j (w²/P + (1 − w)²/(A_j − P)).
+    pub(crate) fn proxy(&self, variances: &[f64], allocation: &Allocation) -> f64 {
+        let share = |a: usize| match self.mixed {
+            Some((first, w)) => w * w / first as f64 + (1.0 - w).powi(2) / (a - first) as f64,
+            None => 1.0 / a as f64,
+        };
+        variances.iter().zip(allocation.counts()).map(|(v, &a)| v * share(a)).sum()
+    }
+
+    /// The gradients as Burn's optimizers take them, registered under `model`'s parameters.
+    pub fn into_params<M: Module<B>>(self, model: &M) -> GradientsParams {
+        struct Register<'a, B: Backend>(&'a mut Gradients<B>, GradientsParams);
+        impl<B: Backend> ModuleVisitor<B> for Register<'_, B> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                if let Some(g) = self.0.0.remove(&param.id) {
+                    let value = param.val();
+                    self.1.register::<B, D>(param.id, g.reshape(value.dims()).cast(value.dtype()));
+                }
+            }
+        }
+        let mut gradients = self.gradients;
+        let mut register = Register(&mut gradients, GradientsParams::new());
+        model.visit(&mut register);
+        register.1
+    }
+}

@@ -23,8 +23,8 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ControlVariate, ForwardConfig, QueryBudget, StepReport, VarianceEstimate};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Optim, Run, Schedule, estimate, observe, squared_distance};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::lab::{Lab, LabArgs, Optim, Run, Schedule, estimate, observe, squared_distance};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_vit::Scope;
 use serde::Serialize;
@@ -37,10 +37,7 @@ struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    data: DataArgs,
-    /// What is trained.
-    #[arg(long, default_value = "head")]
-    scope: Scope,
+    lab: LabArgs,
     /// Queries per datum.
     #[arg(long, default_value_t = 20)]
     queries: usize,
@@ -275,8 +272,8 @@ fn training(
 
 /// (depth, name, second moment of a query there over that of the last layer) of the whole model.
 fn depth(args: &Args, seed: u64) -> Result<Vec<(usize, f64)>> {
-    let data = DataArgs { limit: Some(args.data.limit.unwrap_or(64).min(64)), ..args.data.clone() };
-    let lab = Lab::open(&data, Scope::Full, args.common.threads()?)?;
+    let data = LabArgs { scope: Scope::Full, limit: Some(args.lab.limit.unwrap_or(64).min(64)), ..args.lab.clone() };
+    let lab = Lab::open(&data, args.common.threads()?)?;
     // without the learned control variate, which knows narrow layers only
     let estimator =
         ForwardConfig::new(QueryBudget::new(8, 1)?).with_seed(seed).with_control_variate(ControlVariate::None);
@@ -303,7 +300,7 @@ fn run(args: Args) -> Result<()> {
         config(&args, 0, *estimate)?.validate()?;
     }
     let artifacts = args.common.artifacts("allocator_ablation")?;
-    let mut lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
+    let mut lab = Lab::open(&args.lab, args.common.threads()?)?;
     let mut progress = Progress::default();
     let (mut looks, mut trained, mut points) = (vec![], vec![], vec![]);
     for &seed in &seeds {
@@ -335,8 +332,8 @@ fn run(args: Args) -> Result<()> {
     let text = |s: Option<Spread>| s.map_or("–".into(), |s| s.text(3));
     println!(
         "{}, scope {}, {} queries per datum, {steps} steps, {} seeds",
-        args.data.dataset,
-        args.scope,
+        args.lab.dataset,
+        args.lab.scope,
         args.queries,
         seeds.len()
     );
@@ -440,7 +437,7 @@ fn run(args: Args) -> Result<()> {
             series: vec![Series::new("second moment", by_depth.iter().map(|(l, m)| (*l as f64, m / last)))],
         });
     }
-    let title = format!("{}, {}, {} queries per datum", args.data.dataset, args.scope, args.queries);
+    let title = format!("{}, {}, {} queries per datum", args.lab.dataset, args.lab.scope, args.queries);
     artifacts.write("ablation.svg", panels(&title, &pictures)?.as_bytes())?;
     write_csv(&artifacts, "trajectory.csv", &looks)?;
     write_csv(&artifacts, "training.csv", &trained)?;
@@ -448,40 +445,36 @@ fn run(args: Args) -> Result<()> {
     let per_contender = |of: &dyn Fn(&str) -> Value| -> Map<String, Value> {
         names.iter().map(|name| (name.clone(), of(name))).collect()
     };
-    let mut summary = args.common.summary(progress.started());
-    merge(
-        &mut summary,
-        json!({
-            "dataset": args.data.dataset.to_string(),
-            "scope": args.scope.to_string(),
-            "queries": args.queries,
-            "batch_size": args.batch_size,
-            "steps": steps,
-            "lr": args.lr,
-            "schedule": args.schedule.name(),
-            "control_variate": config(&args, 0, VarianceEstimate::Running)?.control_variate,
-            "squared_error_over_uniform": per_contender(&|n| json!({
-                "measured": ratio(n, false, &sampled),
-                "measured_second_half": ratio(n, true, &sampled),
-                "expected": ratio(n, false, &|l| l.expected),
-                "expected_second_half": ratio(n, true, &|l| l.expected),
-            })),
-            "training": per_contender(&|n| json!({
-                "loss": finals(n, &|t| t.loss),
-                "test_loss": finals(n, &|t| t.test_loss),
-                "test_accuracy": finals(n, &|t| t.test_accuracy),
-                "relative_variance": finals(n, &|t| t.relative_variance),
-                "below_uniform": wins(n),
-            })),
-            "second_moment_by_layer": by_depth.iter().map(|d| d.1).collect::<Vec<_>>(),
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!(
-        "\n{} holds ablation.svg, trajectory.csv, training.csv, curves.csv and summary.json",
-        artifacts.dir().display()
-    );
-    Ok(())
+    let figures = json!({
+        "dataset": args.lab.dataset.to_string(),
+        "scope": args.lab.scope.to_string(),
+        "queries": args.queries,
+        "batch_size": args.batch_size,
+        "steps": steps,
+        "lr": args.lr,
+        "schedule": args.schedule.name(),
+        "control_variate": config(&args, 0, VarianceEstimate::Running)?.control_variate,
+        "squared_error_over_uniform": per_contender(&|n| json!({
+            "measured": ratio(n, false, &sampled),
+            "measured_second_half": ratio(n, true, &sampled),
+            "expected": ratio(n, false, &|l| l.expected),
+            "expected_second_half": ratio(n, true, &|l| l.expected),
+        })),
+        "training": per_contender(&|n| json!({
+            "loss": finals(n, &|t| t.loss),
+            "test_loss": finals(n, &|t| t.test_loss),
+            "test_accuracy": finals(n, &|t| t.test_accuracy),
+            "relative_variance": finals(n, &|t| t.relative_variance),
+            "below_uniform": wins(n),
+        })),
+        "second_moment_by_layer": by_depth.iter().map(|d| d.1).collect::<Vec<_>>(),
+    });
+    args.common.finish(
+        &artifacts,
+        progress.started(),
+        figures,
+        "ablation.svg, trajectory.csv, training.csv, curves.csv",
+    )
 }
 
 fn main() -> ExitCode {

@@ -16,10 +16,9 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget, VarianceEstimate};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Optim, Run, estimate};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate};
 use flops_examples::sheet::{Picture, contact_sheet};
-use flops_vit::Scope;
 use serde::Serialize;
 use serde_json::json;
 
@@ -30,10 +29,7 @@ struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    data: DataArgs,
-    /// What is trained.
-    #[arg(long, default_value = "head")]
-    scope: Scope,
+    lab: LabArgs,
     /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper.
     #[arg(long, default_value = "gaussian")]
     allocator: String,
@@ -69,7 +65,7 @@ fn run(args: Args) -> Result<()> {
     let seeds = args.common.seeds()?;
     ensure!(args.batch_size > 0, "--batch-size 0: use at least 1 image");
     let artifacts = args.common.artifacts("inspect_allocation")?;
-    let lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
+    let lab = Lab::open(&args.lab, args.common.threads()?)?;
     let mut progress = Progress::default();
     let (mut table, mut relative, mut ceiling, mut follows) = (vec![], vec![], vec![], vec![]);
     for (i, &seed) in seeds.iter().enumerate() {
@@ -111,7 +107,7 @@ fn run(args: Args) -> Result<()> {
         if i == 0 {
             let title = format!(
                 "{}, {} allocator, {} queries per image in the mean, after {steps} steps",
-                args.data.dataset, args.allocator, args.queries
+                args.lab.dataset, args.allocator, args.queries
             );
             artifacts.write("allocation.svg", contact_sheet(&title, &pictures)?.as_bytes())?;
             println!("{title}");
@@ -128,24 +124,18 @@ fn run(args: Args) -> Result<()> {
     println!("\nvariance relative to uniform {}, ceiling {}", relative.text(3), ceiling.text(3));
     println!("rank correlation of queries with losses {}, {} seeds", follows.text(2), seeds.len());
     write_csv(&artifacts, "allocation.csv", &table)?;
-    let mut summary = args.common.summary(progress.started());
-    merge(
-        &mut summary,
-        json!({
-            "dataset": args.data.dataset.to_string(),
-            "scope": args.scope.to_string(),
-            "allocator": args.allocator,
-            "variance": args.variance.to_string(),
-            "queries": args.queries,
-            "steps": steps,
-            "relative_variance": relative,
-            "ceiling": ceiling,
-            "rank_correlation_of_queries_and_losses": follows,
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds allocation.svg, allocation.csv and summary.json", artifacts.dir().display());
-    Ok(())
+    let figures = json!({
+        "dataset": args.lab.dataset.to_string(),
+        "scope": args.lab.scope.to_string(),
+        "allocator": args.allocator,
+        "variance": args.variance.to_string(),
+        "queries": args.queries,
+        "steps": steps,
+        "relative_variance": relative,
+        "ceiling": ceiling,
+        "rank_correlation_of_queries_and_losses": follows,
+    });
+    args.common.finish(&artifacts, progress.started(), figures, "allocation.svg, allocation.csv")
 }
 
 /// Spearman's rank correlation, equal values sharing their mean rank; 0 where one side is constant.

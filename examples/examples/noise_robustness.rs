@@ -23,7 +23,7 @@ use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, NoiseLaw, Placement, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
 use flops_examples::mlp::{Loss, Mlp, MlpBatch, rows, synthetic};
 use flops_examples::plot::{Heat, heat_maps};
 use rand::rngs::StdRng;
@@ -92,15 +92,17 @@ struct Setting<'a> {
     seed: u64,
     steps: usize,
     samples: usize,
+    threads: usize,
     device: &'a Device,
 }
 
 fn train(setting: Setting<'_>, kind: AllocatorKind) -> Result<Outcome> {
-    let Setting { args, data, loss, noise, seed, steps, device, .. } = setting;
+    let Setting { args, data, loss, noise, seed, steps, threads, device, .. } = setting;
     let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?)
         .with_noise(noise)
         .with_sigma(sigma(loss))
-        .with_seed(seed);
+        .with_seed(seed)
+        .with_threads(threads);
     let allocator = AnyAllocator::new(kind, device)?;
     let mut learner = ForwardLearner::new(Mlp::new(loss, seed, device), allocator, config)?;
     let mut optimizer = AdamConfig::new().init();
@@ -169,7 +171,7 @@ fn run(args: Args) -> Result<()> {
     ensure!(steps > 0 && samples > 1, "--steps {steps}, --samples {samples}: use at least 1 step and 2 samples");
     QueryBudget::new(args.queries, 1)?;
     let seeds = args.common.seeds()?;
-    args.common.threads()?;
+    let threads = args.common.threads()?;
     let artifacts = args.common.artifacts("noise_robustness")?;
     let device = backend::device()?;
     let mut progress = Progress::default();
@@ -180,7 +182,8 @@ fn run(args: Args) -> Result<()> {
             let data = synthetic(DATA, loss, seed, &device);
             for noise in NoiseLaw::ALL {
                 progress.at(table.len(), all, || format!("seed {seed}, {noise} noise, {} loss", loss.name()));
-                let setting = Setting { args: &args, data: &data, loss, noise, seed, steps, samples, device: &device };
+                let setting =
+                    Setting { args: &args, data: &data, loss, noise, seed, steps, samples, threads, device: &device };
                 let gaussian = train(setting, AllocatorKind::Gaussian)?;
                 let uniform = train(setting, AllocatorKind::Uniform)?;
                 let [kurtosis_one, kurtosis_mean] = kurtosis(setting, &gaussian.model)?;
@@ -258,7 +261,6 @@ fn run(args: Args) -> Result<()> {
     artifacts.write("kurtosis.svg", kurtoses.as_bytes())?;
     artifacts.write("variance.svg", variances.as_bytes())?;
     write_csv(&artifacts, "robustness.csv", &table)?;
-    let mut summary = args.common.summary(progress.started());
     let cells: Vec<_> = Loss::ALL
         .iter()
         .flat_map(|&loss| NoiseLaw::ALL.map(|noise| (loss, noise)))
@@ -274,10 +276,8 @@ fn run(args: Args) -> Result<()> {
             })
         })
         .collect();
-    merge(&mut summary, json!({"queries": args.queries, "steps": steps, "samples": samples, "cells": cells}));
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds kurtosis.svg, variance.svg, robustness.csv and summary.json", artifacts.dir().display());
-    Ok(())
+    let figures = json!({"queries": args.queries, "steps": steps, "samples": samples, "cells": cells});
+    args.common.finish(&artifacts, progress.started(), figures, "kurtosis.svg, variance.svg, robustness.csv")
 }
 
 fn main() -> ExitCode {

@@ -17,11 +17,10 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use flops_core::{QueryBudget, Recipe};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Learner, Optim, Run};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::lab::{Lab, LabArgs, Learner, Optim, Run};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::renderer::thousands;
-use flops_vit::Scope;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -32,10 +31,7 @@ struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    data: DataArgs,
-    /// What is trained.
-    #[arg(long, default_value = "head")]
-    scope: Scope,
+    lab: LabArgs,
     /// Queries per datum and step; several make a comparison.
     #[arg(long, value_delimiter = ',', default_values_t = [2, 20, 100])]
     queries: Vec<usize>,
@@ -160,7 +156,7 @@ fn run(args: Args) -> Result<()> {
     let total = args.total.unwrap_or(if args.common.full { 3_000_000 } else { 150_000 });
     let seeds = args.common.seeds()?;
     let artifacts = args.common.artifacts("query_efficiency")?;
-    let lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
+    let lab = Lab::open(&args.lab, args.common.threads()?)?;
     let mut progress = Progress::default();
     let all = METHODS.len() * args.queries.len() * (seeds.len() + 3);
     let (mut table, mut chosen, mut diverged, mut done) = (vec![], vec![], vec![], 0);
@@ -226,8 +222,8 @@ fn run(args: Args) -> Result<()> {
     let passes: Map<String, Value> = METHODS.iter().map(|m| (m.name.to_string(), json!(passes_of(m.name)))).collect();
     println!(
         "{}, scope {}, test accuracy in % after {} queries, {} seeds",
-        args.data.dataset,
-        args.scope,
+        args.lab.dataset,
+        args.lab.scope,
         thousands(total),
         seeds.len()
     );
@@ -266,7 +262,7 @@ fn run(args: Args) -> Result<()> {
                 .collect(),
         })
         .collect();
-    let title = format!("Accuracy against queries: {}, scope {}", args.data.dataset, args.scope);
+    let title = format!("Accuracy against queries: {}, scope {}", args.lab.dataset, args.lab.scope);
     artifacts.write("efficiency.svg", panels(&title, &pictures)?.as_bytes())?;
     write_csv(&artifacts, "efficiency.csv", &table)?;
     let prices: Map<String, Value> = METHODS.iter().map(|m| (m.name.to_string(), json!(price(m.name)))).collect();
@@ -278,25 +274,19 @@ fn run(args: Args) -> Result<()> {
                 .map(|&q| json!({"method": m.name, "queries_per_datum": q, "accuracy_percent": at_end(m.name, q)}))
         })
         .collect();
-    let mut summary = args.common.summary(progress.started());
-    merge(
-        &mut summary,
-        json!({
-            "dataset": args.data.dataset.to_string(),
-            "scope": args.scope.to_string(),
-            "total": total,
-            "queries_per_datum": args.queries,
-            "target": args.target,
-            "queries_to_target": prices,
-            "final": ends,
-            "learning_rates": chosen,
-            "diverged": diverged,
-            "passes_per_query": passes,
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds efficiency.svg, efficiency.csv and summary.json", artifacts.dir().display());
-    Ok(())
+    let figures = json!({
+        "dataset": args.lab.dataset.to_string(),
+        "scope": args.lab.scope.to_string(),
+        "total": total,
+        "queries_per_datum": args.queries,
+        "target": args.target,
+        "queries_to_target": prices,
+        "final": ends,
+        "learning_rates": chosen,
+        "diverged": diverged,
+        "passes_per_query": passes,
+    });
+    args.common.finish(&artifacts, progress.started(), figures, "efficiency.svg, efficiency.csv")
 }
 
 fn main() -> ExitCode {

@@ -16,10 +16,9 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
-use flops_examples::lab::{DataArgs, Lab, Optim, Run, estimate, observe, squared_distance};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate, observe, squared_distance};
 use flops_examples::plot::{Heat, heat_maps};
-use flops_vit::Scope;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -30,10 +29,7 @@ struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    data: DataArgs,
-    /// What is trained.
-    #[arg(long, default_value = "head")]
-    scope: Scope,
+    lab: LabArgs,
     /// Queries of each run in all [default: 40,000, with --full 1,000,000].
     #[arg(long)]
     total: Option<u64>,
@@ -97,7 +93,7 @@ fn run(args: Args) -> Result<()> {
     let total = args.total.unwrap_or(if args.common.full { 1_000_000 } else { 40_000 });
     let seeds = args.common.seeds()?;
     let artifacts = args.common.artifacts("sensitivity")?;
-    let mut lab = Lab::open(&args.data, args.scope, args.common.threads()?)?;
+    let mut lab = Lab::open(&args.lab, args.common.threads()?)?;
     let mut progress = Progress::default();
     let all = seeds.len() * args.lr.len() * args.sigma.len() * args.batch_size.len() * args.queries.len();
     let mut table = vec![];
@@ -166,7 +162,7 @@ fn run(args: Args) -> Result<()> {
     let accuracy = panels(&|lr, sigma, b, q| cell(lr, sigma, b, q, &|r| r.accuracy).mean, 1);
     let error = panels(&|lr, sigma, b, q| cell(lr, sigma, b, q, &|r| Some(r.relative_error.log10())).mean, 2);
     let wide = args.queries.len();
-    let title = format!("{}, scope {}: test accuracy in % after {total} queries", args.data.dataset, args.scope);
+    let title = format!("{}, scope {}: test accuracy in % after {total} queries", args.lab.dataset, args.lab.scope);
     artifacts.write("accuracy.svg", heat_maps(&title, &accuracy, wide)?.as_bytes())?;
     // the error does not depend on the learning rate: one row of it
     let error: Vec<Heat> = error
@@ -211,25 +207,19 @@ fn run(args: Args) -> Result<()> {
     cells.sort_by(|a, b| rank(b.1).total_cmp(&rank(a.1)));
     println!(
         "{}, scope {}, {total} queries in all, {} seeds; the best first",
-        args.data.dataset,
-        args.scope,
+        args.lab.dataset,
+        args.lab.scope,
         seeds.len()
     );
     let printed: Vec<Vec<String>> = cells.iter().map(|c| c.2.clone()).collect();
     print_table(&["lr", "σ", "batch", "queries", "test accuracy, %", "error of the gradient"], &printed);
-    let mut summary = args.common.summary(progress.started());
-    merge(
-        &mut summary,
-        json!({
-            "dataset": args.data.dataset.to_string(),
-            "scope": args.scope.to_string(),
-            "total": total,
-            "cells": cells.into_iter().map(|c| c.0).collect::<Vec<_>>(),
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds accuracy.svg, error.svg, sensitivity.csv and summary.json", artifacts.dir().display());
-    Ok(())
+    let figures = json!({
+        "dataset": args.lab.dataset.to_string(),
+        "scope": args.lab.scope.to_string(),
+        "total": total,
+        "cells": cells.into_iter().map(|c| c.0).collect::<Vec<_>>(),
+    });
+    args.common.finish(&artifacts, progress.started(), figures, "accuracy.svg, error.svg, sensitivity.csv")
 }
 
 fn main() -> ExitCode {

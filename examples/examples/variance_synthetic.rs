@@ -21,7 +21,7 @@ use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeature
 use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
-use flops_examples::experiment::{Common, Progress, Spread, merge, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
 use flops_examples::mlp::{Loss, Mlp, known, rows, synthetic};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::{cli, mlp};
@@ -252,24 +252,18 @@ fn report(
     let mut relative: Map<String, Value> =
         names.iter().map(|name| (name.to_string(), json!(of(MAIN, name, &|r| r.relative_variance).mean))).collect();
     relative.insert("ceiling".into(), json!(of(MAIN, "uniform", &|r| r.ceiling).mean));
-    let mut summary = args.common.summary(progress.started());
-    merge(
-        &mut summary,
-        json!({
-            "relative_variance": relative,
-            "queries": MAIN,
-            "cv": of(MAIN, "uniform", &|r| r.cv).mean,
-            "by_queries": QUERIES.map(|q| json!({
-                "queries": q,
-                "relative_variance": names.iter().map(|n| (n.to_string(), json!(of(q, n, &|r| r.relative_variance)))).collect::<Map<_, _>>(),
-                "ceiling": of(q, "uniform", &|r| r.ceiling),
-            })),
-            "batch_size": args.batch_size,
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{} holds variance.svg, variance.csv and summary.json", artifacts.dir().display());
-    Ok(())
+    let figures = json!({
+        "relative_variance": relative,
+        "queries": MAIN,
+        "cv": of(MAIN, "uniform", &|r| r.cv).mean,
+        "by_queries": QUERIES.map(|q| json!({
+            "queries": q,
+            "relative_variance": names.iter().map(|n| (n.to_string(), json!(of(q, n, &|r| r.relative_variance)))).collect::<Map<_, _>>(),
+            "ceiling": of(q, "uniform", &|r| r.ceiling),
+        })),
+        "batch_size": args.batch_size,
+    });
+    args.common.finish(artifacts, progress.started(), figures, "variance.svg, variance.csv")
 }
 
 fn main() -> ExitCode {

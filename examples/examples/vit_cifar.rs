@@ -12,19 +12,20 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
     BackpropLearner, ControlVariate, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement,
     Plain, QueryBudget, Recipe, Sampling, Space, VarianceEstimate, infer,
 };
-use flops_examples::artifacts::{Artifacts, Settings};
+use flops_examples::artifacts::{Artifacts, Settings, merge};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::fit::{self, Plan, fit};
 use flops_examples::groups::LrGroup;
@@ -50,8 +51,9 @@ const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory
 #[derive(Parser, Debug)]
 #[command(name = "vit_cifar", version)]
 struct Args {
-    /// How gradients are obtained.
-    #[arg(long, value_enum, default_value = "forward")]
+    /// How gradients are obtained: forward (this library's way), backprop, or by the settings of another method: flops (the paper),
+    /// mezo, fzoo, es (evolution strategies), eggroll.
+    #[arg(long, default_value = "forward")]
     method: Method,
     /// cifar10, digits (embedded) or folder:PATH (a sub-folder per class).
     #[arg(long, default_value = "digits")]
@@ -155,47 +157,46 @@ struct Args {
     plain: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// How gradients are obtained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
-    /// Forward passes only, this library's way.
-    Forward,
+    /// Forward passes only, by a recipe of which other flags change single settings.
+    Forward(Recipe),
     /// Burn's autodiff, with the same model, data and optimizer.
     Backprop,
-    /// The paper's recipe: Gaussian activation noise on all layers at once, antithetic, no learned control variate.
-    Flops,
-    /// MeZO: antithetic Gaussian noise on the weights, shared by the batch.
-    Mezo,
-    /// FZOO: one-sided signs on the weights, the step divided by the spread of the losses.
-    Fzoo,
-    /// Evolution strategies: one-sided Gaussian noise on the weights.
-    Es,
-    /// EGGROLL: antithetic noise of rank 1 on the weights, for each query its own.
-    Eggroll,
 }
 
 impl Method {
     fn name(self) -> &'static str {
         match self {
-            Self::Forward => "forward",
+            Self::Forward(Recipe::Default) => "forward",
+            Self::Forward(recipe) => recipe.name(),
             Self::Backprop => "backprop",
-            other => other.recipe().name(),
         }
     }
 
-    /// The settings it starts from; other flags change single ones.
+    /// The settings it starts from.
     fn recipe(self) -> Recipe {
-        match self {
-            Self::Forward | Self::Backprop => Recipe::Default,
-            Self::Flops => Recipe::Flops,
-            Self::Mezo => Recipe::Mezo,
-            Self::Fzoo => Recipe::Fzoo,
-            Self::Es => Recipe::Es,
-            Self::Eggroll => Recipe::Eggroll,
-        }
+        if let Self::Forward(recipe) = self { recipe } else { Recipe::Default }
     }
 
     fn is_forward(self) -> bool {
         self != Self::Backprop
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "forward" => Ok(Self::Forward(Recipe::Default)),
+            "backprop" => Ok(Self::Backprop),
+            _ => name.parse().map(Self::Forward).map_err(|_| {
+                let names: Vec<&str> = Recipe::ALL.into_iter().map(Recipe::name).collect();
+                format!("choose one of forward, backprop, {}", names.join(", "))
+            }),
+        }
     }
 }
 
@@ -307,22 +308,6 @@ impl Args {
     }
 }
 
-/// Puts the entries of `more` into `object`.
-fn merge(object: &mut Value, more: Value) {
-    if let (Value::Object(object), Value::Object(more)) = (object, more) {
-        object.extend(more);
-    }
-}
-
-/// At most `limit` of the images, evenly spread.
-fn limited(mut data: ImageDataset, limit: Option<usize>) -> ImageDataset {
-    let all = data.items.len();
-    if let Some(limit) = limit.filter(|&limit| limit < all) {
-        data.items = (0..limit).map(|i| data.items[i * all / limit].clone()).collect();
-    }
-    data
-}
-
 /// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory.
 fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
     // at most keys, values and hidden state of every token
@@ -357,7 +342,7 @@ fn train(args: Args) -> Result<()> {
     if !split.missing.is_empty() {
         println!("without {}: training goes on with fewer images", split.missing.join(", "));
     }
-    let (train_data, test_data) = (limited(split.train, args.limit), limited(split.test, args.limit));
+    let (train_data, test_data) = (split.train.limited(args.limit), split.test.limited(args.limit));
     let pixels = train_data.items.first().map_or(0, |item| item.pixels.len());
     ensure!(
         train_data.items.len().saturating_mul((args.copies() + 1) * pixels) <= IMAGE_BYTES,
@@ -519,7 +504,7 @@ fn description(args: &Args) -> String {
         Method::Backprop => "backpropagation".to_string(),
         method => {
             let allocator = args.allocator().map_or("", AllocatorKind::name);
-            let name = if method == Method::Forward { "forward-only" } else { method.name() };
+            let name = if method.recipe() == Recipe::Default { "forward-only" } else { method.name() };
             format!("{name}, {allocator} allocator, {} queries per image", args.queries)
         }
     }

@@ -23,6 +23,13 @@ use crate::recorder::EXTENSION;
 /// Settings by name.
 pub type Settings = Map<String, Value>;
 
+/// Puts the entries of `more` into `object`.
+pub fn merge(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
+}
+
 /// Writes a file beside its place and renames it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::BURN_VERSION;
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, merge};
 use crate::backend;
 
 /// Flags of every experiment.
@@ -63,23 +63,23 @@ impl Common {
         Artifacts::open(&self.artifact_dir.clone().unwrap_or_else(default))
     }
 
-    /// What every `summary.json` says of the run.
-    pub fn summary(&self, started: Instant) -> Value {
-        json!({
+    /// Writes `summary.json`, `figures` and what every experiment says of its run, and tells what the folder holds beside it.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn finish(&self, artifacts: &Artifacts, started: Instant, figures: Value, files: &str) -> Result<()> {
+        let mut summary = json!({
             "seed": self.seed,
             "seeds": self.seeds,
             "full": self.full,
             "backend": backend::NAME,
             "seconds": started.elapsed().as_secs_f64(),
             "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
-        })
-    }
-}
-
-/// Puts the entries of `more` into `object`.
-pub fn merge(object: &mut Value, more: Value) {
-    if let (Value::Object(object), Value::Object(more)) = (object, more) {
-        object.extend(more);
+        });
+        merge(&mut summary, figures);
+        artifacts.write_json("summary.json", &summary)?;
+        println!("\n{} holds {files} and summary.json", artifacts.dir().display());
+        Ok(())
     }
 }
 

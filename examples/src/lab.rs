@@ -29,9 +29,9 @@ use crate::groups::{Grouped, LrGroup};
 /// A forward-only learner of the ViT.
 pub type Learner<A = AnyAllocator<AB>> = ForwardLearner<AB, ViT<AB>, A>;
 
-/// Which data an experiment is about.
+/// Which data and which part of the model an experiment is about.
 #[derive(clap::Args, Clone, Debug)]
-pub struct DataArgs {
+pub struct LabArgs {
     /// cifar10, digits (embedded) or folder:PATH.
     #[arg(long, default_value = "digits")]
     pub dataset: DatasetSpec,
@@ -44,6 +44,9 @@ pub struct DataArgs {
     /// Use at most this many training and this many test images.
     #[arg(long)]
     pub limit: Option<usize>,
+    /// What is trained.
+    #[arg(long, default_value = "head")]
+    pub scope: Scope,
 }
 
 /// Data and a model to train on them, the same for all runs of an experiment.
@@ -63,11 +66,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A ViT with a new head, of which `scope` is trained.
+    /// A ViT with a new head, of which the scope is trained.
     ///
     /// # Errors
     /// Where data or weights cannot be read, or the device does not compute.
-    pub fn open(args: &DataArgs, scope: Scope, threads: usize) -> Result<Self> {
+    pub fn open(args: &LabArgs, threads: usize) -> Result<Self> {
         ensure!(args.limit != Some(0), "--limit 0: use at least 1 image");
         let device = backend::device()?;
         let (model, card) = match &args.weights {
@@ -75,15 +78,9 @@ impl Lab {
             None => checkpoint::pretrained(&device)?,
         };
         let split = args.dataset.load(args.data_dir.as_deref(), false, card.config.img_size)?;
-        let limited = |mut data: ImageDataset| {
-            let all = data.items.len();
-            if let Some(limit) = args.limit.filter(|&limit| limit < all) {
-                data.items = (0..limit).map(|i| data.items[i * all / limit].clone()).collect();
-            }
-            Arc::new(data)
-        };
+        let limited = |data: ImageDataset| Arc::new(data.limited(args.limit));
         let (train, test) = (limited(split.train), limited(split.test));
-        let model = model.with_new_head(train.classes.len(), 0).with_scope(scope)?;
+        let model = model.with_new_head(train.classes.len(), 0).with_scope(args.scope)?;
         let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
         let config = ForwardConfig::new(QueryBudget::new(1, 1)?).with_prefix_cache(train.items.len());
         let keeper = ForwardLearner::new(model.clone(), AnyAllocator::new(AllocatorKind::Uniform, &device)?, config)?;

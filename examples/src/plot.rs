@@ -139,7 +139,7 @@ fn draw(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]
             .map_err(failed)?
             .label(&series.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
-        if shown.len() <= 24 {
+        if shown.len() <= 32 {
             chart.draw_series(shown.iter().map(|p| Circle::new(at(p), 3, colour.filled()))).map_err(failed)?;
         }
         let bars = shown.iter().filter(|p| p.2 > 0.0).map(|p| {

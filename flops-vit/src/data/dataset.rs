@@ -55,6 +55,15 @@ pub struct ImageDataset {
 const COPY: u64 = 1_000_000_000_000;
 
 impl ImageDataset {
+    /// At most `limit` of the images, evenly spread; all of them without a limit.
+    pub fn limited(mut self, limit: Option<usize>) -> Self {
+        let all = self.items.len();
+        if let Some(limit) = limit.filter(|&limit| limit < all) {
+            self.items = (0..limit).map(|i| self.items[i * all / limit].clone()).collect();
+        }
+        self
+    }
+
     /// The images and, behind them, `copies` augmented ones of each: what epochs 1 to `copies` of `augmentation` would show.
     ///
     /// Copies stay the same from epoch to epoch, so what a frozen prefix makes of them can be kept, as it cannot be of images that
@@ -127,6 +136,14 @@ mod tests {
     fn items(labels: impl Iterator<Item = usize>) -> Vec<ImageItem> {
         let image = |(id, label)| ImageItem { id: id as u64, pixels: vec![0; 3], height: 1, width: 1, label };
         labels.enumerate().map(image).collect()
+    }
+
+    #[test]
+    fn a_limit_spreads_over_the_data_set() {
+        let data = || ImageDataset { items: items([0; 10].into_iter()), classes: vec!["a".into()] };
+        let ids = |limit| data().limited(limit).items.iter().map(|item| item.id).collect::<Vec<_>>();
+        assert_eq!(ids(Some(4)), [0, 2, 5, 7]);
+        assert_eq!((ids(None).len(), ids(Some(99)).len()), (10, 10));
     }
 
     #[test]

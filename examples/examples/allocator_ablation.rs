@@ -23,7 +23,7 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ControlVariate, ForwardConfig, QueryBudget, StepReport, VarianceEstimate};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::lab::{Lab, LabArgs, Optim, Run, Schedule, estimate, observe, squared_distance};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_vit::Scope;
@@ -439,9 +439,9 @@ fn run(args: Args) -> Result<()> {
     }
     let title = format!("{}, {}, {} queries per datum", args.lab.dataset, args.lab.scope, args.queries);
     artifacts.write("ablation.svg", panels(&title, &pictures)?.as_bytes())?;
-    write_csv(&artifacts, "trajectory.csv", &looks)?;
-    write_csv(&artifacts, "training.csv", &trained)?;
-    write_csv(&artifacts, "curves.csv", &points)?;
+    artifacts.write_csv("trajectory.csv", &looks)?;
+    artifacts.write_csv("training.csv", &trained)?;
+    artifacts.write_csv("curves.csv", &points)?;
     let per_contender = |of: &dyn Fn(&str) -> Value| -> Map<String, Value> {
         names.iter().map(|name| (name.clone(), of(name))).collect()
     };

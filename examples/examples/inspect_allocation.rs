@@ -16,7 +16,7 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget, VarianceEstimate};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate};
 use flops_examples::sheet::{Picture, contact_sheet};
 use serde::Serialize;
@@ -123,7 +123,7 @@ fn run(args: Args) -> Result<()> {
     let [relative, ceiling, follows] = [&relative, &ceiling, &follows].map(|v| Spread::of(v));
     println!("\nvariance relative to uniform {}, ceiling {}", relative.text(3), ceiling.text(3));
     println!("rank correlation of queries with losses {}, {} seeds", follows.text(2), seeds.len());
-    write_csv(&artifacts, "allocation.csv", &table)?;
+    artifacts.write_csv("allocation.csv", &table)?;
     let figures = json!({
         "dataset": args.lab.dataset.to_string(),
         "scope": args.lab.scope.to_string(),

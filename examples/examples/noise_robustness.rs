@@ -23,7 +23,7 @@ use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, NoiseLaw, Placement, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::mlp::{Loss, Mlp, MlpBatch, rows, synthetic};
 use flops_examples::plot::{Heat, heat_maps};
 use rand::rngs::StdRng;
@@ -260,7 +260,7 @@ fn run(args: Args) -> Result<()> {
     )?;
     artifacts.write("kurtosis.svg", kurtoses.as_bytes())?;
     artifacts.write("variance.svg", variances.as_bytes())?;
-    write_csv(&artifacts, "robustness.csv", &table)?;
+    artifacts.write_csv("robustness.csv", &table)?;
     let cells: Vec<_> = Loss::ALL
         .iter()
         .flat_map(|&loss| NoiseLaw::ALL.map(|noise| (loss, noise)))

@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use flops_core::{QueryBudget, Recipe};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::lab::{Lab, LabArgs, Learner, Optim, Run};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::renderer::thousands;
@@ -264,7 +264,7 @@ fn run(args: Args) -> Result<()> {
         .collect();
     let title = format!("Accuracy against queries: {}, scope {}", args.lab.dataset, args.lab.scope);
     artifacts.write("efficiency.svg", panels(&title, &pictures)?.as_bytes())?;
-    write_csv(&artifacts, "efficiency.csv", &table)?;
+    artifacts.write_csv("efficiency.csv", &table)?;
     let prices: Map<String, Value> = METHODS.iter().map(|m| (m.name.to_string(), json!(price(m.name)))).collect();
     let ends: Vec<Value> = METHODS
         .iter()

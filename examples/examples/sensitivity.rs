@@ -16,7 +16,7 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate, observe, squared_distance};
 use flops_examples::plot::{Heat, heat_maps};
 use serde::Serialize;
@@ -171,7 +171,7 @@ fn run(args: Args) -> Result<()> {
         .collect();
     let title = "log₁₀ of the squared error of the gradient over its squared norm, untrained";
     artifacts.write("error.svg", heat_maps(title, &error, wide)?.as_bytes())?;
-    write_csv(&artifacts, "sensitivity.csv", &table)?;
+    artifacts.write_csv("sensitivity.csv", &table)?;
 
     let mut cells: Vec<(Value, f64, Vec<String>)> = vec![];
     for &batch_size in &args.batch_size {

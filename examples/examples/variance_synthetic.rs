@@ -21,7 +21,7 @@ use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeature
 use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
-use flops_examples::experiment::{Common, Progress, Spread, print_table, write_csv};
+use flops_examples::experiment::{Common, Progress, Spread, print_table};
 use flops_examples::mlp::{Loss, Mlp, known, rows, synthetic};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::{cli, mlp};
@@ -248,7 +248,7 @@ fn report(
         ],
     )?;
     artifacts.write("variance.svg", picture.as_bytes())?;
-    write_csv(artifacts, "variance.csv", table)?;
+    artifacts.write_csv("variance.csv", table)?;
     let mut relative: Map<String, Value> =
         names.iter().map(|name| (name.to_string(), json!(of(MAIN, name, &|r| r.relative_variance).mean))).collect();
     relative.insert("ceiling".into(), json!(of(MAIN, "uniform", &|r| r.ceiling).mean));

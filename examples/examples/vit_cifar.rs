@@ -217,14 +217,13 @@ impl Args {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
         self.allocator()?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut config = self
             .method
             .recipe()
             .config(QueryBudget::new(self.queries, self.min_queries)?)
             .with_seed(self.seed)
             .with_max_rows(self.max_rows)
-            .with_threads(self.threads.unwrap_or(cores.min(8)));
+            .with_threads(cli::threads(self.threads));
         if let Some(space) = self.space {
             config = config.with_space(space);
         }

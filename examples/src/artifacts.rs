@@ -85,6 +85,15 @@ impl Artifacts {
         self.write(name, text.as_bytes())
     }
 
+    /// Writes rows as a CSV file, their fields as its columns.
+    pub fn write_csv(&self, name: &str, rows: &[impl serde::Serialize]) -> Result<()> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in rows {
+            writer.serialize(row)?;
+        }
+        self.write(name, &writer.into_inner()?)
+    }
+
     /// Starts a new run: what an earlier run of this folder would be resumed from is removed, and `settings` are written.
     pub fn start(&self, settings: &Settings) -> Result<()> {
         let failed = || format!("cannot remove the earlier run from {}", self.dir.display());

@@ -21,6 +21,11 @@ pub fn run<A: Parser>(main: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Threads that evaluate queries: those asked for, otherwise one per core, at most 8.
+pub fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(8))
+}
+
 /// What clap says before it explains how to get help.
 fn usage(message: &str) -> String {
     let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| message.find(mark)).min();

@@ -1,4 +1,4 @@
-//! What the experiments share: their flags, means over seeds, tables and CSV files.
+//! What the experiments share: their flags, means over seeds, progress and tables.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::BURN_VERSION;
 use crate::artifacts::{Artifacts, merge};
-use crate::backend;
+use crate::{backend, cli};
 
 /// Flags of every experiment.
 #[derive(Args, Clone, Debug)]
@@ -51,7 +51,7 @@ impl Common {
     /// Where it is 0.
     pub fn threads(&self) -> Result<usize> {
         ensure!(self.threads != Some(0), "--threads 0: use at least 1");
-        Ok(self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(8)))
+        Ok(cli::threads(self.threads))
     }
 
     /// The folder of the results.
@@ -153,15 +153,6 @@ pub fn print_table(header: &[&str], rows: &[Vec<String>]) {
     };
     line(header.to_vec());
     rows.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
-}
-
-/// Writes rows as a CSV file, their fields as its columns.
-pub fn write_csv(artifacts: &Artifacts, name: &str, rows: &[impl Serialize]) -> Result<()> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer.serialize(row)?;
-    }
-    artifacts.write(name, &writer.into_inner()?)
 }
 
 #[cfg(test)]

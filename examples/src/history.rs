@@ -95,11 +95,7 @@ impl History {
 
     /// Writes `metrics.csv`.
     pub fn write(&self, artifacts: &Artifacts) -> Result<()> {
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        for row in &self.rows {
-            writer.serialize(row)?;
-        }
-        artifacts.write(FILE, &writer.into_inner()?)
+        artifacts.write_csv(FILE, &self.rows)
     }
 
     /// Appends a row, with the counters of the run filled in.

@@ -20,7 +20,6 @@ use flops_core::{
 use flops_vit::checkpoint;
 use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem};
 use flops_vit::{Scope, ViT};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::backend::{self, AB, B, Device};
@@ -92,14 +91,8 @@ impl Lab {
     /// The model with a head drawn from `seed`; its parameters keep their names, so that prefixes stay valid.
     pub fn model(&self, seed: u64) -> ViT<AB> {
         let mut model = self.model.clone();
-        let mut rng = StdRng::seed_from_u64(seed);
-        let shape = model.head.weight.dims();
-        let data = TensorData::random::<f32, _, _>(shape, burn::tensor::Distribution::Normal(0.0, 0.02), &mut rng);
-        let device = self.device.clone();
-        model.head.weight = model
-            .head
-            .weight
-            .map(|old| Tensor::from_data(data.clone(), &device).set_require_grad(old.is_require_grad()));
+        let fresh = model.clone().with_new_head(self.train.classes.len(), seed).head.weight.val();
+        model.head.weight = model.head.weight.map(|old| fresh.set_require_grad(old.is_require_grad()));
         model
     }
 

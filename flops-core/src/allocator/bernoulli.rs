@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use rand::rngs::StdRng;
 use rand_distr::{Binomial, Distribution};
 
-use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, Learning, within};
+use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
 use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
@@ -23,7 +23,10 @@ pub struct BernoulliAllocatorConfig {
     /// What the logit is linear in.
     #[config(default = "MeanModel::Loss")]
     pub mean: MeanModel,
-    /// Likelihood-ratio updates of λ per training step; 0 freezes λ.
+    /// Steps from one update of λ to the next, at least 1. In the steps between the most likely allocation is used.
+    #[config(default = 1)]
+    pub update_every: usize,
+    /// Likelihood-ratio updates of λ in a step that has any; 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
     /// Sampled allocations per update, at least 2.
@@ -48,6 +51,7 @@ impl BernoulliAllocatorConfig {
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<BernoulliAllocator<B>, Error> {
         within("keep", self.keep, (1e-3, 0.999))?;
         let learning = Learning {
+            every: self.update_every,
             updates: self.updates_per_step,
             samples: self.samples,
             candidates: self.candidates,
@@ -59,7 +63,7 @@ impl BernoulliAllocatorConfig {
         let n = beta.len();
         Ok(BernoulliAllocator {
             beta: Param::from_tensor(Tensor::from_data(TensorData::new(beta, [n]), device)),
-            adam: Persist::new(AdamState::default()),
+            state: Persist::new(LearningState::default()),
             mean: self.mean,
             learning,
         })
@@ -84,7 +88,7 @@ impl BernoulliAllocatorConfig {
 pub struct BernoulliAllocator<B: Backend> {
     /// β, `[coefficients]`: (β₀, β₁) by default.
     pub beta: Param<Tensor<B, 1>>,
-    adam: Persist<B, AdamState>,
+    state: Persist<B, LearningState>,
     #[module(skip)]
     mean: MeanModel,
     #[module(skip)]
@@ -113,13 +117,13 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
         let spare = (budget.queries_per_datum() - budget.min_per_datum()) as u64;
         let bounds = |lambda: &mut [f64]| lambda.iter_mut().for_each(|b| *b = b.clamp(LOGIT.0, LOGIT.1));
         let law = |lambda: &[f64]| Bernoulli::new(lambda, &design, spare);
-        let start = (self.lambda(), self.adam.value.clone());
+        let start = (self.lambda(), self.state.value.clone());
         self.learning.allocate(start, bounds, law, (features.variances, budget), rng)
     }
 
     fn apply(mut self, update: LearnedUpdate) -> Self {
         self.beta = set_values(self.beta, &update.lambda);
-        self.adam.value = update.adam;
+        self.state.value = update.state;
         self
     }
 
@@ -151,8 +155,9 @@ impl Law for Bernoulli<'_> {
         self.keep.iter().map(|&p| Binomial::new(self.spare, p).map_or(0, |law| law.sample(rng))).collect()
     }
 
-    fn mode(&self) -> Vec<u64> {
-        self.keep.iter().map(|p| ((self.spare as f64 + 1.0) * p) as u64).map(|k| k.min(self.spare)).collect()
+    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
+        let mode = |p: &f64| (((self.spare as f64 + 1.0) * p) as u64).min(self.spare);
+        self.allocation(&self.keep.iter().map(mode).collect(), budget)
     }
 
     fn allocation(&self, kept: &Vec<u64>, budget: &QueryBudget) -> Result<Allocation, Error> {

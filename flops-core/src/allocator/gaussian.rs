@@ -1,5 +1,7 @@
 //! The learned Gaussian allocator.
 
+use std::cell::LazyCell;
+
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::prelude::{Backend, Tensor};
@@ -7,7 +9,7 @@ use burn::tensor::{Distribution, TensorData};
 use rand::rngs::StdRng;
 
 use super::kernel::{Distances, Kernel};
-use super::likelihood_ratio::{AdamState, Law, LearnedUpdate, Learning, within};
+use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
 use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
@@ -28,7 +30,10 @@ pub struct GaussianAllocatorConfig {
     /// What the mean is linear in; [`MeanModel::Loss`] is the paper's.
     #[config(default = "MeanModel::Variance")]
     pub mean: MeanModel,
-    /// Likelihood-ratio updates of λ per training step; 0 freezes λ.
+    /// Steps from one update of λ to the next, at least 1. In the steps between the mean alone is allocated, which costs next to nothing.
+    #[config(default = 16)]
+    pub update_every: usize,
+    /// Likelihood-ratio updates of λ in a step that has any; 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
     /// Sampled allocations per update, at least 2.
@@ -59,13 +64,19 @@ pub struct GaussianAllocatorConfig {
 }
 
 impl GaussianAllocatorConfig {
-    /// The paper's form: the mean follows the losses alone, and the allocation is a single draw.
+    /// The paper's form: the mean follows the losses alone, λ is updated in every step, and the allocation is a single draw.
     pub fn paper() -> Self {
-        Self::new().with_mean(MeanModel::Loss).with_candidates(1)
+        Self::new().with_mean(MeanModel::Loss).with_candidates(1).with_update_every(1)
     }
 
     fn learning(&self) -> Learning {
-        Learning { updates: self.updates_per_step, samples: self.samples, candidates: self.candidates, lr: self.lr }
+        Learning {
+            every: self.update_every,
+            updates: self.updates_per_step,
+            samples: self.samples,
+            candidates: self.candidates,
+            lr: self.lr,
+        }
     }
 
     fn is_paper(&self) -> bool {
@@ -92,7 +103,7 @@ impl GaussianAllocatorConfig {
             beta: param(&self.mean.start(1.0, 1.0)?),
             log_sigma: param(&[self.sigma.ln()]),
             log_gamma: param(&[self.gamma.ln()]),
-            adam: Persist::new(AdamState::default()),
+            state: Persist::new(LearningState::default()),
             config: Configured(self.clone()),
         })
     }
@@ -117,7 +128,8 @@ impl GaussianAllocatorConfig {
 /// samples' (which keeps the gradient unbiased) and divided by their spread (which makes it free of scale); Adam
 /// does the rest, with a learning rate of its own. No model query is spent on it. As in the paper λ is updated
 /// first, and A drawn from the result: by default the one with the least estimated J of 16, the mean and 15 draws, which keeps the estimate
-/// unbiased, since it is chosen before any noise is drawn. A₀·σ is kept above about one query: below it draws round to the same
+/// unbiased, since it is chosen before any noise is drawn. λ changes slowly, so that by default it is updated in every 16th step alone; the
+/// others allocate by the mean, and need no covariance. A₀·σ is kept above about one query: below it draws round to the same
 /// allocation, and λ drifts for want of a signal.
 ///
 /// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966), section 4.3.
@@ -132,7 +144,7 @@ pub struct GaussianAllocator<B: Backend> {
     pub log_sigma: Param<Tensor<B, 1>>,
     /// log γ, `[1]`.
     pub log_gamma: Param<Tensor<B, 1>>,
-    adam: Persist<B, AdamState>,
+    state: Persist<B, LearningState>,
     #[module(skip)]
     config: Configured,
 }
@@ -176,10 +188,11 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         let lambda = self.lambda();
         config.mean.check(lambda.len() - 2)?;
         let design = config.mean.design(features)?;
+        let embeddings = features.embeddings.as_ref();
         let distances =
-            Distances::new(design.data(), features.embeddings.as_ref(), config.exact_up_to, config.landmarks);
-        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, &distances);
-        let start = (lambda, self.adam.value.clone());
+            LazyCell::new(|| Distances::new(design.data(), embeddings, config.exact_up_to, config.landmarks));
+        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, |log_gamma| Kernel::new(&distances, log_gamma));
+        let start = (lambda, self.state.value.clone());
         config.learning().allocate(start, |l| self.clamp(l, budget), law, (features.variances, budget), rng)
     }
 
@@ -188,7 +201,7 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         self.beta = set_values(self.beta, &update.lambda[..betas]);
         self.log_sigma = set_values(self.log_sigma, &update.lambda[betas..=betas]);
         self.log_gamma = set_values(self.log_gamma, &update.lambda[betas + 1..]);
-        self.adam.value = update.adam;
+        self.state.value = update.state;
         self
     }
 
@@ -202,13 +215,16 @@ struct Gaussian<'a> {
     design: &'a Design,
     mean: Vec<f64>,
     sigma: f64,
-    kernel: Kernel,
+    /// Made when the first draw needs it: the mean does without.
+    kernel: LazyCell<Kernel, Box<dyn FnOnce() -> Kernel + 'a>>,
 }
 
 impl<'a> Gaussian<'a> {
-    fn new(lambda: &[f64], design: &'a Design, distances: &Distances) -> Self {
+    /// `kernel` makes the kernel of log γ.
+    fn new(lambda: &[f64], design: &'a Design, kernel: impl FnOnce(f64) -> Kernel + 'a) -> Self {
         let (beta, rest) = lambda.split_at(lambda.len() - 2);
-        Self { design, mean: design.mean(beta), sigma: rest[0].exp(), kernel: Kernel::new(distances, rest[1]) }
+        let (mean, sigma, log_gamma) = (design.mean(beta), rest[0].exp(), rest[1]);
+        Self { design, mean, sigma, kernel: LazyCell::new(Box::new(move || kernel(log_gamma))) }
     }
 
     /// a = μ + σ K^½ z.
@@ -224,15 +240,12 @@ impl Law for Gaussian<'_> {
         standard_normal(self.kernel.dim(), rng)
     }
 
-    fn mode(&self) -> Vec<f64> {
-        vec![0.0; self.kernel.dim()]
+    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
+        nearest(&self.mean, budget)
     }
 
-    /// The allocation nearest to A₀·a.
     fn allocation(&self, z: &Vec<f64>, budget: &QueryBudget) -> Result<Allocation, Error> {
-        let scale = budget.queries_per_datum() as f64;
-        let raw: Vec<f64> = self.raw(z).into_iter().map(|a| a * scale).collect();
-        Allocation::project(&raw, budget)
+        nearest(&self.raw(z), budget)
     }
 
     /// With x = (a − μ)/σ and y its product with the kernel's inverse C⁻¹: (Xᵀy/σ, xᵀy, ½ yᵀ ∂C/∂log γ y).
@@ -246,6 +259,13 @@ impl Law for Gaussian<'_> {
         score.push(0.5 * self.kernel.curvature(&y));
         score
     }
+}
+
+/// The allocation nearest to A₀·a.
+fn nearest(a: &[f64], budget: &QueryBudget) -> Result<Allocation, Error> {
+    let scale = budget.queries_per_datum() as f64;
+    let raw: Vec<f64> = a.iter().map(|a| a * scale).collect();
+    Allocation::project(&raw, budget)
 }
 
 pub(super) fn standard_normal(n: usize, rng: &mut StdRng) -> Vec<f64> {
@@ -296,7 +316,7 @@ mod tests {
     /// ln P(a|λ) up to a constant, from the definition: a multivariate normal whose covariance is read off the draws.
     fn log_density(lambda: &[f64], design: &Design, distances: &Distances, a: &[f64]) -> f64 {
         let n = a.len();
-        let g = Gaussian::new(lambda, design, distances);
+        let g = Gaussian::new(lambda, design, |log_gamma| Kernel::new(distances, log_gamma));
         let mut covariance = vec![0.0; n * n];
         for k in 0..g.kernel.dim() {
             let mut z = vec![0.0; g.kernel.dim()];
@@ -329,7 +349,7 @@ mod tests {
             let distances = Distances::new(n, embeddings, exact_up_to, 5);
             let mut lambda: Vec<f64> = (0..mean.coefficients()).map(|k| 0.9 - 0.5 * (k % 2) as f64).collect();
             lambda.extend([0.2f64.ln(), 0.6f64.ln()]);
-            let g = Gaussian::new(&lambda, &design, &distances);
+            let g = Gaussian::new(&lambda, &design, |log_gamma| Kernel::new(&distances, log_gamma));
             let draws = [g.draw(&mut rng), g.draw(&mut rng)];
             let numeric = |z: &[f64], i: usize| {
                 let (a, h) = (g.raw(z), 1e-5);
@@ -384,7 +404,8 @@ mod tests {
                     DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
                 let equal = uniform(&variances, &queries(20));
                 for steps in [0, 20, 300] {
-                    let start = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss));
+                    let start =
+                        allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_update_every(1));
                     let j = train_allocator(start, &features, &queries(20), seed, steps);
                     assert!(j <= 1.05 * equal, "seed {seed}, {steps} steps: {j} against {equal}");
                 }
@@ -402,7 +423,13 @@ mod tests {
         for mean in [MeanModel::Loss, MeanModel::Variance, MeanModel::Ranks(N), MeanModel::Features(2)] {
             let j = |variances: &[f64]| {
                 let features = DatumFeatures { losses: &losses, variances, extra, ..Default::default() };
-                train_allocator(allocator(GaussianAllocatorConfig::new().with_mean(mean)), &features, &budget, 2, 300)
+                train_allocator(
+                    allocator(GaussianAllocatorConfig::new().with_mean(mean).with_update_every(1)),
+                    &features,
+                    &budget,
+                    2,
+                    300,
+                )
             };
             let (explained, best) = (j(&variances), neyman(&variances, &budget));
             assert!(explained <= 1.15 * best, "{mean:?}: {explained} against {best}");
@@ -420,9 +447,10 @@ mod tests {
             variances.shuffle(&mut StdRng::seed_from_u64(seed + 100));
             let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
             let (budget, best) = (queries(per_datum), neyman(&variances, &queries(per_datum)));
-            for steps in [0, 300] {
-                let j = train_allocator(allocator(GaussianAllocatorConfig::new()), &features, &budget, seed, steps);
-                assert!(j <= 1.03 * best, "{per_datum} queries, {steps} steps: {j} against {best}");
+            for (steps, every) in [(0, 16), (300, 16), (300, 1)] {
+                let start = allocator(GaussianAllocatorConfig::new().with_update_every(every));
+                let j = train_allocator(start, &features, &budget, seed, steps);
+                assert!(j <= 1.03 * best, "{per_datum} queries, {steps} steps by {every}: {j} against {best}");
             }
         }
     }
@@ -434,7 +462,9 @@ mod tests {
         let embeddings = Some(Embeddings::new(&embeddings, 8).unwrap());
         let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
         let [exact, low] = [1024, 0].map(|exact_up_to| {
-            let start = allocator(GaussianAllocatorConfig::new().with_exact_up_to(exact_up_to).with_landmarks(16));
+            let start = allocator(
+                GaussianAllocatorConfig::new().with_update_every(1).with_exact_up_to(exact_up_to).with_landmarks(16),
+            );
             train_allocator(start, &features, &queries(20), 1, 200)
         });
         assert!((low / exact - 1.0).abs() < 0.03, "{low} against {exact}");
@@ -445,7 +475,26 @@ mod tests {
         let features = DatumFeatures { losses: &[1.0, 2.0], variances: &[0.0, 0.0], ..Default::default() };
         let start = allocator(GaussianAllocatorConfig::new());
         let (_, update) = start.allocate(&features, &queries(20), &mut StdRng::seed_from_u64(0)).unwrap();
-        assert_eq!(update, LearnedUpdate { lambda: start.lambda(), adam: AdamState::default() });
+        assert_eq!(start.clone().apply(update).lambda(), start.lambda());
+    }
+
+    #[test]
+    fn lambda_is_updated_in_every_nth_step_and_the_mean_allocates_between() {
+        let (losses, _) = batch(4);
+        let variances = explained_by(&losses);
+        let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
+        let (budget, mut rng) = (queries(20), StdRng::seed_from_u64(1));
+        let mut now = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_update_every(3));
+        for step in 0..7 {
+            let before = now.lambda();
+            let (allocation, update) = now.allocate(&features, &budget, &mut rng).unwrap();
+            now = now.apply(update);
+            assert_eq!(now.lambda() != before, step % 3 == 0, "{step}");
+            if step % 3 != 0 {
+                let design = MeanModel::Loss.design(&features).unwrap();
+                assert_eq!(allocation, nearest(&design.mean(&before[..2]), &budget).unwrap());
+            }
+        }
     }
 
     #[test]
@@ -454,6 +503,7 @@ mod tests {
         let config = GaussianAllocatorConfig::new;
         assert!(fail(config().with_sigma(-0.1)).contains("sigma = -0.1"));
         assert!(fail(config().with_sigma_floor(0.0)).contains("sigma_floor = 0"));
+        assert!(fail(config().with_update_every(0)).contains("update_every = 0"));
         assert!(fail(config().with_samples(1)).contains("samples = 1"));
         assert!(fail(config().with_candidates(0)).contains("candidates = 0"));
         assert!(fail(config().with_lr(f64::NAN)).contains("lr = NaN"));

@@ -14,8 +14,8 @@ pub(super) trait Law {
 
     fn draw(&self, rng: &mut StdRng) -> Self::Draw;
 
-    /// The most likely draw.
-    fn mode(&self) -> Self::Draw;
+    /// The integers that the most likely draw stands for.
+    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error>;
 
     /// The integers that a draw stands for.
     fn allocation(&self, draw: &Self::Draw, budget: &QueryBudget) -> Result<Allocation, Error>;
@@ -27,6 +27,7 @@ pub(super) trait Law {
 /// How a learned allocator is trained and drawn from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learning {
+    pub every: usize,
     pub updates: usize,
     pub samples: usize,
     pub candidates: usize,
@@ -36,16 +37,18 @@ pub(super) struct Learning {
 impl Learning {
     /// Whether the settings are usable.
     pub fn validate(&self) -> Result<(), Error> {
+        within("update_every", self.every as f64, (1.0, 1e6))?;
         within("updates_per_step", self.updates as f64, (0.0, 1e6))?;
         within("samples", self.samples as f64, (2.0, 1e6))?;
         within("candidates", self.candidates as f64, (1.0, 1e6))?;
         within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))
     }
 
-    /// Updates λ on a batch, keeping it within `bounds`, then draws the allocation from the `law` of the result.
+    /// Updates λ on every `every`-th batch, keeping it within `bounds`, and draws the allocation from the `law` of the result; on the batches
+    /// between takes the mode, unless a single draw is asked for.
     pub fn allocate<L: Law>(
         &self,
-        (mut lambda, mut adam): (Vec<f64>, AdamState),
+        (mut lambda, mut state): (Vec<f64>, LearningState),
         bounds: impl Fn(&mut [f64]),
         law: impl Fn(&[f64]) -> L,
         (variances, budget): (&[f64], &QueryBudget),
@@ -53,14 +56,21 @@ impl Learning {
     ) -> Result<(Allocation, LearnedUpdate), Error> {
         bounds(&mut lambda);
         let mut current = law(&lambda);
-        for _ in 0..self.updates {
-            let Some(gradient) = gradient(&current, variances, budget, self.samples, rng)? else { break };
-            adam.step(&mut lambda, &gradient, self.lr);
-            bounds(&mut lambda);
-            current = law(&lambda);
+        let learns = state.batches.is_multiple_of(self.every as u64);
+        state.batches += 1;
+        if learns {
+            for _ in 0..self.updates {
+                let Some(gradient) = gradient(&current, variances, budget, self.samples, rng)? else { break };
+                state.adam.step(&mut lambda, &gradient, self.lr);
+                bounds(&mut lambda);
+                current = law(&lambda);
+            }
         }
-        let allocation = best_of(&current, variances, budget, self.candidates, rng)?;
-        Ok((allocation, LearnedUpdate { lambda, adam }))
+        let allocation = match learns || self.candidates == 1 {
+            true => best_of(&current, variances, budget, self.candidates, rng)?,
+            false => current.most_likely(budget)?,
+        };
+        Ok((allocation, LearnedUpdate { lambda, state }))
     }
 }
 
@@ -106,8 +116,10 @@ fn best_of<L: Law>(
     candidates: usize,
     rng: &mut StdRng,
 ) -> Result<Allocation, Error> {
-    let first = if candidates > 1 { law.mode() } else { law.draw(rng) };
-    let mut best = law.allocation(&first, budget)?;
+    if candidates == 1 {
+        return law.allocation(&law.draw(rng), budget);
+    }
+    let mut best = law.most_likely(budget)?;
     let mut least = proxy(variances, &best);
     for _ in 1..candidates {
         let other = law.allocation(&law.draw(rng), budget)?;
@@ -119,15 +131,23 @@ fn best_of<L: Law>(
     Ok(best)
 }
 
-/// The state of the Adam optimizer of λ.
+/// Where the learning of λ stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct AdamState {
+pub struct LearningState {
+    /// Batches allocated so far.
+    batches: u64,
+    adam: Adam,
+}
+
+/// The Adam optimizer of λ.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Adam {
     step: u32,
     first: Vec<f64>,
     second: Vec<f64>,
 }
 
-impl AdamState {
+impl Adam {
     const BETA1: f64 = 0.9;
     const BETA2: f64 = 0.99;
 
@@ -146,11 +166,11 @@ impl AdamState {
     }
 }
 
-/// What a learned allocator learned in one step: λ and the state of its optimizer.
+/// What a learned allocator learned in one step: λ and where its learning stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LearnedUpdate {
     pub(super) lambda: Vec<f64>,
-    pub(super) adam: AdamState,
+    pub(super) state: LearningState,
 }
 
 /// Whether a setting lies within its range.

@@ -34,7 +34,7 @@ use crate::error::Error;
 
 pub use bernoulli::{BernoulliAllocator, BernoulliAllocatorConfig};
 pub use gaussian::{GaussianAllocator, GaussianAllocatorConfig};
-pub use likelihood_ratio::{AdamState, LearnedUpdate};
+pub use likelihood_ratio::{LearnedUpdate, LearningState};
 pub use mean::MeanModel;
 pub use neyman::Neyman;
 pub use uniform::Uniform;

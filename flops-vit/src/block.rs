@@ -86,7 +86,7 @@ pub struct Block<B: Backend> {
     pub fc2: Linear<B>,
 }
 
-/// What the class token needs of a block's input: `(x, norm1(x))` at the class token, keys and values of all tokens by head.
+/// What the first tokens need of a block's input: `(x, norm1(x))` at these tokens, keys and values of all tokens by head.
 pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 4>, Tensor<B, 4>);
 
 impl<B: Backend> Block<B> {
@@ -118,18 +118,18 @@ impl<B: Backend> Block<B> {
         probe.add(x, h)
     }
 
-    /// The part of the last block that the class token needs of the other tokens.
-    pub(crate) fn keys_values(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> ClassTokenState<B> {
+    /// The part of the last block that the first `seen` tokens, class and distillation token, need of all tokens.
+    pub(crate) fn keys_values(&self, x: Tensor<B, 3>, seen: usize, probe: &mut Probe<B>) -> ClassTokenState<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
         let v = probe.linear(&self.attn.value, h.clone());
-        (x.narrow(1, 0, 1), h.narrow(1, 0, 1), self.attn.split(k), self.attn.split(v))
+        (x.narrow(1, 0, seen), h.narrow(1, 0, seen), self.attn.split(k), self.attn.split(v))
     }
 
-    /// The rest of the last block, for the class token alone: a stage per layer, since a query on one starts there.
+    /// The rest of the last block, for these tokens alone: a stage per layer, since a query on one starts there.
     ///
     /// # Shapes
-    /// - returns: `[rows, 1, embed_dim]`
+    /// - returns: `[rows, seen, embed_dim]`
     pub(crate) fn class_token(&self, state: ClassTokenState<B>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let state = probe.stage(state, |(x, h, k, v), probe| {
             let q = probe.linear(&self.attn.query, h);

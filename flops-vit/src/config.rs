@@ -1,6 +1,7 @@
 //! Sizes of a vision transformer, in timm's words, and the presets.
 
 use burn::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::VitError;
 
@@ -39,6 +40,39 @@ pub struct ViTConfig {
     /// Classes of the head.
     #[config(default = 1000)]
     pub num_classes: usize,
+    /// What the head looks at.
+    #[config(default = "Pool::Token")]
+    pub pool: Pool,
+    /// Whether there is a class token; [`Pool::Token`] needs one.
+    #[config(default = true)]
+    pub class_token: bool,
+    /// DeiT's distillation token, and whether it has a head of its own; needs a class token.
+    #[config(default = "Distillation::None")]
+    pub distillation: Distillation,
+}
+
+/// What the head of a [`ViT`](crate::ViT) looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// The class token behind the final normalisation.
+    #[default]
+    Token,
+    /// The mean of the patch tokens, normalised after it is taken: timm's `global_pool='avg'` with its `fc_norm`.
+    Avg,
+}
+
+/// The distillation token of DeiT (Touvron et al. 2021, arXiv 2012.12877).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distillation {
+    /// There is none.
+    #[default]
+    None,
+    /// There is a token, and no head on it: HuggingFace's `DeiTForImageClassification`.
+    Token,
+    /// There is a token with a head; the logits are the mean of both heads': `DeiTForImageClassificationWithTeacher`, and timm's distilled models.
+    Head,
 }
 
 /// Presets by their timm names.
@@ -122,12 +156,22 @@ impl ViTConfig {
         )?;
         check(self.depth > 0, "depth", self.depth, "use at least 1")?;
         check(self.mlp_dim() > 0, "mlp_ratio × embed_dim", self.mlp_dim(), "use a larger mlp_ratio")?;
-        check(self.num_classes > 0, "num_classes", self.num_classes, "use at least 1")
+        check(self.num_classes > 0, "num_classes", self.num_classes, "use at least 1")?;
+        let needs = "use Pool::Avg and no distillation token, or a class token";
+        let token = self.pool == Pool::Token || self.distillation != Distillation::None;
+        check(self.class_token || !token, "class_token", 0, needs)?;
+        let averaged = self.pool == Pool::Avg && self.distillation == Distillation::Head;
+        check(!averaged, "distillation heads under Pool::Avg", 1, "use Pool::Token")
     }
 
-    /// Tokens of an image: the patches and the class token.
+    /// Tokens in front of the patches: class and distillation token.
+    pub fn num_prefix_tokens(&self) -> usize {
+        usize::from(self.class_token) + usize::from(self.distillation != Distillation::None)
+    }
+
+    /// Tokens of an image: the patches, and those in front of them.
     pub fn num_tokens(&self) -> usize {
-        (self.img_size / self.patch_size).pow(2) + 1
+        (self.img_size / self.patch_size).pow(2) + self.num_prefix_tokens()
     }
 
     /// Hidden width of a block's MLP.
@@ -139,11 +183,13 @@ impl ViTConfig {
     pub fn num_params(&self) -> usize {
         let (d, hidden) = (self.embed_dim, self.mlp_dim());
         let linear = |d_in: usize, d_out: usize| d_in * d_out + d_out;
-        let embed = linear(self.in_chans * self.patch_size.pow(2), d) + d + self.num_tokens() * d;
+        let tokens = self.num_prefix_tokens() + self.num_tokens();
+        let embed = linear(self.in_chans * self.patch_size.pow(2), d) + tokens * d;
         let qkv = if self.qkv_bias { 3 * linear(d, d) } else { 3 * d * d };
         let norm = 2 * d;
         let block = 2 * norm + qkv + linear(d, d) + linear(d, hidden) + linear(hidden, d);
-        embed + self.depth * block + norm + linear(d, self.num_classes)
+        let heads = if self.distillation == Distillation::Head { 2 } else { 1 };
+        embed + self.depth * block + norm + heads * linear(d, self.num_classes)
     }
 }
 
@@ -168,10 +214,29 @@ mod tests {
     #[test]
     fn counts_the_parameters_of_the_model() {
         let micro = ViTConfig::vit_micro_patch4_32();
-        for config in [micro.clone(), micro.with_qkv_bias(false), ViTConfig::vit_tiny_patch16_224()] {
+        let pooled = micro.clone().with_pool(Pool::Avg);
+        for config in [
+            micro.clone(),
+            micro.clone().with_qkv_bias(false),
+            micro.clone().with_distillation(Distillation::Token),
+            micro.clone().with_distillation(Distillation::Head),
+            pooled.clone(),
+            pooled.with_class_token(false),
+            ViTConfig::vit_tiny_patch16_224(),
+        ] {
             let model = config.init::<Flex>(&Default::default()).unwrap();
             assert_eq!(config.num_params(), Module::num_params(&model));
         }
+    }
+
+    #[test]
+    fn tokens_that_are_missing_are_named() {
+        let micro = ViTConfig::vit_micro_patch4_32();
+        let message = |config: ViTConfig| config.validate().unwrap_err().to_string();
+        assert!(message(micro.clone().with_class_token(false)).contains("class_token = 0"));
+        let pooled = micro.with_pool(Pool::Avg);
+        assert!(message(pooled.clone().with_distillation(Distillation::Head)).contains("Pool::Avg"));
+        assert!(message(pooled.with_class_token(false).with_distillation(Distillation::Token)).contains("class_token"));
     }
 
     #[test]

@@ -10,6 +10,14 @@ pub enum VitError {
         /// The name given.
         name: String,
     },
+    /// Weights from a place that cannot be.
+    #[error(
+        "'{name}' is no place for weights; give a file, a folder, or hf:ORG/NAME, with @REVISION where it is not main"
+    )]
+    UnknownSource {
+        /// The text given.
+        name: String,
+    },
     /// Sizes that do not fit together.
     #[error("invalid ViT configuration: {field} = {value}; {remedy}")]
     Config {
@@ -37,6 +45,11 @@ pub enum VitError {
         /// The blocks of the model.
         depth: usize,
     },
+    /// A scope of the class token for a model whose head looks at the mean of the patch tokens.
+    #[error(
+        "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch tokens; use last:1"
+    )]
+    ScopeToken,
     /// A checkpoint that cannot be loaded.
     #[error("cannot load {path}: {why}")]
     Checkpoint {
@@ -70,7 +83,7 @@ pub enum CheckpointError {
     Malformed(String),
     /// The file comes from somewhere else.
     #[error(
-        "its metadata have no card (key '{}'); it was not written by this crate: import a HuggingFace folder with checkpoint::hf::load",
+        "its metadata have no card (key '{}') and its tensors are not named as timm's; open the folder that it lies in, with its config.json",
         crate::checkpoint::CARD_KEY
     )]
     NoCard,
@@ -80,6 +93,33 @@ pub enum CheckpointError {
     /// A JSON file beside the weights cannot be used.
     #[error("it cannot be understood ({0}); fetch it again")]
     Json(String),
+    /// A folder without weights.
+    #[error("there are no weights in the folder; looked for {looked_for}")]
+    NoWeights {
+        /// The files looked for.
+        looked_for: String,
+    },
+    /// A model of the hub that is not in the cache, and was not fetched.
+    #[error("it is not in the cache {}, looked for {}: {why}", cache.display(), looked_for.join(", "))]
+    Hub {
+        /// The folder of the cache.
+        cache: std::path::PathBuf,
+        /// The files looked for.
+        looked_for: Vec<String>,
+        /// Why it was not fetched.
+        why: String,
+    },
+    /// A part of the weights cannot be used.
+    #[error("{name}: {why}")]
+    Shard {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        why: Box<CheckpointError>,
+    },
+    /// A file that PyTorch would not have written.
+    #[error("it is no file of PyTorch's that can be read ({0}); fetch it again, or convert it to safetensors")]
+    Pytorch(String),
     /// Parameters of the model that the file does not have.
     #[error("{} missing: {}; the weights belong to another model", plural(.0.len(), "parameter is", "parameters are"), .0.join(", "))]
     Missing(Vec<String>),
@@ -113,7 +153,7 @@ pub enum CheckpointError {
         /// Its value.
         value: String,
         /// What can be loaded.
-        supported: &'static str,
+        supported: String,
     },
 }
 

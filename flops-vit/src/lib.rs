@@ -35,9 +35,10 @@ pub mod data;
 pub mod error;
 pub mod model;
 pub mod normalization;
+mod positions;
 pub mod scope;
 
-pub use config::ViTConfig;
+pub use config::{Distillation, Pool, ViTConfig};
 pub use error::{CheckpointError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;

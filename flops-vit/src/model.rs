@@ -7,8 +7,9 @@ use burn::prelude::*;
 use flops_core::{ForwardModel, Probe, cross_entropy};
 
 pub use crate::block::{Attention, Block};
-use crate::config::ViTConfig;
+use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::VitError;
+use crate::positions;
 
 /// Initial law of weights, class token and positional embedding; biases start at zero.
 const INIT: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
@@ -18,7 +19,7 @@ pub(crate) fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: 
     Linear { weight: INIT.init([d_in, d_out], device), bias: bias.then(|| Initializer::Zeros.init([d_out], device)) }
 }
 
-/// A vision transformer that classifies by its class token.
+/// A vision transformer that classifies by its class token, or by the mean of its patch tokens.
 ///
 /// # Example
 /// ```
@@ -38,15 +39,22 @@ pub struct ViT<B: Backend> {
     /// Patches to tokens: a convolution whose stride is its kernel.
     pub patch_embed: Conv2d<B>,
     /// Class token, `[1, 1, embed_dim]`.
-    pub cls_token: Param<Tensor<B, 3>>,
+    pub cls_token: Option<Param<Tensor<B, 3>>>,
+    /// DeiT's distillation token, `[1, 1, embed_dim]`, behind the class token.
+    pub dist_token: Option<Param<Tensor<B, 3>>>,
     /// Positional embedding, `[1, tokens, embed_dim]`.
     pub pos_embed: Param<Tensor<B, 3>>,
     /// The blocks, first to last.
     pub blocks: Vec<Block<B>>,
-    /// Final normalisation.
+    /// Final normalisation: of the tokens, or of their mean under [`Pool::Avg`].
     pub norm: LayerNorm<B>,
     /// Classifier.
     pub head: Linear<B>,
+    /// The distillation token's classifier; the logits are the mean of both.
+    pub head_dist: Option<Linear<B>>,
+    /// What the head looks at.
+    #[module(skip)]
+    pub pool: Pool,
 }
 
 impl ViTConfig {
@@ -71,64 +79,128 @@ impl ViTConfig {
         patch_embed.bias = Some(Initializer::Zeros.init([d], device));
         ViT {
             patch_embed,
-            cls_token: INIT.init([1, 1, d], device),
+            cls_token: self.class_token.then(|| INIT.init([1, 1, d], device)),
+            dist_token: (self.distillation != Distillation::None).then(|| INIT.init([1, 1, d], device)),
             pos_embed: INIT.init([1, self.num_tokens(), d], device),
             blocks: (0..self.depth).map(|_| Block::new(self, device)).collect(),
             norm: LayerNormConfig::new(d).with_epsilon(self.layer_norm_eps).init(device),
             head: linear(d, self.num_classes, true, device),
+            head_dist: (self.distillation == Distillation::Head).then(|| linear(d, self.num_classes, true, device)),
+            pool: self.pool,
         }
     }
 }
 
 impl<B: Backend> ViT<B> {
-    /// Patches, class token and positions.
+    /// Class token, distillation token and patches, with their positions.
     ///
     /// # Shapes
     /// - images: `[rows, in_chans, img_size, img_size]`
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward_embed(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let patches = probe.conv2d(&self.patch_embed, images).flatten::<3>(2, 3).swap_dims(1, 2);
-        let cls = probe.param(&self.cls_token);
+        let mut tokens: Vec<_> =
+            [&self.cls_token, &self.dist_token].into_iter().flatten().map(|t| probe.param(t)).collect();
+        tokens.push(patches);
         let pos = probe.param(&self.pos_embed);
-        let x = probe.cat(vec![cls, patches], 1);
+        let x = probe.cat(tokens, 1);
         probe.add(x, pos)
     }
 
-    /// All tokens behind the final normalisation, `[rows, tokens, embed_dim]`.
+    /// Tokens in front of the patches.
+    pub fn num_prefix_tokens(&self) -> usize {
+        usize::from(self.cls_token.is_some()) + usize::from(self.dist_token.is_some())
+    }
+
+    /// All tokens behind the final normalisation, or behind the last block under [`Pool::Avg`], `[rows, tokens, embed_dim]`.
     ///
-    /// Classification needs the class token alone: [`forward`](ForwardModel::forward) does not compute the other tokens of the
+    /// Where the head looks at the class token alone, [`forward`](ForwardModel::forward) does not compute the other tokens of the
     /// last block, and gives the same logits.
     pub fn forward_features(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let mut x = self.forward_embed(images, probe);
         for block in &self.blocks {
             x = block.forward(x, probe);
         }
-        probe.layer_norm(&self.norm, x)
+        match self.pool {
+            Pool::Token => probe.layer_norm(&self.norm, x),
+            Pool::Avg => x,
+        }
     }
 
     /// Logits from [`forward_features`](Self::forward_features), `[rows, num_classes]`.
     pub fn forward_head(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
-        let cls = features.narrow(1, 0, 1).squeeze_dim::<2>(1);
-        probe.embed(&cls);
-        probe.linear(&self.head, cls)
+        let token = |at: usize| features.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
+        let seen = match self.pool {
+            Pool::Token => token(0),
+            Pool::Avg => {
+                let (prefix, tokens) = (self.num_prefix_tokens(), features.dims()[1]);
+                let mean = features.clone().narrow(1, prefix, tokens - prefix).mean_dim(1).squeeze_dim::<2>(1);
+                probe.layer_norm(&self.norm, mean)
+            }
+        };
+        probe.embed(&seen);
+        let logits = probe.linear(&self.head, seen);
+        match &self.head_dist {
+            Some(head) => {
+                let other = probe.linear(head, token(1));
+                probe.add(logits.mul_scalar(0.5), other.mul_scalar(0.5))
+            }
+            None => logits,
+        }
     }
 
     /// Puts a freshly initialised head of `num_classes` classes in place of this one.
     ///
-    /// Weights are N(0, 0.02²) and biases zero, from `seed` alone; both are trainable. A [`Card`](crate::checkpoint::Card) that
-    /// goes with the model needs the new `num_classes` and `classes`.
+    /// Weights are N(0, 0.02²) and biases zero, from `seed` alone; both are trainable. So is that of a distillation token. A
+    /// [`Card`](crate::checkpoint::Card) that goes with the model needs the new `num_classes` and `classes`.
     pub fn with_new_head(mut self, num_classes: usize, seed: u64) -> Self {
         use rand::SeedableRng;
         let [d, _] = self.head.weight.dims();
         let device = self.head.weight.device();
         let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-        let weight =
-            TensorData::random::<f32, _, _>([d, num_classes], burn::tensor::Distribution::Normal(0.0, 0.02), &mut rng);
-        self.head = Linear {
-            weight: Param::from_tensor(Tensor::from_data(weight, &device)),
-            bias: Some(Param::from_tensor(Tensor::zeros([num_classes], &device))),
+        let mut new = || {
+            let law = burn::tensor::Distribution::Normal(0.0, 0.02);
+            let weight = TensorData::random::<f32, _, _>([d, num_classes], law, &mut rng);
+            Linear {
+                weight: Param::from_tensor(Tensor::from_data(weight, &device)),
+                bias: Some(Param::from_tensor(Tensor::zeros([num_classes], &device))),
+            }
         };
+        self.head = new();
+        self.head_dist = self.head_dist.map(|_| new());
         self
+    }
+
+    /// The model for images of another size: its positional embedding is interpolated as timm does it, by an antialiased bicubic.
+    ///
+    /// A [`Card`](crate::checkpoint::Card) that goes with the model needs the new `img_size`. The same size changes nothing.
+    ///
+    /// # Errors
+    /// [`VitError::Config`] where `img_size` is no positive multiple of the patch size, or the model's grid is not a square.
+    pub fn with_img_size(mut self, img_size: usize) -> Result<Self, VitError> {
+        let patch = self.patch_embed.kernel_size[0];
+        if img_size == 0 || !img_size.is_multiple_of(patch) {
+            let remedy = "use a positive multiple of the model's patch_size";
+            return Err(VitError::Config { field: "img_size", value: img_size, remedy });
+        }
+        let prefix = self.num_prefix_tokens();
+        let [_, tokens, d] = self.pos_embed.dims();
+        let (from, to) = ((tokens - prefix).isqrt(), img_size / patch);
+        if from * from != tokens - prefix {
+            let remedy = "only square grids of patches can be resized";
+            return Err(VitError::Config { field: "patches", value: tokens - prefix, remedy });
+        }
+        if from != to {
+            let device = self.pos_embed.device();
+            self.pos_embed = self.pos_embed.map(|pos| {
+                let trained = pos.is_require_grad();
+                let values: Vec<f32> = pos.into_data().iter::<f32>().collect();
+                let values = positions::resampled(&values, prefix, d, from, to);
+                let pos = Tensor::from_data(TensorData::new(values, [1, prefix + to * to, d]), &device);
+                pos.set_require_grad(trained)
+            });
+        }
+        Ok(self)
     }
 }
 
@@ -139,15 +211,21 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
 
     fn forward(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         let mut x = probe.stage(images, |images, probe| self.forward_embed(images, probe));
-        let (last, before) = match self.blocks.split_last() {
-            Some(split) => split,
-            None => return self.forward_head(x, probe),
+        let (last, before) = match (self.blocks.split_last(), self.pool) {
+            (Some(split), Pool::Token) => split,
+            _ => {
+                for block in &self.blocks {
+                    x = probe.stage(x, |x, probe| block.forward(x, probe));
+                }
+                return self.forward_head(x, probe);
+            }
         };
         for block in before {
             x = probe.stage(x, |x, probe| block.forward(x, probe));
         }
-        // nothing but the class token reaches the loss: of the other tokens the last block needs keys and values
-        let state = probe.stage(x, |x, probe| last.keys_values(x, probe));
+        // nothing but the tokens with a head reaches the loss: of the others the last block needs keys and values
+        let seen = if self.head_dist.is_some() { 2 } else { 1 };
+        let state = probe.stage(x, |x, probe| last.keys_values(x, seen, probe));
         let x = last.class_token(state, probe);
         let features = probe.stage(x, |x, probe| probe.layer_norm(&self.norm, x));
         self.forward_head(features, probe)
@@ -171,10 +249,21 @@ mod tests {
     use super::*;
     use burn::backend::Flex;
 
+    fn config() -> ViTConfig {
+        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2);
+        config.with_num_heads(2).with_num_classes(3)
+    }
+
+    fn averaged() -> ViTConfig {
+        config().with_pool(Pool::Avg).with_class_token(false)
+    }
+
+    fn of(config: ViTConfig) -> ViT<Flex> {
+        config.init(&Default::default()).unwrap()
+    }
+
     fn model() -> ViT<Flex> {
-        let config =
-            ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
-        config.with_num_classes(3).init(&Default::default()).unwrap()
+        of(config())
     }
 
     #[test]
@@ -207,10 +296,29 @@ mod tests {
             TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]),
             &Default::default(),
         );
-        let (model, mut probe) = (model(), Probe::clean());
-        let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
-        let short = model.forward(images, &mut Probe::clean());
-        let distance: f32 = (all - short).abs().max().into_scalar();
-        assert!(distance < 1e-6, "logits differ by {distance}");
+        for distillation in [Distillation::None, Distillation::Token, Distillation::Head] {
+            let (model, mut probe) = (of(config().with_distillation(distillation)), Probe::clean());
+            let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
+            let short = model.forward(images.clone(), &mut Probe::clean());
+            let distance: f32 = (all - short).abs().max().into_scalar();
+            assert!(distance < 1e-6, "{distillation:?}: logits differ by {distance}");
+        }
+    }
+
+    #[test]
+    fn another_image_size_moves_the_positions_alone() {
+        for config in [config(), config().with_distillation(Distillation::Head), averaged()] {
+            let model = of(config.clone());
+            let same = model.clone().with_img_size(8).unwrap();
+            assert_eq!(same.pos_embed.to_data(), model.pos_embed.to_data());
+            let larger = model.clone().with_img_size(16).unwrap();
+            assert_eq!(larger.pos_embed.dims(), [1, config.num_prefix_tokens() + 16, 8]);
+            let images = Tensor::ones([2, 3, 16, 16], &Default::default());
+            assert_eq!(larger.forward(images, &mut Probe::clean()).dims(), [2, 3]);
+            for size in [0, 10] {
+                let error = model.clone().with_img_size(size).unwrap_err().to_string();
+                assert!(error.contains(&format!("img_size = {size}")), "{error}");
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
+use crate::config::Pool;
 use crate::error::VitError;
 use crate::model::ViT;
 
@@ -36,7 +37,7 @@ impl Scope {
     fn trains(self, path: &[String], depth: usize) -> bool {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         match (self, path.as_slice()) {
-            (Self::Full, _) | (_, ["head", ..]) => true,
+            (Self::Full, _) | (_, ["head" | "head_dist", ..]) => true,
             (Self::Head, _) => false,
             (Self::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
             (Self::ClsTail | Self::Last(_), ["norm", ..]) => true,
@@ -90,13 +91,17 @@ impl<B: Backend> ViT<B> {
     /// On an autodiff backend `is_require_grad` of a parameter tells which it is; a backend without a graph has no such flag.
     ///
     /// # Errors
-    /// [`VitError::ScopeDepth`] where `last:K` asks for no block, or for more than there are.
+    /// [`VitError::ScopeDepth`] where `last:K` asks for no block, or for more than there are; [`VitError::ScopeToken`] where `cls_tail`
+    /// meets a model that classifies by the mean of its patch tokens.
     pub fn with_scope(self, scope: Scope) -> Result<Self, VitError> {
         let depth = self.blocks.len();
         if let Scope::Last(blocks) = scope
             && !(1..=depth).contains(&blocks)
         {
             return Err(VitError::ScopeDepth { blocks, depth });
+        }
+        if scope == Scope::ClsTail && self.pool == Pool::Avg {
+            return Err(VitError::ScopeToken);
         }
         Ok(self.map(&mut Marker { scope, depth, path: Vec::new() }))
     }
@@ -248,6 +253,8 @@ mod tests {
             assert!(error.to_string().contains(CHOICES), "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }
+        let averaged = ViTConfig::vit_micro_patch4_32().with_pool(Pool::Avg).init::<AB>(&Default::default()).unwrap();
+        assert!(averaged.with_scope(Scope::ClsTail).unwrap_err().to_string().contains("last:1"));
         for blocks in [0, 4] {
             let error = model().with_scope(Scope::Last(blocks)).unwrap_err();
             assert!(matches!(error, VitError::ScopeDepth { depth: 3, .. }));

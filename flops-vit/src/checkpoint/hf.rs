@@ -1,27 +1,29 @@
-//! Import of HuggingFace's `ViTForImageClassification`.
+//! HuggingFace's folders of `ViTForImageClassification` and DeiT's classifiers, both ways.
 //!
-//! The folder holds what a model's page on the hub does: `config.json`, `model.safetensors` and, where there is one,
-//! `preprocessor_config.json` for the normalisation.
+//! The folder holds what a model's page on the hub does: `config.json`, the weights (`model.safetensors`, `pytorch_model.bin`, or either in shards
+//! with an index) and, where there is one, `preprocessor_config.json` for the normalisation. [`open`](super::open) reads it, and timm's too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
-use burn_store::{PyTorchToBurnAdapter, TensorSnapshot};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, PyTorchToBurnAdapter, TensorSnapshot};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::hf_keys::{from_hf, to_hf};
-use super::{Card, fill, read, tensors};
-use crate::config::ViTConfig;
+use super::names::{Naming, hf_model_type};
+use super::tensors::{json, values};
+use super::{Card, Opened, check_finite, fill_from, timm, write_whole};
+use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
 use crate::normalization::Normalization;
 
 /// `config.json`; a key that is absent has HuggingFace's default.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(default)]
-struct HfConfig {
+pub(super) struct HfConfig {
     model_type: String,
     hidden_act: String,
     hidden_size: usize,
@@ -58,22 +60,56 @@ impl Default for HfConfig {
 /// `preprocessor_config.json`.
 #[derive(Deserialize)]
 struct HfPreprocessor {
-    image_mean: [f32; 3],
-    image_std: [f32; 3],
+    #[serde(default = "yes")]
+    do_normalize: bool,
+    #[serde(default = "yes")]
+    do_rescale: bool,
+    #[serde(default = "byte")]
+    rescale_factor: f32,
+    image_mean: Option<[f32; 3]>,
+    image_std: Option<[f32; 3]>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn byte() -> f32 {
+    1.0 / 255.0
+}
+
+impl HfPreprocessor {
+    /// The same for pixels in [0, 1].
+    fn normalization(&self) -> Normalization {
+        let scale = 255.0 * if self.do_rescale { self.rescale_factor } else { 1.0 };
+        let half = Normalization::HALF;
+        let (mean, std) = match self.do_normalize {
+            true => (self.image_mean.unwrap_or(half.mean), self.image_std.unwrap_or(half.std)),
+            false => ([0.0; 3], [1.0; 3]),
+        };
+        Normalization { mean: mean.map(|m| m / scale), std: std.map(|s| s / scale) }
+    }
 }
 
 impl HfConfig {
     /// The same in our words, and the names of the classes.
-    fn convert(self) -> Result<(ViTConfig, Vec<String>), CheckpointError> {
-        let only = |field, value: &str, supported| {
-            let value = value.to_string();
-            if value == supported { Ok(()) } else { Err(CheckpointError::Unsupported { field, value, supported }) }
+    fn convert(self, has: impl Fn(&str) -> bool) -> Result<(ViTConfig, Vec<String>), CheckpointError> {
+        let only = |field, value: &str, supported: &'static [&str]| match supported.contains(&value) {
+            true => Ok(()),
+            false => {
+                Err(CheckpointError::Unsupported { field, value: value.into(), supported: supported.join(" or ") })
+            }
         };
-        only("model_type", &self.model_type, "vit")?;
-        only("hidden_act", &self.hidden_act, "gelu")?;
+        only("model_type", &self.model_type, &["vit", "deit"])?;
+        only("hidden_act", &self.hidden_act, &["gelu"])?;
         if self.id2label.keys().enumerate().any(|(i, &id)| i != id) {
             return Err(CheckpointError::Json("the ids of id2label are not 0, 1, 2 and so on".into()));
         }
+        let distillation = match (self.model_type.as_str(), has("distillation_classifier.weight")) {
+            ("deit", true) => Distillation::Head,
+            ("deit", false) => Distillation::Token,
+            _ => Distillation::None,
+        };
         let config = ViTConfig::new()
             .with_img_size(self.image_size)
             .with_patch_size(self.patch_size)
@@ -84,12 +120,50 @@ impl HfConfig {
             .with_mlp_ratio(self.intermediate_size as f64 / self.hidden_size as f64)
             .with_qkv_bias(self.qkv_bias)
             .with_layer_norm_eps(self.layer_norm_eps)
-            .with_num_classes(self.id2label.len());
+            .with_num_classes(self.id2label.len())
+            .with_distillation(distillation);
         Ok((config, self.id2label.into_values().collect()))
     }
 }
 
-/// Loads a HuggingFace folder: the model, and a card to [`save`](super::save) it with.
+/// `config.json` of a folder, of whichever library.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyConfig {
+    Timm(timm::TimmConfig),
+    Hf(HfConfig),
+}
+
+/// Opens a folder; `weights` is the file of it that holds the weights.
+pub(super) fn open<B: Backend>(
+    dir: &Path,
+    weights: (&str, Vec<TensorSnapshot>),
+    device: &B::Device,
+) -> Result<Opened<B>, VitError> {
+    let in_file = |name: &str, why| VitError::Checkpoint { path: dir.join(name).display().to_string(), why };
+    let (name, tensors) = weights;
+    let hf = match json::<AnyConfig>(&dir.join("config.json")).map_err(|why| in_file("config.json", why))? {
+        AnyConfig::Timm(config) => {
+            let origin = dir.display().to_string();
+            return timm::open(tensors, Some(config), &origin, device).map_err(|why| in_file(name, why));
+        }
+        AnyConfig::Hf(config) => config,
+    };
+    let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
+    let (config, classes) = hf.convert(has).map_err(|why| in_file("config.json", why))?;
+    config.validate()?;
+    let normalization = match json::<HfPreprocessor>(&dir.join("preprocessor_config.json")) {
+        Ok(found) => found.normalization(),
+        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Normalization::HALF,
+        Err(why) => return Err(in_file("preprocessor_config.json", why)),
+    };
+    let (model, notes) =
+        fill_from(&config, tensors, Naming::Hf, PyTorchToBurnAdapter, device).map_err(|why| in_file(name, why))?;
+    let description = format!("imported from the HuggingFace folder {}", dir.display());
+    Ok(Opened { model, card: Card { config, normalization, classes, description }, notes })
+}
+
+/// Loads a HuggingFace folder, or one of timm's: the model, and a card to [`save`](super::save) it with.
 ///
 /// Without a `preprocessor_config.json` inputs are normalised with [`Normalization::HALF`], as HuggingFace does.
 ///
@@ -97,46 +171,98 @@ impl HfConfig {
 /// [`VitError::Checkpoint`] where a file is missing or damaged, lacks parameters (listed), has some that the configuration does
 /// not explain, or is another model than a ViT with GELU.
 pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<(ViT<B>, Card), VitError> {
-    let file = |name: &str| dir.join(name);
-    let in_file = |name: &str, why| VitError::Checkpoint { path: dir.join(name).display().to_string(), why };
+    let Opened { model, card, .. } = super::open(&super::Source::Path(dir.into()), device)?;
+    Ok((model, card))
+}
 
-    let (config, classes) = json::<HfConfig>(&file("config.json"))
-        .and_then(HfConfig::convert)
-        .map_err(|why| in_file("config.json", why))?;
-    config.validate()?;
-    let normalization = match json::<HfPreprocessor>(&file("preprocessor_config.json")) {
-        Ok(found) => Normalization { mean: found.image_mean, std: found.image_std },
-        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Normalization::HALF,
-        Err(why) => return Err(in_file("preprocessor_config.json", why)),
+/// Writes a model as a folder that `transformers` loads with `AutoModelForImageClassification.from_pretrained`: `config.json`,
+/// `preprocessor_config.json` and `model.safetensors` in f32. Each file is written beside its place and renamed.
+///
+/// # Errors
+/// [`VitError::Save`] where the model has no counterpart there (the mean of the patch tokens instead of a class token), the card does not fit, a
+/// weight is not finite, or a file cannot be written.
+pub fn save<B: Backend>(model: &ViT<B>, card: &Card, dir: &Path) -> Result<(), VitError> {
+    let failed = |why: String| VitError::Save { path: dir.to_path_buf(), why };
+    card.fits(model).map_err(failed)?;
+    let config = &card.config;
+    if config.pool != Pool::Token {
+        return Err(failed(
+            "transformers has no ViT that classifies by the mean of its patch tokens; use checkpoint::save".into(),
+        ));
+    }
+    let ours = model.collect(None, None, false);
+    check_finite(&ours).map_err(|e| failed(e.to_string()))?;
+    let mut tensors = vec![];
+    // the adapter turns linear layers, and has names of its own for some parameters
+    for (named, tensor) in ours.iter().zip(model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), false)) {
+        let name = Naming::Hf.theirs(&named.full_path(), config);
+        let name = name.ok_or_else(|| failed(format!("{} has no name in transformers", named.full_path())))?;
+        let data = values(&tensor).map_err(|e| failed(e.to_string()))?;
+        let bytes: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+        tensors.push((name, data.shape.to_vec(), bytes));
+    }
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+    let views: Result<Vec<_>, safetensors::SafeTensorError> = views.collect();
+    // transformers asks for this key
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    let weights = views.and_then(|v| safetensors::serialize(v, Some(metadata))).map_err(|e| failed(e.to_string()))?;
+
+    let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).map_err(|e| failed(e.to_string()));
+    let files = [
+        ("config.json", pretty(&hf_config(card))?),
+        ("preprocessor_config.json", pretty(&hf_preprocessor(card))?),
+        ("model.safetensors", weights),
+    ];
+    std::fs::create_dir_all(dir).map_err(|e| failed(e.to_string()))?;
+    for (name, bytes) in files {
+        let written = write_whole(&dir.join(name), &bytes);
+        written.map_err(|e| failed(format!("{name}: {e}; choose a folder that can be written")))?;
+    }
+    Ok(())
+}
+
+fn hf_config(card: &Card) -> serde_json::Value {
+    let config = &card.config;
+    let id2label: BTreeMap<usize, &String> = card.classes.iter().enumerate().collect();
+    let label2id: BTreeMap<&String, usize> = card.classes.iter().enumerate().map(|(i, name)| (name, i)).collect();
+    let architecture = match config.distillation {
+        Distillation::None => "ViTForImageClassification",
+        Distillation::Token => "DeiTForImageClassification",
+        Distillation::Head => "DeiTForImageClassificationWithTeacher",
     };
-    let model =
-        weights(&config, &file("model.safetensors"), device).map_err(|why| in_file("model.safetensors", why))?;
-    let description = format!("imported from the HuggingFace folder {}", dir.display());
-    Ok((model, Card { config, normalization, classes, description }))
-}
-
-fn json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
-    serde_json::from_slice(&read(path)?).map_err(|e| CheckpointError::Json(e.to_string()))
-}
-
-fn weights<B: Backend>(config: &ViTConfig, path: &Path, device: &B::Device) -> Result<ViT<B>, CheckpointError> {
-    // what classification does not use
-    let ignored = |key: &str| key.starts_with("vit.pooler.") || key.ends_with(".position_ids");
-    let found = tensors(read(path)?)?.into_iter().filter(|t| !ignored(&t.full_path()));
-    let named: Vec<TensorSnapshot> = found.map(renamed).collect();
-    let theirs = |names: Vec<String>| names.into_iter().map(|name| to_hf(&name).unwrap_or(name)).collect();
-    fill(config, named, PyTorchToBurnAdapter, device).map_err(|why| match why {
-        CheckpointError::Missing(names) => CheckpointError::Missing(theirs(names)),
-        CheckpointError::Unexpected(names) => CheckpointError::Unexpected(theirs(names)),
-        CheckpointError::NonFinite { name } => CheckpointError::NonFinite { name: to_hf(&name).unwrap_or(name) },
-        other => other,
+    json!({
+        "architectures": [architecture],
+        "model_type": hf_model_type(config),
+        "hidden_act": "gelu",
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim(),
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "layer_norm_eps": config.layer_norm_eps,
+        "image_size": config.img_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.in_chans,
+        "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+        "id2label": id2label,
+        "label2id": label2id,
     })
 }
 
-/// The tensor under our name; under its own where it has none.
-fn renamed(mut tensor: TensorSnapshot) -> TensorSnapshot {
-    if let Some(name) = from_hf(&tensor.full_path()) {
-        tensor.path_stack = Some(name.split('.').map(String::from).collect());
-    }
-    tensor
+fn hf_preprocessor(card: &Card) -> serde_json::Value {
+    json!({
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": true,
+        "size": {"height": card.config.img_size, "width": card.config.img_size},
+        "resample": 2,
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": card.normalization.mean,
+        "image_std": card.normalization.std,
+    })
 }

@@ -1,6 +1,7 @@
 //! Checkpoints as safetensors, with the configuration in the file's metadata.
 //!
-//! A file that does not fit is an error, never a model of which half is loaded. Models from the HuggingFace hub: [`hf`].
+//! A file that does not fit is an error, never a model of which half is loaded. [`open`] loads whatever there is: this crate's own files, folders
+//! and files of HuggingFace's and timm's, and models of the HuggingFace hub; [`hf::save`] hands back what `transformers` loads.
 //!
 //! # Example
 //! ```
@@ -26,9 +27,12 @@
 //! ```
 
 pub mod hf;
-mod hf_keys;
+mod names;
+mod source;
+mod tensors;
 #[cfg(test)]
 mod tests;
+mod timm;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,18 +40,19 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn_store::{
-    ApplyError, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore, SafetensorsStore,
-    TensorSnapshot,
+    ApplyError, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore, TensorSnapshot,
 };
 use safetensors::SafeTensors;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::ViTConfig;
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
 use crate::normalization::Normalization;
+use names::Naming;
+pub use source::Source;
+use tensors::{ToFull, WEIGHTS, check_intact, read};
 
 /// The card's key in the metadata of a file.
 pub(crate) const CARD_KEY: &str = "flops";
@@ -56,6 +61,7 @@ pub(crate) const CARD_KEY: &str = "flops";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// Sizes of the model.
+    #[serde(deserialize_with = "with_defaults")]
     pub config: ViTConfig,
     /// What its inputs were normalised with, and must be normalised with again.
     pub normalization: Normalization,
@@ -65,7 +71,29 @@ pub struct Card {
     pub description: String,
 }
 
+/// A configuration of which what an older version did not know has its default.
+fn with_defaults<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ViTConfig, D::Error> {
+    use serde::de::Error;
+    let given = serde_json::Map::deserialize(deserializer)?;
+    let mut all = serde_json::to_value(ViTConfig::new()).map_err(D::Error::custom)?;
+    if let Some(all) = all.as_object_mut() {
+        all.extend(given);
+    }
+    serde_json::from_value(all).map_err(D::Error::custom)
+}
+
 impl Card {
+    /// Whether it describes `model`; what is wrong where it does not.
+    fn fits<B: Backend>(&self, model: &ViT<B>) -> Result<(), String> {
+        self.check().map_err(|why| format!("the card does not fit the model: {why}"))?;
+        let compare = |what: &str, says: usize, has: usize| match says == has {
+            true => Ok(()),
+            false => Err(format!("the card says {says} {what}, the model's has {has}",)),
+        };
+        compare("classes", self.config.num_classes, model.head.weight.dims()[1])?;
+        compare("tokens", self.config.num_tokens(), model.pos_embed.dims()[1])
+    }
+
     /// Whether the parts fit together; what is wrong where they do not.
     fn check(&self) -> Result<(), String> {
         self.config.validate().map_err(|e| e.to_string())?;
@@ -104,14 +132,7 @@ pub fn pretrained<B: Backend>(device: &B::Device) -> Result<(ViT<B>, Card), VitE
 /// cannot be written.
 pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) -> Result<(), VitError> {
     let failed = |why: String| VitError::Save { path: path.to_path_buf(), why };
-    card.check().map_err(|why| failed(format!("the card does not fit the model: {why}")))?;
-    let classes = model.head.weight.dims()[1];
-    if classes != card.config.num_classes {
-        return Err(failed(format!(
-            "the card says {} classes, the model's head has {classes}",
-            card.config.num_classes
-        )));
-    }
+    card.fits(model).map_err(failed)?;
     let described = serde_json::to_string(card).map_err(|e| failed(e.to_string()))?;
     let mut store = SafetensorsStore::from_bytes(None).metadata(CARD_KEY, described);
     let mut stored = None;
@@ -139,6 +160,101 @@ fn reproducible(bytes: &[u8]) -> Option<Vec<u8>> {
     Some([&(header.len() as u64).to_le_bytes(), header.as_slice(), tensors].concat())
 }
 
+/// What [`open`] found.
+#[derive(Debug)]
+pub struct Opened<B: Backend> {
+    /// The model, its weights in f32.
+    pub model: ViT<B>,
+    /// What it says of itself, or what was found out.
+    pub card: Card,
+    /// What was not as in the file, and should be known: a line each.
+    pub notes: Vec<String>,
+}
+
+/// Loads a model from wherever it is:
+///
+/// - a file that [`save`] wrote;
+/// - a folder as HuggingFace's and timm's models have it on the hub, the weights in safetensors or PyTorch's format, whole or in shards;
+/// - a file of timm's weights (`.safetensors`, `.pth`, `.pt`, `.bin`), whose sizes are read off its shapes;
+/// - a model on the HuggingFace hub, from the local cache; with the cargo feature `download` it is fetched into it where it is missing.
+///
+/// Weights without a head, as those of `ViTModel`, get a new one of as many classes as the configuration says, and a note.
+///
+/// # Errors
+/// [`VitError::Checkpoint`] where a file is missing or damaged, lacks parameters or has others (all are listed), or is another model than
+/// a ViT with GELU.
+///
+/// # Example
+/// ```no_run
+/// use burn::backend::Flex;
+/// use flops_vit::checkpoint;
+///
+/// let source = "hf:google/vit-base-patch16-224".parse()?;
+/// let opened = checkpoint::open::<Flex>(&source, &Default::default())?;
+/// println!("{} classes", opened.card.classes.len());
+/// # Ok::<(), flops_vit::VitError>(())
+/// ```
+pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, VitError> {
+    let path = source.resolve()?;
+    let named = |path: &Path, why| VitError::Checkpoint { path: path.display().to_string(), why };
+    if path.is_dir() {
+        let name = WEIGHTS.into_iter().find(|name| path.join(name).exists());
+        let name = name.ok_or_else(|| named(&path, CheckpointError::NoWeights { looked_for: WEIGHTS.join(", ") }))?;
+        let found = tensors::of_file(&path.join(name)).map_err(|why| named(&path.join(name), why))?;
+        return hf::open(&path, (name, found), device);
+    }
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        let bytes = read(&path).map_err(|why| named(&path, why))?;
+        if has_card(&bytes) {
+            let (model, card) = from_bytes(bytes, device).map_err(|why| named(&path, why))?;
+            return Ok(Opened { model, card, notes: vec![] });
+        }
+    }
+    let found = tensors::of_file(&path).map_err(|why| named(&path, why))?;
+    match timm::is_timm(&found) {
+        true => timm::open(found, None, &path.display().to_string(), device).map_err(|why| named(&path, why)),
+        false => Err(named(&path, CheckpointError::NoCard)),
+    }
+}
+
+fn has_card(bytes: &[u8]) -> bool {
+    let header = SafeTensors::read_metadata(bytes);
+    header.is_ok_and(|(_, header)| header.metadata().as_ref().is_some_and(|m| m.contains_key(CARD_KEY)))
+}
+
+/// A model of that configuration from the tensors of another library, and what should be said of it.
+fn fill_from<B: Backend>(
+    config: &ViTConfig,
+    tensors: Vec<TensorSnapshot>,
+    naming: Naming,
+    layout: impl ModuleAdapter + 'static,
+    device: &B::Device,
+) -> Result<(ViT<B>, Vec<String>), CheckpointError> {
+    let mut named = naming.renamed(tensors)?;
+    let mut notes = vec![];
+    if !named.iter().any(|t| t.full_path().starts_with("head")) {
+        let classes = config.num_classes;
+        notes.push(format!("the weights have no head: a new one of {classes} classes is used"));
+        // overwritten by drawn weights below
+        for (name, shape) in [("weight", vec![classes, config.embed_dim]), ("bias", vec![classes])] {
+            let mut tensor = tensors::of_values(vec![0.0; shape.iter().product()], shape);
+            tensor.path_stack = Some(vec!["head".into(), name.into()]);
+            named.push(tensor);
+        }
+    }
+    let theirs = |names: Vec<String>| names.into_iter().map(|n| naming.theirs(&n, config).unwrap_or(n)).collect();
+    let model = fill(config, named, layout, device).map_err(|why| match why {
+        CheckpointError::Missing(names) => CheckpointError::Missing(theirs(names)),
+        CheckpointError::Unexpected(names) => CheckpointError::Unexpected(theirs(names)),
+        CheckpointError::NonFinite { name } => {
+            CheckpointError::NonFinite { name: naming.theirs(&name, config).unwrap_or(name) }
+        }
+        other => other,
+    })?;
+    let model = if notes.is_empty() { model } else { model.with_new_head(config.num_classes, 0) };
+    Ok((model, notes))
+}
+
 /// Loads a checkpoint that [`save`] wrote; f16 becomes f32.
 ///
 /// # Errors
@@ -147,10 +263,6 @@ pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<(ViT<B>, Card
     read(path)
         .and_then(|bytes| from_bytes(bytes, device))
         .map_err(|why| VitError::Checkpoint { path: path.display().to_string(), why })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    std::fs::read(path).map_err(CheckpointError::Read)
 }
 
 /// Writes beside `path` and renames: there is never half a file under that name.
@@ -174,23 +286,8 @@ fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<(ViT<B>,
     let described = header.metadata().as_ref().and_then(|m| m.get(CARD_KEY)).ok_or(CheckpointError::NoCard)?;
     let card: Card = serde_json::from_str(described).map_err(|e| CheckpointError::Card(e.to_string()))?;
     card.check().map_err(CheckpointError::Card)?;
-    let model = fill(&card.config, tensors(bytes)?, IdentityAdapter, device)?;
+    let model = fill(&card.config, tensors::of_safetensors(bytes)?, IdentityAdapter, device)?;
     Ok((model, card))
-}
-
-fn check_intact(bytes: &[u8]) -> Result<(), CheckpointError> {
-    if bytes.is_empty() {
-        return Err(CheckpointError::Empty);
-    }
-    SafeTensors::deserialize(bytes).map(|_| ()).map_err(|e| CheckpointError::Malformed(e.to_string()))
-}
-
-/// The tensors of a safetensors file, not yet read.
-fn tensors(bytes: Vec<u8>) -> Result<Vec<TensorSnapshot>, CheckpointError> {
-    check_intact(&bytes)?;
-    let mut store = SafetensorsStore::from_bytes(Some(bytes));
-    let tensors = store.get_all_snapshots().map_err(|e| CheckpointError::Malformed(e.to_string()))?;
-    Ok(tensors.values().cloned().collect())
 }
 
 /// A model of that configuration with every parameter taken from `tensors`, which are named as in the model.
@@ -240,29 +337,4 @@ fn check_finite(tensors: &[TensorSnapshot]) -> Result<(), CheckpointError> {
         }
     }
     Ok(())
-}
-
-/// Tensors of other precisions become f32 when they are loaded, whatever layer they belong to.
-#[derive(Clone)]
-struct ToFull;
-
-impl ModuleAdapter for ToFull {
-    fn adapt(&self, snapshot: &TensorSnapshot) -> TensorSnapshot {
-        if snapshot.dtype == DType::F32 {
-            return snapshot.clone();
-        }
-        let data = snapshot.clone_data_fn();
-        TensorSnapshot::from_closure(
-            std::rc::Rc::new(move || Ok(data()?.convert_dtype(DType::F32))),
-            DType::F32,
-            snapshot.shape.clone(),
-            snapshot.path_stack.clone().unwrap_or_default(),
-            snapshot.container_stack.clone().unwrap_or_default(),
-            snapshot.tensor_id.unwrap_or_default(),
-        )
-    }
-
-    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
-        Box::new(self.clone())
-    }
 }

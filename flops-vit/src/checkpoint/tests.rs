@@ -220,7 +220,7 @@ fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
             let norm = tensor.0.contains("norm");
             let ours =
                 if norm { tensor.0.replace("weight", "gamma").replace("bias", "beta") } else { tensor.0.clone() };
-            tensor.0 = hf_keys::to_hf(&ours).unwrap();
+            tensor.0 = Naming::Hf.theirs(&ours, &config()).unwrap();
         }
         tensors.push(("vit.pooler.dense.bias".into(), Dtype::F32, vec![1], vec![0; 4]));
     });

@@ -1,0 +1,229 @@
+//! Models as HuggingFace and timm publish them, read, computed with, and handed back.
+//!
+//! The reference models and values in `fixtures` are made by `fixtures/generate.py`, which names the versions of the libraries.
+//! `fixtures/check_saved.py` loads with `transformers` what the last test here writes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::backend::{Flex, NdArray};
+use burn::prelude::*;
+use flops_core::{ForwardModel, Probe};
+use flops_vit::checkpoint::{self, Opened, Source, hf};
+use flops_vit::{Distillation, Normalization, Pool, ViT, ViTConfig};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+const TOLERANCE: f32 = 1e-4;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn open<B: Backend>(path: &Path) -> Opened<B> {
+    checkpoint::open(&Source::Path(path.into()), &Default::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The tensors of a file in f32.
+fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |name: String, t: TensorView<'_>| {
+        let dtype = match t.dtype() {
+            Dtype::F32 => burn::tensor::DType::F32,
+            Dtype::F16 => burn::tensor::DType::F16,
+            Dtype::BF16 => burn::tensor::DType::BF16,
+            other => panic!("{name} is {other:?}"),
+        };
+        let data = TensorData::from_bytes_vec(t.data().to_vec(), t.shape().to_vec(), dtype);
+        (name, data.convert_dtype(burn::tensor::DType::F32))
+    };
+    file.tensors().into_iter().map(|(name, t)| read(name, t)).collect()
+}
+
+fn assert_near(found: &TensorData, expected: &TensorData, what: &str) {
+    assert_eq!(found.shape, expected.shape, "{what}");
+    let far = found.iter::<f32>().zip(expected.iter::<f32>()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far <= TOLERANCE, "{what}: off by {far}");
+}
+
+/// Logits of the fixture's images, as the fixture has them.
+fn agrees<B: Backend>(model: &ViT<B>, name: &str) {
+    let golden = tensors(&fixture(name).join("golden.safetensors"));
+    let images = Tensor::from_data(golden["images"].clone(), &Default::default());
+    let logits = model.forward(images, &mut Probe::clean()).into_data();
+    assert_near(&logits, &golden["logits"], name);
+}
+
+/// What the fixtures have in common.
+fn small() -> ViTConfig {
+    let config =
+        ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(12).with_depth(2).with_num_heads(3);
+    config.with_mlp_ratio(2.0).with_num_classes(4)
+}
+
+/// The folders of both libraries with a head, and the configuration that must be found for each.
+fn folders() -> Vec<(&'static str, ViTConfig)> {
+    let hf = small().with_mlp_ratio(20.0 / 12.0).with_layer_norm_eps(1e-12);
+    let timm = small();
+    vec![
+        ("hf_sharded", hf.clone().with_qkv_bias(false).with_layer_norm_eps(1e-3)),
+        ("hf_bin_f16", hf.clone()),
+        ("hf_deit_bf16", hf.clone().with_distillation(Distillation::Head)),
+        ("hf_deit_token", hf.with_distillation(Distillation::Token)),
+        ("timm_token", timm.clone()),
+        ("timm_avg", timm.clone().with_pool(Pool::Avg).with_class_token(false).with_qkv_bias(false)),
+        ("timm_distilled", timm.clone().with_distillation(Distillation::Head)),
+        ("timm_no_embed_class", timm),
+    ]
+}
+
+#[test]
+fn folders_give_the_logits_of_their_libraries() {
+    for (name, config) in folders() {
+        let flex = open::<Flex>(&fixture(name));
+        assert_eq!(flex.card.config, config, "{name}");
+        assert!(flex.notes.is_empty(), "{name}: {:?}", flex.notes);
+        assert_eq!(Module::num_params(&flex.model), config.num_params(), "{name}");
+        agrees(&flex.model, name);
+        agrees(&open::<NdArray>(&fixture(name)).model, name);
+    }
+}
+
+#[test]
+fn normalisation_is_that_of_the_folder() {
+    let of = |name: &str| open::<Flex>(&fixture(name)).card.normalization;
+    let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let imagenet = of("hf_sharded");
+    assert!(near(imagenet.mean, Normalization::IMAGENET.mean) && near(imagenet.std, Normalization::IMAGENET.std));
+    assert_eq!(of("hf_bin_f16"), Normalization::HALF);
+    assert_eq!(of("timm_avg"), Normalization { mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6] });
+    // a processor that does not normalise, and one whose images end up in [-1, 1] by its scale
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "pytorch_model.bin"] {
+        std::fs::copy(fixture("hf_bin_f16").join(name), dir.path().join(name)).unwrap();
+    }
+    for (json, mean, std) in [
+        (r#"{"do_normalize": false, "image_mean": [9, 9, 9], "image_std": [9, 9, 9]}"#, 0.0, 1.0),
+        (r#"{"rescale_factor": 0.00784313725, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}"#, 0.5, 0.5),
+        (r#"{"do_rescale": false, "image_mean": [127.5, 127.5, 127.5], "image_std": [51, 51, 51]}"#, 0.5, 0.2),
+    ] {
+        std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
+        let found = open::<Flex>(dir.path()).card.normalization;
+        assert!(near(found.mean, [mean; 3]) && near(found.std, [std; 3]), "{json}: {found:?}");
+    }
+}
+
+#[test]
+fn a_file_of_timm_s_needs_no_configuration() {
+    let opened = open::<Flex>(&fixture("timm_pth/model.pth"));
+    let sizes = small().with_embed_dim(64).with_depth(1).with_num_heads(1).with_mlp_ratio(0.25);
+    assert_eq!(opened.card.config, sizes);
+    assert_eq!(opened.card.classes, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
+    assert!(opened.notes[0].contains("normalised"), "{:?}", opened.notes);
+    agrees(&opened.model, "timm_pth");
+}
+
+#[test]
+fn a_backbone_gets_a_new_head_and_a_note() {
+    let (a, b) = (open::<Flex>(&fixture("hf_backbone")), open::<Flex>(&fixture("hf_backbone")));
+    assert_eq!(a.notes, ["the weights have no head: a new one of 4 classes is used"]);
+    assert_eq!(a.model.head.weight.to_data(), b.model.head.weight.to_data());
+    assert_ne!(a.model.head.weight.to_data(), TensorData::zeros::<f32, _>([12, 4]));
+}
+
+#[test]
+fn positions_are_interpolated_as_timm_does_it() {
+    let golden = tensors(&fixture("positions/golden.safetensors"));
+    let mut seen = 0;
+    for (name, given) in golden.iter().filter(|(name, _)| name.ends_with(".in")) {
+        let sizes: Vec<usize> = name.split('.').filter_map(|n| n.parse().ok()).collect();
+        let [prefix, old, new] = sizes[..] else { panic!("{name}") };
+        let config = ViTConfig::new().with_img_size(old).with_patch_size(1).with_embed_dim(3).with_depth(1);
+        let config = match prefix {
+            0 => config.with_pool(Pool::Avg).with_class_token(false),
+            1 => config,
+            _ => config.with_distillation(Distillation::Head),
+        };
+        let mut model = config.with_num_heads(1).init::<Flex>(&Default::default()).unwrap();
+        model.pos_embed = model.pos_embed.map(|_| Tensor::from_data(given.clone(), &Default::default()));
+        let found = model.with_img_size(new).unwrap().pos_embed.to_data();
+        assert_near(&found, &golden[&name.replace(".in", ".out")], name);
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
+#[test]
+fn what_does_not_fit_is_listed() {
+    let error = |path: &Path| {
+        checkpoint::open::<Flex>(&Source::Path(path.into()), &Default::default()).unwrap_err().to_string()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    assert!(error(&at("nothing.pth")).contains("cannot be read"));
+    assert!(error(dir.path()).contains("looked for model.safetensors, model.safetensors.index.json"));
+    for (name, bytes) in [("cut.pth", &b"PK\x03\x04 and no more"[..]), ("text.bin", b"no weights"), ("empty.pt", b"")] {
+        std::fs::write(at(name), bytes).unwrap();
+        assert!(error(&at(name)).contains(name), "{}", error(&at(name)));
+    }
+    // a shard that is gone, one that is cut, and an index that leads out of the folder
+    for entry in std::fs::read_dir(fixture("hf_sharded")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), at(&entry.file_name().to_string_lossy())).unwrap();
+    }
+    let shard = at("model-00002-of-00004.safetensors");
+    let whole = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    assert!(error(dir.path()).contains("model-00002-of-00004.safetensors: it is no intact safetensors file"));
+    std::fs::remove_file(&shard).unwrap();
+    assert!(error(dir.path()).contains("model-00002-of-00004.safetensors: it cannot be read"));
+    std::fs::write(at("model.safetensors.index.json"), r#"{"weight_map": {"a": "../up.safetensors"}}"#).unwrap();
+    assert!(error(dir.path()).contains("'../up.safetensors' is no file name"));
+    // names of the library, not ours
+    let config = std::fs::read_to_string(fixture("hf_bin_f16/config.json")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("hf_bin_f16/pytorch_model.bin"), other.path().join("pytorch_model.bin")).unwrap();
+    for (from, to, expected) in [
+        (r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 3"#, "vit.encoder.layer.2.attention.attention.key.bias"),
+        (r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 1"#, "vit.encoder.layer.1.attention.attention.key.bias"),
+        (r#""intermediate_size": 20"#, r#""intermediate_size": 24"#, "blocks.0.fc1.bias is [20], expected [24]"),
+        (
+            r#""model_type": "vit""#,
+            r#""model_type": "swin""#,
+            "model_type = 'swin' is not supported; only vit or deit is",
+        ),
+    ] {
+        let changed = config.replace(from, to);
+        assert_ne!(changed, config);
+        std::fs::write(other.path().join("config.json"), changed).unwrap();
+        let found = error(other.path());
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+/// A model that is read, and written, is the one that was published: the same tensors under the same names.
+#[test]
+fn saved_folders_hold_what_was_read() {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("saved");
+    let _ = std::fs::remove_dir_all(&root);
+    for (name, config) in folders() {
+        let Opened { model, card, .. } = open::<Flex>(&fixture(name));
+        let dir = root.join(name);
+        if config.pool == Pool::Avg {
+            let error = hf::save(&model, &card, &dir).unwrap_err().to_string();
+            assert!(error.contains("mean of its patch tokens"), "{error}");
+            continue;
+        }
+        hf::save(&model, &card, &dir).unwrap();
+        std::fs::copy(fixture(name).join("golden.safetensors"), dir.join("golden.safetensors")).unwrap();
+        let again = open::<Flex>(&dir);
+        assert_eq!(again.card.config, card.config, "{name}");
+        assert_eq!((again.card.classes, again.card.normalization), (card.classes, card.normalization), "{name}");
+        agrees(&again.model, name);
+        let whole = fixture(name).join("model.safetensors");
+        if name.starts_with("hf_") && whole.exists() {
+            assert_eq!(tensors(&dir.join("model.safetensors")), tensors(&whole), "{name}");
+        }
+    }
+}

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
+use burn::data::dataloader::batcher::Batcher;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use clap::Parser;
@@ -33,7 +34,7 @@ use flops_examples::history::{History, Row, Split};
 use flops_examples::renderer::thousands;
 use flops_examples::{BURN_VERSION, cli, curves};
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
+use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, LoadOptions, Padding};
 use flops_vit::{Scope, ViT};
 use serde_json::{Value, json};
 
@@ -55,18 +56,31 @@ struct Args {
     /// mezo, fzoo, es (evolution strategies), eggroll.
     #[arg(long, default_value = "forward")]
     method: Method,
-    /// cifar10, digits (embedded) or folder:PATH (a sub-folder per class).
+    /// cifar10, cifar100, digits (embedded) or folder:PATH (a sub-folder per class).
     #[arg(long, default_value = "digits")]
     dataset: DatasetSpec,
-    /// Folder of CIFAR-10's binary files; Burn's data set cache if not given.
+    /// Folder of CIFAR's binary files; Burn's data set cache if not given.
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Fetch CIFAR-10 into Burn's data set cache where it is missing (build with --features download).
+    /// Fetch CIFAR into Burn's data set cache where it is missing (build with --features download).
     #[arg(long)]
     download: bool,
+    /// Fail at the first image of a folder that cannot be decoded, instead of leaving such images out.
+    #[arg(long)]
+    strict: bool,
     /// Use at most this many training and this many test images, spread evenly over the data set.
     #[arg(long)]
     limit: Option<usize>,
+    /// Train on this many images of every class, drawn by the seed; --limit then holds for the test images alone.
+    #[arg(long)]
+    shots: Option<usize>,
+    /// Mirror every second training image, drawn anew in each epoch; prefixes of frozen blocks are then not kept, which takes time.
+    #[arg(long)]
+    flip: bool,
+    /// Crop each training image to its size after padding it with this many black pixels on each side, at a place drawn anew in each
+    /// epoch; prefixes are then not kept, as with --flip.
+    #[arg(long, default_value_t = 0)]
+    crop: usize,
     /// Checkpoint to start from (.safetensors); the one shipped with flops-vit if not given.
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -206,6 +220,8 @@ impl Args {
         ensure!(self.epochs > 0, "--epochs 0: train for at least 1 epoch");
         ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 image");
         ensure!(self.limit != Some(0), "--limit 0: use at least 1 image");
+        ensure!(self.shots != Some(0), "--shots 0: use at least 1 image of every class");
+        ensure!(self.crop <= 1000, "--crop {}: use at most 1000 pixels", self.crop);
         ensure!(self.copies() <= 1000, "--copies {}: use at most 1000", self.copies());
         ensure!(self.shift <= 1000, "--shift {}: use at most 1000 pixels", self.shift);
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
@@ -261,6 +277,12 @@ impl Args {
         self.copies.unwrap_or(if self.dataset == DatasetSpec::Digits { 4 } else { 0 })
     }
 
+    /// What each epoch changes of the training images, if anything.
+    fn augmentation(&self) -> Option<Augment> {
+        let augment = Augment { flip: self.flip, shift: self.crop, padding: Padding::Black, seed: self.seed };
+        (self.flip || self.crop > 0).then_some(augment)
+    }
+
     /// Every setting of the run, by its flag's name.
     fn settings(&self, config: &ForwardConfig) -> Result<Settings> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
@@ -270,6 +292,9 @@ impl Args {
             "dataset": self.dataset.to_string(),
             "data_dir": path(&self.data_dir),
             "limit": self.limit,
+            "shots": self.shots,
+            "flip": self.flip,
+            "crop": self.crop,
             "weights": path(&self.weights),
             "reset_head": self.reset_head,
             "copies": self.copies(),
@@ -307,11 +332,13 @@ impl Args {
     }
 }
 
-/// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory.
+/// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory or change from epoch
+/// to epoch.
 fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
     // at most keys, values and hidden state of every token
     let bytes = 3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>();
-    if args.no_prefix_cache || images.saturating_mul(bytes) > PREFIX_CACHE_BYTES { 0 } else { images }
+    let never = args.no_prefix_cache || args.augmentation().is_some();
+    if never || images.saturating_mul(bytes) > PREFIX_CACHE_BYTES { 0 } else { images }
 }
 
 /// Mean loss and accuracy on the test images.
@@ -337,11 +364,21 @@ fn train(args: Args) -> Result<()> {
         Some(path) => checkpoint::load(path, &device)?,
         None => checkpoint::pretrained(&device)?,
     };
-    let split = args.dataset.load(args.data_dir.as_deref(), args.download, card.config.img_size)?;
-    if !split.missing.is_empty() {
-        println!("without {}: training goes on with fewer images", split.missing.join(", "));
+    let options = LoadOptions::new(card.config.img_size)
+        .with_data_dir(args.data_dir.clone())
+        .with_download(args.download)
+        .with_strict(args.strict)
+        .with_threads(config.estimator.threads);
+    let split = args.dataset.load(&options)?;
+    for remark in split.remarks() {
+        println!("{remark}");
     }
-    let (train_data, test_data) = (split.train.limited(args.limit), split.test.limited(args.limit));
+    let skipped = split.skipped.len();
+    let train_data = match args.shots {
+        Some(shots) => split.train.shots(shots, args.seed)?,
+        None => split.train.limited(args.limit),
+    };
+    let test_data = split.test.limited(args.limit);
     let pixels = train_data.items.first().map_or(0, |item| item.pixels.len());
     ensure!(
         train_data.items.len().saturating_mul((args.copies() + 1) * pixels) <= IMAGE_BYTES,
@@ -462,6 +499,7 @@ fn train(args: Args) -> Result<()> {
             "variance_vs_uniform": history.mean(|row| row.variance_vs_uniform).filter(|_| independent),
             "ceiling": history.mean(|row| row.ceiling).filter(|_| independent),
             "train_images": images,
+            "skipped_images": skipped,
             "stopped": stopped,
             "config": settings,
             "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
@@ -521,20 +559,26 @@ struct Training<'a> {
 impl Training<'_> {
     /// Batches without a graph.
     fn plain(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
-        let loader = EpochLoader::new(
-            self.data.clone(),
-            Plain(self.batcher.clone()),
-            self.args.batch_size,
-            self.device.clone(),
-        )?;
-        Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
+        self.load(Plain(self.batcher.clone()))
     }
 
     /// Batches for backpropagation, in the same order.
     fn differentiable(&self) -> Result<Arc<dyn DataLoader<AB, ImageBatch<AB>>>> {
-        let loader =
-            EpochLoader::new(self.data.clone(), self.batcher.clone(), self.args.batch_size, self.device.clone())?;
-        Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(self.epoch as u64)))
+        self.load(self.batcher.clone())
+    }
+
+    /// Shuffled and, where that is asked for, changed in every epoch.
+    fn load<O: Send + 'static>(
+        &self,
+        batcher: impl Batcher<AB, ImageItem, O> + 'static,
+    ) -> Result<Arc<dyn DataLoader<AB, O>>> {
+        let loader = EpochLoader::new(self.data.clone(), batcher, self.args.batch_size, self.device.clone())?
+            .shuffled(self.args.seed)
+            .starting_at_epoch(self.epoch as u64);
+        Ok(match self.args.augmentation() {
+            Some(augment) => Arc::new(loader.with_augmentation(augment)),
+            None => Arc::new(loader),
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use flops_core::{EpochLoader, ForwardModel, Probe, Rows};
 use flops_examples::backend::{self, AB, B};
 use flops_examples::cli;
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, Padding};
+use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, LoadOptions, Padding};
 use flops_vit::{Normalization, ViT, ViTConfig};
 
 /// Pretrain a ViT by backpropagation.
@@ -103,7 +103,11 @@ fn train(args: Args) -> Result<()> {
     );
     let device = backend::device()?;
     let config = ViTConfig::vit_micro_patch4_32();
-    let split = DatasetSpec::Cifar10.load(args.data_dir.as_deref(), false, config.img_size)?;
+    let options = LoadOptions::new(config.img_size).with_data_dir(args.data_dir).with_threads(args.threads);
+    let split = DatasetSpec::Cifar10.load(&options)?;
+    for remark in split.remarks() {
+        println!("{remark}");
+    }
     let classes = split.train.classes.clone();
     let normalization = Normalization::CIFAR10;
     let batcher = ImageBatcher::new(config.img_size, normalization)?;

@@ -18,7 +18,7 @@ use flops_core::{
     Allocation, BackpropLearner, Batch, EpochLoader, Error, ForwardConfig, ForwardLearner, QueryBudget, StepReport,
 };
 use flops_vit::checkpoint;
-use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem};
+use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, LoadOptions};
 use flops_vit::{Scope, ViT};
 use rand::rngs::StdRng;
 
@@ -31,10 +31,10 @@ pub type Learner<A = AnyAllocator<AB>> = ForwardLearner<AB, ViT<AB>, A>;
 /// Which data and which part of the model an experiment is about.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LabArgs {
-    /// cifar10, digits (embedded) or folder:PATH.
+    /// cifar10, cifar100, digits (embedded) or folder:PATH.
     #[arg(long, default_value = "digits")]
     pub dataset: DatasetSpec,
-    /// Folder of CIFAR-10's binary files.
+    /// Folder of CIFAR's binary files.
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
     /// Checkpoint to start from; the one shipped with flops-vit if not given.
@@ -76,7 +76,11 @@ impl Lab {
             Some(path) => checkpoint::load::<AB>(path, &device)?,
             None => checkpoint::pretrained(&device)?,
         };
-        let split = args.dataset.load(args.data_dir.as_deref(), false, card.config.img_size)?;
+        let options = LoadOptions::new(card.config.img_size).with_data_dir(args.data_dir.clone()).with_threads(threads);
+        let split = args.dataset.load(&options)?;
+        for remark in split.remarks() {
+            println!("{remark}");
+        }
         let limited = |data: ImageDataset| Arc::new(data.limited(args.limit));
         let (train, test) = (limited(split.train), limited(split.test));
         let model = model.with_new_head(train.classes.len(), 0).with_scope(args.scope)?;

@@ -5,7 +5,7 @@
 //! - [`Scope`]: which parameters are trained, from the head alone to everything.
 //! - [`checkpoint`]: safetensors that carry their configuration, the shipped `vit_micro_patch4_32`, and the import of HuggingFace's
 //!   `ViTForImageClassification`.
-//! - [`data`]: CIFAR-10, image folders and the embedded handwritten digits, as loaders of batches.
+//! - [`data`]: CIFAR-10 and CIFAR-100, image folders and the embedded handwritten digits, as loaders of batches.
 //!
 //! # Example
 //! Build a model, say what is trained, ask for the loss of each image:

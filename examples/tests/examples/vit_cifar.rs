@@ -168,6 +168,9 @@ fn what_cannot_be_resumed_is_refused() {
     assert!(fail(dir.path(), &["--resume"]).contains("no run to resume"));
     succeed(dir.path(), &[]);
     assert!(fail(dir.path(), &["--resume", "--lr", "0.5"]).contains("lr is 0.5"));
+    assert!(fail(dir.path(), &["--resume", "--shots", "3"]).contains("shots is 3"));
+    assert!(fail(dir.path(), &["--resume", "--flip"]).contains("flip is true"));
+    assert!(fail(dir.path(), &["--resume", "--crop", "1"]).contains("crop is 1"));
     assert!(fail(dir.path(), &["--resume", "--allocator", "uniform"]).contains("allocator"));
     assert!(fail(dir.path(), &["--resume", "--max-rows", "100"]).contains("max_rows"));
     let checkpoint = dir.path().join("artifacts/vit_cifar/checkpoint");
@@ -205,6 +208,9 @@ fn bad_settings_are_named() {
         (["--lr", "0"], "--lr 0"),
         (["--lr", "-1"], "--lr -1"),
         (["--limit", "0"], "--limit 0"),
+        (["--shots", "0"], "--shots 0"),
+        (["--shots", "1000"], "images, 1000 of every class"),
+        (["--crop", "1001"], "--crop 1001"),
         (["--copies", "1001"], "--copies 1001"),
         (["--shift", "1001"], "--shift 1001"),
         (["--max-rows", "1"], "max_rows = 1"),
@@ -253,6 +259,85 @@ fn bad_files_are_named() {
     // nothing was lost or left by any of this
     assert!(fs::read(path("tiny.safetensors")).unwrap() == whole);
     assert!(!path("artifacts/vit_cifar/model.safetensors").exists());
+}
+
+/// The head alone, for an epoch without copies.
+const QUICK: [&str; 12] = [
+    "--weights",
+    "tiny.safetensors",
+    "--scope",
+    "head",
+    "--queries",
+    "2",
+    "--epochs",
+    "1",
+    "--copies",
+    "0",
+    "--artifact-dir",
+    "run",
+];
+
+fn quick<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [QUICK.as_slice(), more].concat()
+}
+
+#[test]
+fn few_shots_are_as_many_of_every_class() {
+    let dir = folder();
+    let trained = |more: &[&str]| {
+        crate::succeed(NAME, dir.path(), &quick(&[&["--shots", "2"], more].concat()));
+        let summary = summary(&dir.path().join("run"));
+        assert_eq!((&summary["train_images"], &summary["shots"]), (&Value::from(20), &Value::from(2)), "{more:?}");
+        model(&dir.path().join("run"))
+    };
+    // the limit is that of the test images
+    assert!(trained(&[]) == trained(&["--limit", "10"]), "the same seed chose other images");
+}
+
+#[test]
+fn broken_images_are_skipped_or_fail() {
+    let dir = folder();
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(dir.path().join("pets").join(class)).unwrap();
+        for i in 0..5u8 {
+            let path = dir.path().join("pets").join(class).join(format!("{i}.png"));
+            image::RgbImage::from_pixel(8, 8, image::Rgb([50 * i; 3])).save(path).unwrap();
+        }
+    }
+    let args = quick(&["--dataset", "folder:pets", "--strict"]);
+    crate::succeed(NAME, dir.path(), &args);
+    assert_eq!(summary(&dir.path().join("run"))["skipped_images"], 0);
+    for i in 5..12 {
+        fs::write(dir.path().join(format!("pets/dog/{i}.png")), "no image").unwrap();
+    }
+    let message = crate::fail(NAME, dir.path(), &args);
+    assert!(message.contains("cannot decode the image pets/dog/10.png"), "{message}");
+    let out = crate::succeed(NAME, dir.path(), &args[..args.len() - 1]);
+    let line = out.lines().find(|line| line.contains("cannot be decoded")).unwrap();
+    assert!(line.contains("7 in all: pets/dog/10.png, pets/dog/11.png, pets/dog/5.png"), "{line}");
+    assert!(line.contains("and 2 more") && !line.contains("dog/9.png"), "{line}");
+    let summary = summary(&dir.path().join("run"));
+    assert_eq!(summary["skipped_images"], 7);
+}
+
+#[test]
+fn augmented_images_change_in_every_epoch() {
+    let dir = folder();
+    let trained = |run: &str, more: &[&str]| {
+        succeed(dir.path(), &[&["--artifact-dir", run], more].concat());
+        model(&dir.path().join(run))
+    };
+    let plain = trained("plain", &[]);
+    for (name, flags) in [("flip", ["--flip"].as_slice()), ("crop", &["--crop", "2"])] {
+        let whole = trained(name, flags);
+        assert!(whole != plain, "{name} changed nothing");
+        // what was kept of an image in one epoch would be wrong in the next
+        assert_eq!(summary(&dir.path().join(name))["prefix_cache"], false);
+        assert_eq!(summary(&dir.path().join("plain"))["prefix_cache"], true);
+        let halves = format!("{name}_halves");
+        trained(&halves, &[flags, &["--stop-after", "1"]].concat());
+        assert!(whole == trained(&halves, &[flags, &["--resume"]].concat()), "{name}: the resumed run ended elsewhere");
+    }
 }
 
 #[cfg(not(feature = "download"))]

@@ -1,154 +1,248 @@
-//! CIFAR-10 (A. Krizhevsky, 2009) in its official binary layout, or as the class folders of Burn's own data set cache.
+//! CIFAR-10 and CIFAR-100 (A. Krizhevsky, 2009) in their official binary layout, or as the class folders of Burn's own data set
+//! cache. `data/pickle_to_binary.py` of this crate makes the binary layout of the Python one.
 
-use super::{DataError, DataSplit, ImageDataset, ImageItem, folder};
+use super::{DataError, DataSplit, ImageDataset, ImageItem, LoadOptions, folder};
+#[cfg(feature = "download")]
+use burn_dataset::vision::{CifarDataset, CifarType};
 use std::path::{Path, PathBuf};
 
 /// Side of the square images.
 const SIDE: usize = 32;
-/// One label byte, then the red, green and blue planes.
-const RECORD: usize = 1 + 3 * SIDE * SIDE;
-/// Records in an official file; also the distance between the first ids of two files.
-const RECORDS_PER_FILE: usize = 10_000;
-const TRAIN_FILES: [&str; 5] =
-    ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
-const TEST_FILE: &str = "test_batch.bin";
-const CLASS_FILE: &str = "batches.meta.txt";
-/// The folder inside the official archive.
-const ARCHIVE_FOLDER: &str = "cifar-10-batches-bin";
-const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+/// The red, green and blue planes.
+const PIXELS: usize = 3 * SIDE * SIDE;
+const TRAIN_IMAGES: usize = 50_000;
+const TEST_IMAGES: usize = 10_000;
+/// What a binary file's name has and its pickle's has not.
+const BINARY: &str = ".bin";
 
-/// Loads CIFAR-10 from `data_dir` or, without one, from Burn's data set cache, into which `download` fetches it if need be.
-pub(super) fn load(data_dir: Option<&Path>, download: bool) -> Result<DataSplit, DataError> {
-    let found = match data_dir {
-        Some(dir) => load_dir(dir),
-        None => match cache_dir() {
-            Some(dir) => load_cache(&dir),
-            None => Err(missing(Path::new("the user's cache folder"), "files")),
-        },
-    };
-    match found {
-        Err(DataError::MissingCifar { .. }) if download => load_cache(&fetch()?),
-        found => found,
-    }
+/// What tells one CIFAR from the other.
+#[derive(Debug)]
+pub struct Cifar {
+    name: &'static str,
+    train_files: &'static [&'static str],
+    test_file: &'static str,
+    /// Bytes in front of the pixels, of which the last is the label.
+    label_bytes: usize,
+    classes: &'static [&'static str],
+    class_file: &'static str,
+    /// The folder inside the official archive, and inside that of the Python form.
+    archive_folder: &'static str,
+    python_folder: &'static str,
+    /// The folder in the cache of `burn_dataset`.
+    cache_folder: &'static str,
+    #[cfg(feature = "download")]
+    source: CifarType,
 }
 
-/// Loads the binary files in `dir` or in its `cifar-10-batches-bin`.
-///
-/// At least one of the five training files and the test file must be there; [`DataSplit::missing`] names the others.
-pub fn load_dir(dir: &Path) -> Result<DataSplit, DataError> {
-    let archive = dir.join(ARCHIVE_FOLDER);
-    let dir = if archive.is_dir() { archive.as_path() } else { dir };
-    let (mut items, mut missing_files) = (vec![], vec![]);
-    for (file, name) in TRAIN_FILES.iter().enumerate() {
-        let path = dir.join(name);
-        if path.is_file() {
-            read_records(&path, file * RECORDS_PER_FILE, &mut items)?;
-        } else {
-            missing_files.push(name.to_string());
-        }
-    }
-    if items.is_empty() {
-        return Err(missing(dir, "training file (data_batch_*.bin)"));
-    }
-    let path = dir.join(TEST_FILE);
-    if !path.is_file() {
-        return Err(missing(dir, "test file (test_batch.bin)"));
-    }
-    let mut test = vec![];
-    read_records(&path, TRAIN_FILES.len() * RECORDS_PER_FILE, &mut test)?;
-    let classes = read_classes(&dir.join(CLASS_FILE))?;
-    Ok(DataSplit {
-        train: ImageDataset { items, classes: classes.clone() },
-        test: ImageDataset { items: test, classes },
-        missing: missing_files,
-    })
-}
+/// 10 classes in five training files and a test file; a record is a label and the pixels.
+pub static CIFAR10: Cifar = Cifar {
+    name: "CIFAR-10",
+    train_files: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
+    test_file: "test_batch.bin",
+    label_bytes: 1,
+    classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    class_file: "batches.meta.txt",
+    archive_folder: "cifar-10-batches-bin",
+    python_folder: "cifar-10-batches-py",
+    cache_folder: "cifar10",
+    #[cfg(feature = "download")]
+    source: CifarType::Cifar10,
+};
 
-fn missing(dir: &Path, wanted: &'static str) -> DataError {
-    DataError::MissingCifar { path: dir.to_path_buf(), wanted }
-}
+/// 100 classes in a training file and a test file; a record is the label of one of 20 superclasses, which is not used, the label of
+/// the class and the pixels.
+pub static CIFAR100: Cifar = Cifar {
+    name: "CIFAR-100",
+    train_files: &["train.bin"],
+    test_file: "test.bin",
+    label_bytes: 2,
+    classes: &CLASSES_100,
+    class_file: "fine_label_names.txt",
+    archive_folder: "cifar-100-binary",
+    python_folder: "cifar-100-python",
+    cache_folder: "cifar100",
+    #[cfg(feature = "download")]
+    source: CifarType::Cifar100,
+};
 
-fn read_records(path: &Path, first_id: usize, items: &mut Vec<ImageItem>) -> Result<(), DataError> {
-    let bytes = std::fs::read(path).map_err(|source| DataError::io(path, source))?;
-    if bytes.is_empty() || bytes.len() % RECORD != 0 {
-        let expected = bytes.len().div_ceil(RECORD).max(1) * RECORD;
-        return Err(DataError::Truncated {
-            path: path.to_path_buf(),
-            found: bytes.len(),
-            expected,
-            record_size: RECORD,
-        });
-    }
-    let records = bytes.len() / RECORD;
-    if records > RECORDS_PER_FILE {
-        return Err(DataError::malformed(path, format!("{records} records, expected at most {RECORDS_PER_FILE}")));
-    }
-    for (record, bytes) in bytes.chunks_exact(RECORD).enumerate() {
-        let label = usize::from(bytes[0]);
-        if label >= CLASSES.len() {
-            return Err(DataError::Label { path: path.to_path_buf(), record, label, classes: CLASSES.len() });
-        }
-        let id = (first_id + record) as u64;
-        items.push(ImageItem { id, pixels: bytes[1..].to_vec(), height: SIDE, width: SIDE, label });
-    }
-    Ok(())
-}
+/// In the order of the labels, as `fine_label_names.txt` has them.
+#[rustfmt::skip]
+const CLASSES_100: [&str; 100] = [
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
+    "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
+    "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin",
+    "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp",
+    "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain",
+    "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck",
+    "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
+    "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger",
+    "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
+];
 
-/// The class names in `path`, or the well-known ones where it is missing.
-fn read_classes(path: &Path) -> Result<Vec<String>, DataError> {
-    if !path.is_file() {
-        return Ok(CLASSES.map(String::from).to_vec());
-    }
-    let text = std::fs::read_to_string(path).map_err(|source| DataError::io(path, source))?;
-    let classes: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-    if classes.len() != CLASSES.len() {
-        let reason =
-            format!("{} class names, expected {}: remove the file or fetch it again", classes.len(), CLASSES.len());
-        return Err(DataError::malformed(path, reason));
-    }
-    Ok(classes)
-}
-
-/// Where `burn_dataset::vision::CifarDataset` keeps CIFAR-10.
-fn cache_dir() -> Option<PathBuf> {
-    Some(dirs::cache_dir()?.join("burn-dataset").join("cifar10"))
-}
-
-/// Loads the class folders of PNGs that `burn_dataset` unpacks; an unpacking that was cut short is an error.
-fn load_cache(dir: &Path) -> Result<DataSplit, DataError> {
-    if !dir.is_dir() {
-        return Err(missing(dir, "images"));
-    }
-    let split = folder::load(dir, SIDE)?;
-    let found = (split.train.items.len(), split.test.items.len());
-    if found != (TRAIN_FILES.len() * RECORDS_PER_FILE, RECORDS_PER_FILE) {
-        let (train, test) = found;
-        let reason = format!(
-            "{train} training and {test} test images, expected 50000 and 10000: remove the folder and use --download"
-        );
-        return Err(DataError::malformed(dir, reason));
-    }
-    Ok(split)
-}
-
-/// Downloads through `burn_dataset`, which panics where there is no network.
-#[cfg(feature = "download")]
-fn fetch() -> Result<PathBuf, DataError> {
-    use burn_dataset::vision::{CifarDataset, CifarType};
-    std::panic::catch_unwind(|| CifarDataset::new(CifarType::Cifar10)).map_err(|panic| {
-        let reason = match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
-            (Some(reason), _) => reason.clone(),
-            (None, Some(reason)) => reason.to_string(),
-            (None, None) => "the downloader stopped".to_string(),
+impl Cifar {
+    /// Loads from the data folder or, without one, from Burn's data set cache, into which a download goes if need be.
+    pub(super) fn load(&self, options: &LoadOptions) -> Result<DataSplit, DataError> {
+        let found = match &options.data_dir {
+            Some(dir) => self.load_dir(dir),
+            None => match self.cache_dir() {
+                Some(dir) => self.load_cache(&dir, options),
+                None => Err(self.missing(Path::new("the user's cache folder"), "files")),
+            },
         };
-        DataError::Download { reason }
-    })?;
-    cache_dir().ok_or_else(|| DataError::Download { reason: "there is no cache folder for this user".into() })
-}
+        match found {
+            Err(DataError::MissingCifar { .. }) if options.download => self.load_cache(&self.fetch()?, options),
+            found => found,
+        }
+    }
 
-#[cfg(not(feature = "download"))]
-fn fetch() -> Result<PathBuf, DataError> {
-    Err(DataError::DownloadDisabled)
+    /// Loads the binary files in `dir` or in the folder of the official archive below it.
+    ///
+    /// At least one of the training files and the test file must be there; [`DataSplit::missing`] names the others.
+    ///
+    /// # Errors
+    /// What is missing or truncated, with its path and the remedy.
+    pub fn load_dir(&self, dir: &Path) -> Result<DataSplit, DataError> {
+        let archive = dir.join(self.archive_folder);
+        let dir = if archive.is_dir() { archive.as_path() } else { dir };
+        let per_file = TRAIN_IMAGES / self.train_files.len();
+        let (mut items, mut missing) = (vec![], vec![]);
+        for (file, name) in self.train_files.iter().enumerate() {
+            let path = dir.join(name);
+            if path.is_file() {
+                self.read_records(&path, file * per_file, per_file, &mut items)?;
+            } else {
+                missing.push(name.to_string());
+            }
+        }
+        if items.is_empty() {
+            return Err(self.not_binary(dir, "training file", self.train_files));
+        }
+        let path = dir.join(self.test_file);
+        if !path.is_file() {
+            return Err(self.not_binary(dir, "test file", &[self.test_file]));
+        }
+        let mut test = vec![];
+        self.read_records(&path, TRAIN_IMAGES, TEST_IMAGES, &mut test)?;
+        let classes = self.read_classes(&dir.join(self.class_file))?;
+        Ok(DataSplit {
+            train: ImageDataset { items, classes: classes.clone() },
+            test: ImageDataset { items: test, classes },
+            missing,
+            skipped: vec![],
+        })
+    }
+
+    fn missing(&self, dir: &Path, wanted: &'static str) -> DataError {
+        DataError::MissingCifar {
+            data_set: self.name,
+            path: dir.to_path_buf(),
+            wanted,
+            files: [self.train_files, &[self.test_file]].concat().join(", "),
+        }
+    }
+
+    /// None of `files` is in `dir`: their pickles may be.
+    fn not_binary(&self, dir: &Path, wanted: &'static str, files: &[&str]) -> DataError {
+        let pickle = |dir: &Path| files.iter().any(|file| dir.join(file.trim_end_matches(BINARY)).is_file());
+        match [dir.join(self.python_folder), dir.to_path_buf()].into_iter().find(|dir| pickle(dir)) {
+            Some(path) => DataError::PythonCifar { data_set: self.name, path },
+            None => self.missing(dir, wanted),
+        }
+    }
+
+    /// Appends the images of a file that has at most `most`; ids count on from `first_id`.
+    fn read_records(
+        &self,
+        path: &Path,
+        first_id: usize,
+        most: usize,
+        items: &mut Vec<ImageItem>,
+    ) -> Result<(), DataError> {
+        let record_size = self.label_bytes + PIXELS;
+        let bytes = std::fs::read(path).map_err(|source| DataError::io(path, source))?;
+        if bytes.is_empty() || bytes.len() % record_size != 0 {
+            let expected = bytes.len().div_ceil(record_size).max(1) * record_size;
+            return Err(DataError::Truncated { path: path.to_path_buf(), found: bytes.len(), expected, record_size });
+        }
+        let records = bytes.len() / record_size;
+        if records > most {
+            return Err(DataError::malformed(path, format!("{records} records, expected at most {most}")));
+        }
+        for (record, bytes) in bytes.chunks_exact(record_size).enumerate() {
+            let (labels, pixels) = bytes.split_at(self.label_bytes);
+            let (label, classes) = (usize::from(labels[self.label_bytes - 1]), self.classes.len());
+            if label >= classes {
+                let (data_set, path) = (self.name, path.to_path_buf());
+                return Err(DataError::Label { data_set, path, record, label, classes });
+            }
+            let id = (first_id + record) as u64;
+            items.push(ImageItem { id, pixels: pixels.to_vec(), height: SIDE, width: SIDE, label });
+        }
+        Ok(())
+    }
+
+    /// The class names in `path`, or the well-known ones where it is missing.
+    fn read_classes(&self, path: &Path) -> Result<Vec<String>, DataError> {
+        if !path.is_file() {
+            return Ok(self.classes.iter().map(|class| class.to_string()).collect());
+        }
+        let text = std::fs::read_to_string(path).map_err(|source| DataError::io(path, source))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let (classes, expected): (Vec<String>, _) = (lines.map(String::from).collect(), self.classes.len());
+        if classes.len() != expected {
+            let found = classes.len();
+            let reason = format!("{found} class names, expected {expected}: remove the file or fetch it again");
+            return Err(DataError::malformed(path, reason));
+        }
+        Ok(classes)
+    }
+
+    /// Where `burn_dataset::vision::CifarDataset` keeps the images.
+    fn cache_dir(&self) -> Option<PathBuf> {
+        Some(dirs::cache_dir()?.join("burn-dataset").join(self.cache_folder))
+    }
+
+    /// Loads the class folders of PNGs that `burn_dataset` unpacks; an unpacking that was cut short is an error.
+    fn load_cache(&self, dir: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
+        if !dir.is_dir() {
+            return Err(self.missing(dir, "images"));
+        }
+        let options = LoadOptions { img_size: SIDE, ..options.clone() };
+        let split = folder::load_grouped(dir, &options)?;
+        let (skipped_train, skipped_test): (Vec<_>, Vec<_>) =
+            split.skipped.iter().partition(|skipped| skipped.path.starts_with(dir.join("train")));
+        let train = split.train.items.len() + skipped_train.len();
+        let test = split.test.items.len() + skipped_test.len();
+        if (train, test) != (TRAIN_IMAGES, TEST_IMAGES) {
+            let reason = format!(
+                "{train} training and {test} test images, expected {TRAIN_IMAGES} and {TEST_IMAGES}: remove the folder and \
+                 use --download"
+            );
+            return Err(DataError::malformed(dir, reason));
+        }
+        Ok(split)
+    }
+
+    /// Downloads through `burn_dataset`, which panics where there is no network.
+    #[cfg(feature = "download")]
+    fn fetch(&self) -> Result<PathBuf, DataError> {
+        let failed = |reason| DataError::Download { data_set: self.name, reason };
+        std::panic::catch_unwind(|| CifarDataset::new(self.source)).map_err(|panic| {
+            failed(match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+                (Some(reason), _) => reason.clone(),
+                (None, Some(reason)) => reason.to_string(),
+                (None, None) => "the downloader stopped".to_string(),
+            })
+        })?;
+        self.cache_dir().ok_or_else(|| failed("there is no cache folder for this user".into()))
+    }
+
+    #[cfg(not(feature = "download"))]
+    fn fetch(&self) -> Result<PathBuf, DataError> {
+        Err(DataError::DownloadDisabled { data_set: self.name })
+    }
 }
 
 #[cfg(test)]
@@ -157,17 +251,29 @@ mod tests {
     use std::fs;
 
     /// A record whose red, green and blue planes start at 1, 2 and 3.
-    fn record(label: u8) -> Vec<u8> {
-        let mut bytes = vec![0; RECORD];
-        bytes[0] = label;
+    fn record(labels: &[u8]) -> Vec<u8> {
+        let mut pixels = vec![0; PIXELS];
         for channel in 0..3 {
-            bytes[1 + channel * SIDE * SIDE] = channel as u8 + 1;
+            pixels[channel * SIDE * SIDE] = channel as u8 + 1;
         }
-        bytes
+        [labels, &pixels].concat()
     }
 
     fn write(dir: &Path, name: &str, labels: &[u8]) {
-        fs::write(dir.join(name), labels.iter().flat_map(|&label| record(label)).collect::<Vec<_>>()).unwrap();
+        fs::write(dir.join(name), labels.iter().flat_map(|&label| record(&[label])).collect::<Vec<_>>()).unwrap();
+    }
+
+    /// A file of CIFAR-100, by superclass and class.
+    fn write_100(dir: &Path, name: &str, labels: &[[u8; 2]]) {
+        fs::write(dir.join(name), labels.iter().flat_map(|labels| record(labels)).collect::<Vec<_>>()).unwrap();
+    }
+
+    fn load_dir(dir: &Path) -> Result<DataSplit, DataError> {
+        CIFAR10.load_dir(dir)
+    }
+
+    fn options(dir: &Path) -> LoadOptions {
+        LoadOptions::new(SIDE).with_data_dir(Some(dir.to_path_buf()))
     }
 
     #[test]
@@ -184,9 +290,75 @@ mod tests {
     }
 
     #[test]
+    fn the_finer_label_of_cifar_100_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        write_100(dir.path(), "train.bin", &[[19, 3], [0, 99]]);
+        write_100(dir.path(), "test.bin", &[[4, 0]]);
+        let split = CIFAR100.load(&options(dir.path())).unwrap();
+        assert_eq!(split.train.items.iter().map(|i| (i.id, i.label)).collect::<Vec<_>>(), [(0, 3), (1, 99)]);
+        assert_eq!(split.test.items.iter().map(|i| (i.id, i.label)).collect::<Vec<_>>(), [(50_000, 0)]);
+        assert_eq!([0, 1, 2].map(|c| split.train.items[1].pixels[c * 1024]), [1, 2, 3]);
+        assert_eq!(split.missing, Vec::<String>::new());
+        // fine_label_names.txt of the archive: lines 1, 4, 53, 79 and 100
+        assert_eq!([0, 3, 52, 78, 99].map(|i| &*split.test.classes[i]), ["apple", "bear", "oak_tree", "snake", "worm"]);
+        write_100(dir.path(), "train.bin", &[[0, 100]]);
+        let message = CIFAR100.load_dir(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("label 100, expected 0 to 99: this is no CIFAR-100 file"), "{message}");
+        write(dir.path(), "train.bin", &[1]);
+        let error = CIFAR100.load_dir(dir.path()).unwrap_err();
+        assert!(matches!(error, DataError::Truncated { found: 3073, expected: 3074, .. }), "{error}");
+    }
+
+    #[test]
+    fn cifar_100_has_its_class_names_in_a_file_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        write_100(dir.path(), "train.bin", &[[0, 0]]);
+        write_100(dir.path(), "test.bin", &[[0, 0]]);
+        let names: Vec<String> = (0..100).map(|i| format!("class {i}")).collect();
+        fs::write(dir.path().join("fine_label_names.txt"), names.join("\n") + "\n\n").unwrap();
+        assert_eq!(CIFAR100.load_dir(dir.path()).unwrap().train.classes, names);
+        fs::write(dir.path().join("fine_label_names.txt"), "apple").unwrap();
+        let message = CIFAR100.load_dir(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("1 class names, expected 100"), "{message}");
+    }
+
+    #[test]
+    fn the_built_in_classes_are_alphabetical_as_the_official_ones() {
+        for cifar in [&CIFAR10, &CIFAR100] {
+            assert!(cifar.classes.is_sorted_by(|a, b| a < b), "{}", cifar.name);
+        }
+        assert_eq!((CIFAR10.classes.len(), CIFAR100.classes.len()), (10, 100));
+    }
+
+    #[test]
+    fn the_python_form_gets_the_command_that_converts_it() {
+        for (cifar, train, test) in [(&CIFAR10, "data_batch_2", "test_batch"), (&CIFAR100, "train", "test")] {
+            for inner in ["", cifar.python_folder] {
+                let dir = tempfile::tempdir().unwrap();
+                let pickles = if inner.is_empty() { dir.path().to_path_buf() } else { dir.path().join(inner) };
+                fs::create_dir_all(&pickles).unwrap();
+                let check = |name: &str| {
+                    fs::write(pickles.join(name), "pickle").unwrap();
+                    // a download does not stand in for what is there
+                    let error = cifar.load(&options(dir.path()).with_download(true)).unwrap_err();
+                    assert!(matches!(&error, DataError::PythonCifar { path, .. } if *path == pickles), "{error}");
+                    let message = error.to_string();
+                    let command = format!("python3 flops-vit/data/pickle_to_binary.py {}", pickles.display());
+                    assert!(message.contains(&command) && message.contains(cifar.name), "{message}");
+                };
+                check(train);
+                fs::remove_file(pickles.join(train)).unwrap();
+                let binary = [vec![0; cifar.label_bytes], vec![0; PIXELS]].concat();
+                fs::write(dir.path().join(cifar.train_files[0]), binary).unwrap();
+                check(test);
+            }
+        }
+    }
+
+    #[test]
     fn looks_inside_the_archive_folder() {
         let dir = tempfile::tempdir().unwrap();
-        let inner = dir.path().join(ARCHIVE_FOLDER);
+        let inner = dir.path().join(CIFAR10.archive_folder);
         fs::create_dir(&inner).unwrap();
         write(&inner, "data_batch_1.bin", &[1]);
         write(&inner, "test_batch.bin", &[2]);
@@ -196,9 +368,14 @@ mod tests {
     #[test]
     fn missing_files_are_named_with_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
-        let message = load(Some(dir.path()), false).unwrap_err().to_string();
+        let message = CIFAR10.load(&options(dir.path())).unwrap_err().to_string();
         assert!(message.contains(dir.path().to_str().unwrap()) && message.contains("--download"), "{message}");
-        assert!(message.contains("--data-dir"), "{message}");
+        assert!(message.contains("--data-dir") && message.contains("no CIFAR-10 training file"), "{message}");
+        let message = CIFAR100.load(&options(dir.path())).unwrap_err().to_string();
+        assert!(
+            message.contains("no CIFAR-100 training file") && message.contains("(train.bin, test.bin)"),
+            "{message}"
+        );
         write(dir.path(), "data_batch_1.bin", &[1]);
         let message = load_dir(dir.path()).unwrap_err().to_string();
         assert!(message.contains("test_batch.bin"), "{message}");
@@ -208,14 +385,17 @@ mod tests {
     #[test]
     fn download_needs_the_feature() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(load(Some(dir.path()), true), Err(DataError::DownloadDisabled)));
+        for cifar in [&CIFAR10, &CIFAR100] {
+            let error = cifar.load(&options(dir.path()).with_download(true)).unwrap_err();
+            assert!(matches!(error, DataError::DownloadDisabled { .. }) && error.to_string().contains(cifar.name));
+        }
     }
 
     #[test]
     fn truncated_and_empty_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data_batch_1.bin");
-        fs::write(&path, &record(1)[..3000]).unwrap();
+        fs::write(&path, &record(&[1])[..3000]).unwrap();
         let error = load_dir(dir.path()).unwrap_err();
         assert!(matches!(error, DataError::Truncated { found: 3000, expected: 3073, .. }), "{error}");
         assert!(error.to_string().contains("data_batch_1.bin"), "{error}");
@@ -235,7 +415,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "data_batch_1.bin", &[1]);
         write(dir.path(), "test_batch.bin", &[1]);
-        fs::write(dir.path().join(CLASS_FILE), "cat\ndog\n\n").unwrap();
+        fs::write(dir.path().join(CIFAR10.class_file), "cat\ndog\n\n").unwrap();
         let message = load_dir(dir.path()).unwrap_err().to_string();
         assert!(message.contains("2 class names, expected 10"), "{message}");
     }
@@ -247,8 +427,23 @@ mod tests {
             fs::create_dir_all(dir.path().join(class)).unwrap();
             image::RgbImage::new(32, 32).save(dir.path().join(class).join("0.png")).unwrap();
         }
-        let message = load_cache(dir.path()).unwrap_err().to_string();
+        let message = CIFAR10.load_cache(dir.path(), &LoadOptions::new(SIDE)).unwrap_err().to_string();
         assert!(message.contains("2 training and 2 test images"), "{message}");
+        // broken images are counted: they are no sign of an unpacking cut short
+        fs::write(dir.path().join("test/dog/1.png"), "no image").unwrap();
+        let message = CIFAR10.load_cache(dir.path(), &LoadOptions::new(SIDE)).unwrap_err().to_string();
+        assert!(message.contains("2 training and 3 test images"), "{message}");
+    }
+
+    #[test]
+    fn the_cache_of_cifar_100_has_folders_of_superclasses() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["train/fish/ray", "train/fish/trout", "train/people/girl", "test/fish/ray"] {
+            fs::create_dir_all(dir.path().join(class)).unwrap();
+            image::RgbImage::new(32, 32).save(dir.path().join(class).join("0.png")).unwrap();
+        }
+        let message = CIFAR100.load_cache(dir.path(), &LoadOptions::new(SIDE)).unwrap_err().to_string();
+        assert!(message.contains("3 training and 1 test images"), "{message}");
     }
 
     #[test]
@@ -261,7 +456,7 @@ mod tests {
             return;
         }
         let split = load_dir(&dir).unwrap();
-        let records = (TRAIN_FILES.len() - split.missing.len()) * RECORDS_PER_FILE;
+        let records = (5 - split.missing.len()) * 10_000;
         assert_eq!(split.train.items.len(), records);
         // The channel means of the whole training set are 125.3, 123.0, 113.9; a sample of 10,000 is within 1.
         for (channel, expected) in [125.3, 123.0, 113.9].into_iter().enumerate() {

@@ -1,13 +1,16 @@
 //! Labelled images in memory.
 
+use super::DataError;
 use burn::data::dataloader::Dataset;
 use flops_core::loader::{Augmentation, keyed_rng};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma};
 use rand::seq::SliceRandom;
+use std::path::PathBuf;
 
-/// Separates the split's random numbers from those of other users of the same seed.
+/// Separate the random numbers of the split and of the few shots from those of other users of the same seed.
 const SPLIT: u64 = u64::from_le_bytes(*b"split\0\0\0");
+const SHOTS: u64 = u64::from_le_bytes(*b"shots\0\0\0");
 
 /// An 8-bit RGB image and its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +67,32 @@ impl ImageDataset {
         self
     }
 
+    /// `shots` images of every class, drawn by `seed`, in the order of the data set and with their ids.
+    ///
+    /// With the same seed, fewer shots are among more.
+    ///
+    /// # Errors
+    /// If `shots` is 0 or a class has fewer images.
+    pub fn shots(mut self, shots: usize, seed: u64) -> Result<Self, DataError> {
+        if shots == 0 {
+            return Err(DataError::ZeroShots);
+        }
+        let labels: Vec<usize> = self.items.iter().map(|item| item.label).collect();
+        let mut chosen = vec![false; labels.len()];
+        for (label, class) in self.classes.iter().enumerate() {
+            let members = shuffled_class(&labels, label, seed, SHOTS);
+            if members.len() < shots {
+                return Err(DataError::TooFewShots { class: class.clone(), found: members.len(), shots });
+            }
+            for &index in &members[..shots] {
+                chosen[index] = true;
+            }
+        }
+        let mut chosen = chosen.into_iter();
+        self.items.retain(|_| chosen.next().unwrap_or(false));
+        Ok(self)
+    }
+
     /// The images and, behind them, `copies` augmented ones of each: what epochs 1 to `copies` of `augmentation` would show.
     ///
     /// Copies stay the same from epoch to epoch, so what a frozen prefix makes of them can be kept, as it cannot be of images that
@@ -91,6 +120,38 @@ impl Dataset<ImageItem> for ImageDataset {
     }
 }
 
+/// The indices of a class's images in an order of its own, drawn from (`seed`, `label`, `stream`).
+fn shuffled_class(labels: &[usize], label: usize, seed: u64, stream: u64) -> Vec<usize> {
+    let mut members: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == label).collect();
+    members.shuffle(&mut keyed_rng([seed, label as u64, 0, stream]));
+    members
+}
+
+/// Which of the images are test images: a random `test_percent` of each class, the same ones for the same labels and seed.
+///
+/// A class of two images or more is in both parts.
+pub(super) fn stratify(labels: &[usize], classes: usize, test_percent: usize, seed: u64) -> Vec<bool> {
+    let mut is_test = vec![false; labels.len()];
+    for label in 0..classes {
+        let members = shuffled_class(labels, label, seed, SPLIT);
+        let most = members.len().saturating_sub(1);
+        let count = ((members.len() * test_percent + 50) / 100).clamp(most.min(1), most);
+        for &index in &members[..count] {
+            is_test[index] = true;
+        }
+    }
+    is_test
+}
+
+/// An image file that was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The file.
+    pub path: PathBuf,
+    /// What the decoder said.
+    pub reason: String,
+}
+
 /// The training and test images of a data set; no id occurs in both.
 #[derive(Clone, Debug)]
 pub struct DataSplit {
@@ -100,32 +161,55 @@ pub struct DataSplit {
     pub test: ImageDataset,
     /// Files of the official data set that were not there: training goes on with fewer images.
     pub missing: Vec<String>,
+    /// Images that could not be decoded, in the order of the data set.
+    pub skipped: Vec<Skipped>,
 }
+
+/// So many skipped files are named in a remark.
+const NAMED: usize = 5;
 
 impl DataSplit {
     /// Takes a random `test_percent` of each class for the test set: the same ones for the same items and seed.
     ///
     /// A class of two images or more is in both parts.
     pub fn stratified(items: Vec<ImageItem>, classes: Vec<String>, test_percent: usize, seed: u64) -> Self {
-        let mut is_test = vec![false; items.len()];
-        for label in 0..classes.len() {
-            let mut members: Vec<usize> = (0..items.len()).filter(|&i| items[i].label == label).collect();
-            members.shuffle(&mut keyed_rng([seed, label as u64, 0, SPLIT]));
-            let most = members.len().saturating_sub(1);
-            let count = ((members.len() * test_percent + 50) / 100).clamp(most.min(1), most);
-            for &index in &members[..count] {
-                is_test[index] = true;
-            }
-        }
+        let labels: Vec<usize> = items.iter().map(|item| item.label).collect();
+        let is_test = stratify(&labels, classes.len(), test_percent, seed);
+        Self::new(items.into_iter().zip(is_test), classes)
+    }
+
+    /// Images, each with whether it is a test image.
+    pub(super) fn new(items: impl IntoIterator<Item = (ImageItem, bool)>, classes: Vec<String>) -> Self {
         let (mut train, mut test) = (vec![], vec![]);
-        for (item, is_test) in items.into_iter().zip(is_test) {
+        for (item, is_test) in items {
             if is_test { test.push(item) } else { train.push(item) }
         }
         Self {
             train: ImageDataset { items: train, classes: classes.clone() },
             test: ImageDataset { items: test, classes },
             missing: vec![],
+            skipped: vec![],
         }
+    }
+
+    /// What a user should be told of: files that were not there and images that were left out, in a line each.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = vec![];
+        if !self.missing.is_empty() {
+            remarks.push(format!("without {}: training goes on with fewer images", self.missing.join(", ")));
+        }
+        if let Some(first) = self.skipped.first() {
+            let named: Vec<_> = self.skipped.iter().take(NAMED).map(|file| file.path.display().to_string()).collect();
+            let more = self.skipped.len() - named.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            remarks.push(format!(
+                "skipped images that cannot be decoded, {} in all: {}{more} (the first: {})",
+                self.skipped.len(),
+                named.join(", "),
+                first.reason
+            ));
+        }
+        remarks
     }
 }
 
@@ -144,6 +228,50 @@ mod tests {
         let ids = |limit| data().limited(limit).items.iter().map(|item| item.id).collect::<Vec<_>>();
         assert_eq!(ids(Some(4)), [0, 2, 5, 7]);
         assert_eq!((ids(None).len(), ids(Some(99)).len()), (10, 10));
+    }
+
+    #[test]
+    fn few_shots_are_as_many_of_every_class() {
+        // ids 0 to 39, of which every fourth is of class b
+        let data = || ImageDataset {
+            items: items((0..40).map(|i| usize::from(i % 4 == 0))),
+            classes: vec!["a".into(), "b".into()],
+        };
+        let ids = |shots, seed| data().shots(shots, seed).unwrap().items.iter().map(|i| i.id).collect::<Vec<_>>();
+        let few = data().shots(3, 5).unwrap();
+        assert_eq!([0, 1].map(|label| few.items.iter().filter(|item| item.label == label).count()), [3, 3]);
+        assert!(few.items.iter().all(|item| data().items.contains(item)), "an image has lost its id");
+        assert!(few.items.is_sorted_by_key(|item| item.id));
+        assert_eq!(few.classes, ["a", "b"]);
+        assert_eq!(ids(3, 5), ids(3, 5));
+        assert_ne!(ids(3, 5), ids(3, 6));
+        assert!(ids(3, 5).iter().all(|id| ids(7, 5).contains(id)), "fewer shots are not among more");
+    }
+
+    #[test]
+    fn a_class_with_fewer_images_than_shots_is_named() {
+        let data = ImageDataset { items: items([0, 0, 1].into_iter()), classes: vec!["cat".into(), "dog".into()] };
+        assert_eq!(data.clone().shots(1, 0).unwrap().items.len(), 2);
+        let message = data.clone().shots(2, 0).unwrap_err().to_string();
+        assert!(message.contains("class dog has 1 training images, 2 of every class"), "{message}");
+        assert!(matches!(data.shots(0, 0), Err(DataError::ZeroShots)));
+    }
+
+    #[test]
+    fn remarks_name_a_few_of_the_files() {
+        let split = |missing: &[&str], skipped: usize| DataSplit {
+            missing: missing.iter().map(|name| name.to_string()).collect(),
+            skipped: (1..=skipped)
+                .map(|i| Skipped { path: format!("{i}.png").into(), reason: format!("reason {i}") })
+                .collect(),
+            ..DataSplit::stratified(vec![], vec![], 20, 0)
+        };
+        assert_eq!(split(&[], 0).remarks(), Vec::<String>::new());
+        assert_eq!(split(&["a", "b"], 0).remarks(), ["without a, b: training goes on with fewer images"]);
+        let skipped =
+            "skipped images that cannot be decoded, 5 in all: 1.png, 2.png, 3.png, 4.png, 5.png (the first: reason 1)";
+        assert_eq!(split(&[], 5).remarks(), [skipped]);
+        assert!(split(&["a"], 9).remarks()[1].contains(", 9 in all: 1.png, 2.png, 3.png, 4.png, 5.png and 4 more ("));
     }
 
     #[test]

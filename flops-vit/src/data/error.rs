@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum DataError {
     /// The name is none of the known data sets.
-    #[error("unknown data set `{0}`: choose cifar10, digits or folder:PATH")]
+    #[error("unknown data set `{0}`: choose cifar10, cifar100, digits or folder:PATH")]
     UnknownDataset(String),
     /// A file or folder cannot be read.
     #[error("cannot read {}: {source}", path.display())]
@@ -25,21 +25,38 @@ pub enum DataError {
         /// What it should hold.
         layout: &'static str,
     },
-    /// No CIFAR-10 where it was looked for.
+    /// No CIFAR where it was looked for.
     #[error(
-        "no CIFAR-10 {wanted} in {}: name the folder of the official binary files (data_batch_1.bin … test_batch.bin) with \
-         --data-dir, or fetch the data with --download",
+        "no {data_set} {wanted} in {}: name the folder of the official binary files ({files}) with --data-dir, or fetch the data \
+         with --download",
         path.display()
     )]
     MissingCifar {
+        /// CIFAR-10 or CIFAR-100.
+        data_set: &'static str,
         /// The folder that was looked into.
         path: PathBuf,
         /// What it lacks.
         wanted: &'static str,
+        /// The official files.
+        files: String,
+    },
+    /// CIFAR's Python form where the binary one was looked for.
+    #[error(
+        "{} holds {data_set} in its Python form, which is not read: convert it with `python3 \
+         flops-vit/data/pickle_to_binary.py {}`, then name that folder with --data-dir",
+        path.display(),
+        path.display()
+    )]
+    PythonCifar {
+        /// CIFAR-10 or CIFAR-100.
+        data_set: &'static str,
+        /// The folder of the pickles.
+        path: PathBuf,
     },
     /// A binary file whose size is no whole number of records.
     #[error(
-        "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (one label and 32×32×3 pixels); the next \
+        "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (labels and 32×32×3 pixels); the next \
          whole size is {expected}: fetch the file again",
         path.display()
     )]
@@ -54,8 +71,10 @@ pub enum DataError {
         record_size: usize,
     },
     /// A label beyond the classes.
-    #[error("{}: record {record} has label {label}, expected 0 to {}: this is no CIFAR-10 file", path.display(), classes - 1)]
+    #[error("{}: record {record} has label {label}, expected 0 to {}: this is no {data_set} file", path.display(), classes - 1)]
     Label {
+        /// CIFAR-10 or CIFAR-100.
+        data_set: &'static str,
         /// The file.
         path: PathBuf,
         /// The record, counted from 0.
@@ -87,6 +106,19 @@ pub enum DataError {
         /// The folder.
         path: PathBuf,
     },
+    /// A class folder whose images are all broken.
+    #[error(
+        "none of the {files} images of the class in {} can be decoded (the first: {reason}): replace them or remove the folder",
+        path.display()
+    )]
+    BrokenClass {
+        /// The folder.
+        path: PathBuf,
+        /// How many images it was to give to the training or test images.
+        files: usize,
+        /// What the decoder said of the first.
+        reason: String,
+    },
     /// A folder that does not hold at least two classes.
     #[error("{} holds {found} class folders, at least 2 are needed: expected {}/CLASS/IMAGE.png", path.display(), path.display())]
     TooFewClasses {
@@ -103,22 +135,42 @@ pub enum DataError {
         /// The classes of the training images.
         classes: Vec<String>,
     },
+    /// Few-shot training on no images.
+    #[error("0 images of every class were asked for: use at least 1")]
+    ZeroShots,
+    /// A class that has fewer images than were asked for of every class.
+    #[error(
+        "class {class} has {found} training images, {shots} of every class were asked for: ask for at most {found}"
+    )]
+    TooFewShots {
+        /// The class.
+        class: String,
+        /// Its images.
+        found: usize,
+        /// How many were asked for.
+        shots: usize,
+    },
     /// The side of the model's input is zero.
     #[error("the image size is 0: it must be at least 1 pixel")]
     ZeroImageSize,
     /// The download was asked for and did not succeed.
     #[error(
-        "CIFAR-10 could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir"
+        "{data_set} could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir"
     )]
     Download {
+        /// CIFAR-10 or CIFAR-100.
+        data_set: &'static str,
         /// What went wrong.
         reason: String,
     },
     /// The download was asked for in a build without it.
     #[error(
-        "this build cannot download: build with `--features download`, or name a folder that holds CIFAR-10 with --data-dir"
+        "this build cannot download: build with `--features download`, or name a folder that holds {data_set} with --data-dir"
     )]
-    DownloadDisabled,
+    DownloadDisabled {
+        /// CIFAR-10 or CIFAR-100.
+        data_set: &'static str,
+    },
 }
 
 impl DataError {

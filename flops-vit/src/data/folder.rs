@@ -1,8 +1,9 @@
 //! Any folder of images with one sub-folder per class.
 
-use super::{DataError, DataSplit, ImageDataset, ImageItem};
-use image::ImageReader;
+use super::dataset::stratify;
+use super::{DataError, DataSplit, ImageItem, LoadOptions, Skipped};
 use image::imageops::FilterType;
+use image::{ImageError, ImageReader};
 use std::path::{Path, PathBuf};
 
 /// What is held out where the folder has no test images of its own.
@@ -14,71 +15,132 @@ const LAYOUT: &str = "one sub-folder of images per class, or such folders in tra
 /// Loads `root/train/CLASS/*.png|jpg` and `root/test/CLASS` (or `root/val/CLASS`); without these folders `root/CLASS/*`, of which
 /// a fixed 20 % of each class become the test images.
 ///
-/// Images are decoded, cropped to the central square and resized to `img_size`. Classes are in alphabetical order.
-pub fn load(root: &Path, img_size: usize) -> Result<DataSplit, DataError> {
-    if img_size == 0 {
+/// Images are decoded by several threads, cropped to the central square and resized to `img_size`. Classes are in alphabetical
+/// order. An image that cannot be decoded is left out and named in [`DataSplit::skipped`]; neither the ids of the others nor
+/// which of them are test images depend on it.
+///
+/// # Errors
+/// Folders that are missing or empty, classes without a single image that can be decoded and, with `strict`, the first image
+/// that cannot.
+pub fn load(root: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
+    load_classes(root, options, class_folders)
+}
+
+/// As [`load`], where class folders may also lie one level deeper, in folders of their superclasses: classes are in the
+/// alphabetical order of their own names.
+pub(super) fn load_grouped(root: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
+    load_classes(root, options, grouped_class_folders)
+}
+
+/// Finds the class folders in a folder.
+type FindClasses = fn(&Path) -> Result<Vec<PathBuf>, DataError>;
+
+/// An image that is to be decoded; its id is its place in the list of all.
+struct File {
+    path: PathBuf,
+    label: usize,
+    is_test: bool,
+}
+
+fn load_classes(root: &Path, options: &LoadOptions, find: FindClasses) -> Result<DataSplit, DataError> {
+    if options.img_size == 0 {
         return Err(DataError::ZeroImageSize);
     }
     let train_dir = root.join("train");
     let test_dir = ["test", "val"].map(|name| root.join(name)).into_iter().find(|dir| dir.is_dir());
-    let Some(test_dir) = test_dir else {
-        let dir = if train_dir.is_dir() { &train_dir } else { root };
-        let (items, classes) = load_train(dir, img_size)?;
-        return Ok(DataSplit::stratified(items, classes, TEST_PERCENT, SPLIT_SEED));
-    };
-    let (items, classes) = load_train(&train_dir, img_size)?;
-    let mut test = vec![];
-    for dir in class_folders(&test_dir)? {
-        let label = classes.iter().position(|class| *class == name(&dir));
-        let label = label.ok_or_else(|| DataError::UnknownClass { path: dir.clone(), classes: classes.clone() })?;
-        load_class(&dir, label, img_size, items.len() as u64, &mut test)?;
-    }
-    if test.is_empty() {
-        return Err(DataError::NoImages { path: test_dir });
-    }
-    Ok(DataSplit {
-        train: ImageDataset { items, classes: classes.clone() },
-        test: ImageDataset { items: test, classes },
-        missing: vec![],
-    })
-}
-
-fn load_train(dir: &Path, img_size: usize) -> Result<(Vec<ImageItem>, Vec<String>), DataError> {
-    let folders = class_folders(dir)?;
+    let train_dir = if test_dir.is_some() || train_dir.is_dir() { train_dir } else { root.to_path_buf() };
+    let folders = find(&train_dir)?;
     if folders.len() < 2 {
-        return Err(DataError::TooFewClasses { path: dir.to_path_buf(), found: folders.len() });
+        return Err(DataError::TooFewClasses { path: train_dir, found: folders.len() });
     }
-    let mut items = vec![];
+    let mut files = vec![];
     for (label, folder) in folders.iter().enumerate() {
-        load_class(folder, label, img_size, 0, &mut items)?;
+        list_class(folder, label, false, &mut files)?;
     }
-    Ok((items, folders.iter().map(|folder| name(folder)).collect()))
+    let classes: Vec<String> = folders.iter().map(|folder| name(folder)).collect();
+    if let Some(test_dir) = test_dir {
+        let train_files = files.len();
+        for folder in find(&test_dir)? {
+            let label = classes.iter().position(|class| *class == name(&folder));
+            let label =
+                label.ok_or_else(|| DataError::UnknownClass { path: folder.clone(), classes: classes.clone() })?;
+            list_class(&folder, label, true, &mut files)?;
+        }
+        if files.len() == train_files {
+            return Err(DataError::NoImages { path: test_dir });
+        }
+    } else {
+        let labels: Vec<usize> = files.iter().map(|file| file.label).collect();
+        for (file, is_test) in files.iter_mut().zip(stratify(&labels, classes.len(), TEST_PERCENT, SPLIT_SEED)) {
+            file.is_test = is_test;
+        }
+    }
+    let images = decode_all(&files, options)?;
+    collect(files.into_iter().zip(images).collect(), classes, options.img_size)
 }
 
-/// Appends the images in `dir`; ids count on from `first_id`.
-fn load_class(
-    dir: &Path,
-    label: usize,
-    img_size: usize,
-    first_id: u64,
-    items: &mut Vec<ImageItem>,
-) -> Result<(), DataError> {
-    let files: Vec<PathBuf> = entries(dir)?.into_iter().filter(|path| path.is_file() && is_image(path)).collect();
-    if files.is_empty() {
+/// Appends the images in `dir`.
+fn list_class(dir: &Path, label: usize, is_test: bool, files: &mut Vec<File>) -> Result<(), DataError> {
+    let images: Vec<PathBuf> = entries(dir)?.into_iter().filter(|path| path.is_file() && is_image(path)).collect();
+    if images.is_empty() {
         return Err(DataError::NoImages { path: dir.to_path_buf() });
     }
-    for path in files {
-        let id = first_id + items.len() as u64;
-        items.push(ImageItem { id, pixels: decode(&path, img_size)?, height: img_size, width: img_size, label });
-    }
+    files.extend(images.into_iter().map(|path| File { path, label, is_test }));
     Ok(())
 }
 
+/// The planes of an image, or why there are none.
+type Decoded = Result<Vec<u8>, ImageError>;
+
+/// Decodes the files, each thread a part of the list; with `strict` the first in the list that fails is an error.
+fn decode_all(files: &[File], options: &LoadOptions) -> Result<Vec<Decoded>, DataError> {
+    let decode_part = |part: &[File]| -> Result<Vec<Decoded>, DataError> {
+        let decode = |file: &File| match decode(&file.path, options.img_size) {
+            Err(source) if options.strict => Err(DataError::Decode { path: file.path.clone(), source }),
+            decoded => Ok(decoded),
+        };
+        part.iter().map(decode).collect()
+    };
+    let share = files.len().div_ceil(options.threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = files.chunks(share).map(|part| scope.spawn(move || decode_part(part))).collect();
+        let mut images = Vec::with_capacity(files.len());
+        for worker in workers {
+            match worker.join() {
+                Ok(part) => images.extend(part?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(images)
+    })
+}
+
+/// The split of what was decoded; every class folder must have given something.
+fn collect(files: Vec<(File, Decoded)>, classes: Vec<String>, side: usize) -> Result<DataSplit, DataError> {
+    for class in files.chunk_by(|(a, _), (b, _)| a.path.parent() == b.path.parent()) {
+        // a folder that gives images to both parts may lose those for the test
+        let tests = class.iter().all(|(file, _)| file.is_test);
+        let needed: Vec<_> = class.iter().filter(|(file, _)| file.is_test == tests).collect();
+        if let Some((File { path, .. }, Err(first))) = needed.first()
+            && needed.iter().all(|(_, image)| image.is_err())
+        {
+            let path = path.parent().unwrap_or(path).to_path_buf();
+            return Err(DataError::BrokenClass { path, files: needed.len(), reason: first.to_string() });
+        }
+    }
+    let (mut items, mut skipped) = (vec![], vec![]);
+    for (id, (File { path, label, is_test }, image)) in files.into_iter().enumerate() {
+        match image {
+            Ok(pixels) => items.push((ImageItem { id: id as u64, pixels, height: side, width: side, label }, is_test)),
+            Err(error) => skipped.push(Skipped { path, reason: error.to_string() }),
+        }
+    }
+    Ok(DataSplit { skipped, ..DataSplit::new(items, classes) })
+}
+
 /// The planes of the image's central square at `img_size`.
-fn decode(path: &Path, img_size: usize) -> Result<Vec<u8>, DataError> {
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let image = reader.map_err(|source| DataError::io(path, source))?.decode();
-    let image = image.map_err(|source| DataError::Decode { path: path.to_path_buf(), source })?;
+fn decode(path: &Path, img_size: usize) -> Decoded {
+    let image = ImageReader::open(path)?.with_guessed_format()?.decode()?;
     let image = image.resize_to_fill(img_size as u32, img_size as u32, FilterType::Triangle).to_rgb8();
     Ok((0..3).flat_map(|channel| image.pixels().map(move |pixel| pixel[channel])).collect())
 }
@@ -89,6 +151,17 @@ fn class_folders(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
         return Err(DataError::MissingFolder { path: dir.to_path_buf(), layout: LAYOUT });
     }
     Ok(entries(dir)?.into_iter().filter(|path| path.is_dir() && !name(path).starts_with('.')).collect())
+}
+
+/// The class folders in `dir` and in those of its sub-folders that hold folders themselves.
+fn grouped_class_folders(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut folders = vec![];
+    for folder in class_folders(dir)? {
+        let inner = class_folders(&folder)?;
+        if inner.is_empty() { folders.push(folder) } else { folders.extend(inner) }
+    }
+    folders.sort_by_key(|folder| name(folder));
+    Ok(folders)
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
@@ -110,9 +183,14 @@ fn is_image(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ImageDataset;
     use super::*;
     use image::{Rgb, RgbImage};
     use std::fs;
+
+    fn options() -> LoadOptions {
+        LoadOptions::new(2).with_threads(2)
+    }
 
     fn save(path: &Path, rgb: [u8; 3]) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -126,7 +204,7 @@ mod tests {
         save(&dir.path().join("train/dog/1.png"), [0, 255, 0]);
         save(&dir.path().join("val/dog/1.JPG"), [0, 0, 255]);
         fs::write(dir.path().join("train/dog/notes.txt"), "not an image").unwrap();
-        let split = load(dir.path(), 2).unwrap();
+        let split = load(dir.path(), &options()).unwrap();
         assert_eq!(split.train.classes, ["cat", "dog"]);
         assert_eq!(split.train.items[0].pixels, [255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(split.train.items.iter().map(|i| (i.id, i.label)).collect::<Vec<_>>(), [(0, 0), (1, 1)]);
@@ -140,9 +218,10 @@ mod tests {
             save(&dir.path().join(format!("cat/{i}.png")), [i, 0, 0]);
             save(&dir.path().join(format!("dog/{i}.png")), [0, i, 0]);
         }
-        let split = load(dir.path(), 2).unwrap();
+        let split = load(dir.path(), &options()).unwrap();
         assert_eq!((split.train.items.len(), split.test.items.len()), (8, 2));
-        assert_eq!(split.test.items, load(dir.path(), 2).unwrap().test.items);
+        assert_eq!(split.test.items, load(dir.path(), &options()).unwrap().test.items);
+        assert_eq!((split.skipped, split.missing), (vec![], vec![]));
     }
 
     #[test]
@@ -158,17 +237,19 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let message = |root: &Path| load(root, 2).unwrap_err().to_string();
+        let message = |root: &Path| load(root, &options()).unwrap_err().to_string();
         assert!(message(&dir.path().join("nowhere")).contains("there is no folder"));
         assert!(message(dir.path()).contains("holds 0 class folders"));
         save(&dir.path().join("a/1.png"), [0; 3]);
         fs::create_dir(dir.path().join("b")).unwrap();
-        assert!(matches!(load(dir.path(), 2), Err(DataError::NoImages { path }) if path.ends_with("b")));
+        assert!(matches!(load(dir.path(), &options()), Err(DataError::NoImages { path }) if path.ends_with("b")));
         fs::write(dir.path().join("b/broken.png"), "no image").unwrap();
-        assert!(message(dir.path()).contains("broken.png"));
+        assert!(message(dir.path()).contains("none of the 1 images of the class in"));
         fs::create_dir(dir.path().join("test")).unwrap();
-        assert!(matches!(load(dir.path(), 2), Err(DataError::MissingFolder { path, .. }) if path.ends_with("train")));
-        assert!(matches!(load(dir.path(), 0), Err(DataError::ZeroImageSize)));
+        assert!(
+            matches!(load(dir.path(), &options()), Err(DataError::MissingFolder { path, .. }) if path.ends_with("train"))
+        );
+        assert!(matches!(load(dir.path(), &LoadOptions::new(0)), Err(DataError::ZeroImageSize)));
     }
 
     #[test]
@@ -177,6 +258,117 @@ mod tests {
         for class in ["train/cat", "train/dog", "test/cow"] {
             save(&dir.path().join(class).join("1.png"), [0; 3]);
         }
-        assert!(matches!(load(dir.path(), 2), Err(DataError::UnknownClass { path, .. }) if path.ends_with("cow")));
+        assert!(
+            matches!(load(dir.path(), &options()), Err(DataError::UnknownClass { path, .. }) if path.ends_with("cow"))
+        );
+    }
+
+    fn ids(data: &ImageDataset) -> Vec<u64> {
+        data.items.iter().map(|item| item.id).collect()
+    }
+
+    /// 5 images each of cat and dog, with ids 0 to 4 and 5 to 9.
+    fn cats_and_dogs() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..5 {
+            save(&dir.path().join(format!("cat/{i}.png")), [i, 0, 0]);
+            save(&dir.path().join(format!("dog/{i}.png")), [0, i, 0]);
+        }
+        dir
+    }
+
+    #[test]
+    fn broken_images_are_skipped_and_named() {
+        let dir = cats_and_dogs();
+        let whole = load(dir.path(), &options()).unwrap();
+        let (broken, empty) = (dir.path().join("cat/1.png"), dir.path().join("dog/4.png"));
+        fs::write(&broken, "no image").unwrap();
+        fs::write(&empty, "").unwrap();
+        let split = load(dir.path(), &options()).unwrap();
+        assert_eq!(split.skipped.iter().map(|file| &file.path).collect::<Vec<_>>(), [&broken, &empty]);
+        assert!(split.skipped.iter().all(|file| !file.reason.is_empty()));
+        // the others keep their ids and their part
+        let without = |data: &ImageDataset| -> Vec<_> {
+            data.items.iter().filter(|item| ![1, 9].contains(&item.id)).cloned().collect()
+        };
+        assert_eq!((split.train.items, split.test.items), (without(&whole.train), without(&whole.test)));
+        assert_eq!(split.train.classes, whole.train.classes);
+        let error = load(dir.path(), &options().with_strict(true)).unwrap_err();
+        assert!(matches!(&error, DataError::Decode { path, .. } if *path == broken), "{error}");
+        assert!(error.to_string().contains("cat/1.png"), "{error}");
+    }
+
+    #[test]
+    fn an_image_cut_short_is_skipped() {
+        let dir = cats_and_dogs();
+        let path = dir.path().join("cat/0.png");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 20]).unwrap();
+        assert_eq!(load(dir.path(), &options()).unwrap().skipped[0].path, path);
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let dir = cats_and_dogs();
+        fs::write(dir.path().join("cat/3.png"), "no image").unwrap();
+        fs::write(dir.path().join("dog/0.png"), "no image").unwrap();
+        let one = load(dir.path(), &options().with_threads(1)).unwrap();
+        let mut all = [ids(&one.train), ids(&one.test)].concat();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 4, 6, 7, 8, 9]);
+        for threads in [0, 3, 4, 99] {
+            let other = load(dir.path(), &options().with_threads(threads)).unwrap();
+            assert_eq!(one.train.items, other.train.items, "{threads} threads");
+            assert_eq!(one.test.items, other.test.items, "{threads} threads");
+            assert_eq!(one.skipped, other.skipped, "{threads} threads");
+            let strict = load(dir.path(), &options().with_threads(threads).with_strict(true));
+            assert!(matches!(strict, Err(DataError::Decode { path, .. }) if path.ends_with("cat/3.png")));
+        }
+    }
+
+    #[test]
+    fn a_class_without_a_whole_image_is_refused() {
+        let dir = cats_and_dogs();
+        let broken = |class: &str, file: usize| {
+            fs::write(dir.path().join(class).join(format!("{file}.png")), "no image").unwrap();
+        };
+        let split = load(dir.path(), &options()).unwrap();
+        let (tests, trains): (Vec<_>, Vec<_>) = (0..5).partition(|id| ids(&split.test).contains(id));
+        // the test images of a class may all be broken, its training images may not
+        tests.iter().for_each(|&id| broken("cat", id as usize));
+        let split = load(dir.path(), &options()).unwrap();
+        assert_eq!((split.train.items.len(), split.test.items.len()), (8, 1));
+        trains.iter().for_each(|&id| broken("cat", id as usize));
+        let error = load(dir.path(), &options()).unwrap_err();
+        assert!(matches!(&error, DataError::BrokenClass { path, files: 4, .. } if path.ends_with("cat")), "{error}");
+    }
+
+    #[test]
+    fn a_test_class_without_a_whole_image_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["train/cat", "train/dog", "test/cat"] {
+            save(&dir.path().join(class).join("1.png"), [0; 3]);
+        }
+        fs::create_dir(dir.path().join("test/dog")).unwrap();
+        fs::write(dir.path().join("test/dog/1.png"), "no image").unwrap();
+        let error = load(dir.path(), &options()).unwrap_err();
+        assert!(
+            matches!(&error, DataError::BrokenClass { path, files: 1, .. } if path.ends_with("test/dog")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn classes_may_be_grouped_by_superclass() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["train/pets/dog", "train/pets/ape", "train/farm/cow", "train/bee", "test/farm/cow"] {
+            save(&dir.path().join(class).join("1.png"), [0; 3]);
+        }
+        let split = load_grouped(dir.path(), &options()).unwrap();
+        assert_eq!(split.train.classes, ["ape", "bee", "cow", "dog"]);
+        assert_eq!(split.train.items.iter().map(|item| item.label).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(split.test.items.iter().map(|item| (item.id, item.label)).collect::<Vec<_>>(), [(4, 2)]);
+        // superclasses are no classes of an ordinary folder
+        assert!(matches!(load(dir.path(), &options()), Err(DataError::NoImages { .. })));
     }
 }

@@ -5,11 +5,11 @@
 //! use burn::data::dataloader::DataLoader;
 //! use flops_core::EpochLoader;
 //! use flops_vit::Normalization;
-//! use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, Padding};
+//! use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, LoadOptions, Padding};
 //! use std::sync::Arc;
 //!
 //! let spec: DatasetSpec = "digits".parse()?;
-//! let split = spec.load(None, false, 32)?;
+//! let split = spec.load(&LoadOptions::new(32))?;
 //! let batcher = ImageBatcher::new(32, Normalization::CIFAR10)?;
 //! let loader: EpochLoader<Flex, _, ImageBatch<Flex>> =
 //!     EpochLoader::new(Arc::new(split.train), batcher, 64, Default::default())?
@@ -32,6 +32,6 @@ pub mod folder;
 mod spec;
 
 pub use batcher::{Augment, ImageBatch, ImageBatcher, Padding};
-pub use dataset::{DataSplit, ImageDataset, ImageItem};
+pub use dataset::{DataSplit, ImageDataset, ImageItem, Skipped};
 pub use error::DataError;
-pub use spec::DatasetSpec;
+pub use spec::{DatasetSpec, LoadOptions};

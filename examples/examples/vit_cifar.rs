@@ -44,6 +44,8 @@ const TEST_ROWS: usize = 32;
 const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// Memory that the training images may take.
 const IMAGE_BYTES: usize = 8 << 30;
+/// The file of what `lora:R` trained, without the model.
+const ADAPTERS: &str = "adapters.safetensors";
 /// Settings that do not change what is computed: a resumed run may have others.
 const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory_bound"];
 
@@ -73,7 +75,7 @@ struct Args {
     /// Start from a new head even where the checkpoint has the same classes.
     #[arg(long)]
     reset_head: bool,
-    /// What is trained: head, cls_tail, bias_norm, last:K or full.
+    /// What is trained: head, cls_tail, bias_norm, last:K, lora:R (adapters of rank R) or full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
     /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper [default: the method's, gaussian].
@@ -128,7 +130,7 @@ struct Args {
     /// Decoupled weight decay, in units of the learning rate.
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     weight_decay: f64,
-    /// Seed of order, noise, allocation and head.
+    /// Seed of order, noise, allocation, head and adapters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Rows of a forward pass: more take more memory.
@@ -362,6 +364,10 @@ fn train(args: Args) -> Result<()> {
     let model = if new_head { model.with_new_head(train_data.classes.len(), args.seed) } else { model };
     card.config.num_classes = train_data.classes.len();
     card.classes = train_data.classes.clone();
+    let model = match args.scope {
+        Scope::Lora(rank) => model.with_lora(rank, args.seed)?,
+        _ => model,
+    };
     let model = model.with_scope(args.scope)?;
 
     let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
@@ -477,12 +483,19 @@ fn train(args: Args) -> Result<()> {
         100.0 * accuracy
     );
     checkpoint::save(&model, &card, &artifacts.path("model.safetensors"), false)?;
+    if model.lora_rank().is_some() {
+        checkpoint::save_adapters(&model, &card, &artifacts.path(ADAPTERS))?;
+    }
     history.write(&artifacts)?;
     let title = format!("{}, scope {}, {}", args.dataset, args.scope, description(&args));
     artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
     artifacts.write_json("summary.json", &summary)?;
     print_table(&args, &summary);
-    println!("\n{} holds summary.json, metrics.csv, curves.svg and model.safetensors", artifacts.dir().display());
+    let adapters = if model.lora_rank().is_some() { format!(", {ADAPTERS}") } else { String::new() };
+    println!(
+        "\n{} holds summary.json, metrics.csv, curves.svg{adapters} and model.safetensors",
+        artifacts.dir().display()
+    );
     Ok(())
 }
 

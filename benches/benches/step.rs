@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
 use flops_benches::{
-    AB, B, BATCH, Backprop, MAX_ROWS, MEMORY_ROWS, QUERIES, THREADS, adam, forward, images, inference, model, step,
+    AB, B, BATCH, Backprop, MAX_ROWS, MEMORY_ROWS, QUERIES, THREADS, adam, forward, images, inference, model,
+    peak_memory, step,
 };
 use flops_core::{BackpropLearner, Space};
 use flops_vit::Scope;
@@ -86,7 +87,7 @@ fn backprop_ratio(criterion: &mut Criterion, scope: Scope) -> f64 {
     )
 }
 
-/// Does what a measured process is there for, and prints its peak memory in KiB.
+/// Does what a measured process is there for, and prints its peak memory in MiB.
 fn measured(task: &str) {
     match task.split_once('/') {
         Some(("forward", rest)) => {
@@ -117,9 +118,7 @@ fn measured(task: &str) {
             black_box(inference(&plain, &batch, MEMORY_ROWS * 2 * THREADS, MEMORY_ROWS));
         }
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next());
-    println!("{}", peak.unwrap_or("NaN"));
+    println!("{}", peak_memory());
 }
 
 /// Peak memory of a process that does `task`, in MiB; NaN where the system does not tell.
@@ -135,7 +134,7 @@ fn memory(task: &str, returning: bool) -> f64 {
         command.env(TASK, task).output()
     });
     let peak = output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).and_then(|s| s.trim().parse::<f64>().ok());
-    peak.unwrap_or(f64::NAN) / 1024.0
+    peak.unwrap_or(f64::NAN)
 }
 
 fn main() {

@@ -53,17 +53,25 @@ pub const THREADS: usize = 2;
 
 /// The model that is measured.
 pub fn model(scope: Scope) -> ViT<AB> {
-    ViTConfig::vit_micro_patch4_32()
-        .init::<AB>(&Default::default())
-        .and_then(|model| model.with_scope(scope))
-        .expect("the preset and its scopes are valid")
+    model_of(&ViTConfig::vit_micro_patch4_32(), scope)
 }
 
-/// Random images.
+/// A model with random weights.
+pub fn model_of(config: &ViTConfig, scope: Scope) -> ViT<AB> {
+    let model = config.init::<AB>(&Default::default()).and_then(|model| model.with_scope(scope));
+    model.expect("the preset and its scopes are valid")
+}
+
+/// Random images for it.
 pub fn images<P: Backend>(rows: usize) -> ImageBatch<P> {
+    images_of(rows, 32)
+}
+
+/// Random images of `side` pixels, of ten classes.
+pub fn images_of<P: Backend>(rows: usize, side: usize) -> ImageBatch<P> {
     let device = Default::default();
     let mut rng = StdRng::seed_from_u64(0);
-    let pixels = TensorData::random::<f32, _, _>([rows, 3, 32, 32], Distribution::Normal(0.0, 1.0), &mut rng);
+    let pixels = TensorData::random::<f32, _, _>([rows, 3, side, side], Distribution::Normal(0.0, 1.0), &mut rng);
     let labels: Vec<i32> = (0..rows as i32).map(|i| i % 10).collect();
     Batch {
         ids: (0..rows as u64).collect(),
@@ -79,10 +87,15 @@ pub fn forward(scope: Scope, space: Space, queries: usize, max_rows: usize) -> F
 
 /// The same, keeping the frozen prefix of `kept` data.
 pub fn learner(scope: Scope, space: Space, queries: usize, max_rows: usize, kept: usize) -> Forward {
+    learner_of(model(scope), space, queries, max_rows, kept)
+}
+
+/// The same of another model.
+pub fn learner_of(model: ViT<AB>, space: Space, queries: usize, max_rows: usize, kept: usize) -> Forward {
     let budget = QueryBudget::new(queries, 1).expect("a valid budget");
     let config = ForwardConfig::new(budget).with_space(space).with_max_rows(max_rows).with_threads(THREADS);
     let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
-    ForwardLearner::new(model(scope), allocator, config.with_prefix_cache(kept)).expect("a valid configuration")
+    ForwardLearner::new(model, allocator, config.with_prefix_cache(kept)).expect("a valid configuration")
 }
 
 /// One training step, the update included.
@@ -98,6 +111,13 @@ where
 /// Adam, two moments for each trained parameter.
 pub fn adam<L: burn::module::AutodiffModule<AB>>() -> burn::optim::adaptor::OptimizerAdaptor<burn::optim::Adam, L, AB> {
     AdamConfig::new().init()
+}
+
+/// Peak memory of this process in MiB; NaN where the system does not tell.
+pub fn peak_memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next());
+    peak.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
 }
 
 /// Losses of `rows` rows by plain inference, `max_rows` at a time on [`THREADS`] threads; returns their sum.

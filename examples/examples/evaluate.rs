@@ -148,7 +148,8 @@ fn answers(
                 scores.iter().all(|s| s.is_finite()),
                 "the model's output for an image of class {label} is not finite: the weights have diverged"
             );
-            let rank = scores.iter().enumerate().filter(|&(c, &s)| s > scores[label] || (s == scores[label] && c < label));
+            let rank =
+                scores.iter().enumerate().filter(|&(c, &s)| s > scores[label] || (s == scores[label] && c < label));
             let best = (0..scores.len()).fold(0, |best, c| if scores[c] > scores[best] { c } else { best });
             all.push((label, rank.count(), best));
             let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -229,7 +230,8 @@ fn run(args: Args) -> Result<()> {
     if table.len() > SHOWN {
         println!("  and {} more classes in classes.csv", table.len() - SHOWN);
     }
-    let (all_top1, all_top5) = (share(top1, None).context("there are no images")?, share(top5, None).unwrap_or_default());
+    let (all_top1, all_top5) =
+        (share(top1, None).context("there are no images")?, share(top5, None).unwrap_or_default());
     println!("\n{} images, {} classes", all.len(), classes.len());
     println!("  top-1 accuracy   {:>6.2} %", 100.0 * all_top1);
     println!("  top-5 accuracy   {:>6.2} %", 100.0 * all_top5);

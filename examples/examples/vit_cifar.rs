@@ -28,14 +28,15 @@ use flops_core::{
 };
 use flops_examples::artifacts::{Artifacts, Settings, merge};
 use flops_examples::backend::{self, AB, B, Device};
+use flops_examples::dry_run::{Planned, forecast, measure, parameters};
 use flops_examples::fit::{self, Plan, fit};
 use flops_examples::groups::LrGroup;
 use flops_examples::history::{History, Row, Split};
 use flops_examples::renderer::thousands;
 use flops_examples::{BURN_VERSION, cli, curves};
-use flops_vit::checkpoint::{self, Card};
+use flops_vit::checkpoint::{self, Card, Source, hf};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, LoadOptions, Padding};
-use flops_vit::{Scope, ViT};
+use flops_vit::{FineTuning, Pool, Scope, ViT};
 use serde_json::{Value, json};
 
 /// Images of a batch when the test set is evaluated, and of each pass over a part of it.
@@ -45,6 +46,10 @@ const TEST_ROWS: usize = 32;
 const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// Memory that the training images may take.
 const IMAGE_BYTES: usize = 8 << 30;
+/// The model as a folder that `transformers` loads.
+const FOLDER: &str = "huggingface";
+/// The file of what `lora:R` trained, without the model.
+const ADAPTERS: &str = "adapters.safetensors";
 /// Settings that do not change what is computed: a resumed run may have others.
 const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory_bound"];
 
@@ -81,13 +86,17 @@ struct Args {
     /// epoch; prefixes are then not kept, as with --flip.
     #[arg(long, default_value_t = 0)]
     crop: usize,
-    /// Checkpoint to start from (.safetensors); the one shipped with flops-vit if not given.
+    /// Weights to start from: a checkpoint file, a folder of HuggingFace's or timm's, or hf:ORG/NAME, which is looked for in HuggingFace's
+    /// cache and fetched into it with --features download; the checkpoint shipped with flops-vit if not given.
     #[arg(long)]
-    weights: Option<PathBuf>,
+    weights: Option<Source>,
+    /// Side of the images, in pixels; the positional embedding is interpolated [default: the model's].
+    #[arg(long)]
+    img_size: Option<usize>,
     /// Start from a new head even where the checkpoint has the same classes.
     #[arg(long)]
     reset_head: bool,
-    /// What is trained: head, cls_tail, bias_norm, last:K or full.
+    /// What is trained: head, cls_tail, bias_norm, last:K, lora:R (adapters of rank R) or full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
     /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper [default: the method's, gaussian].
@@ -133,16 +142,17 @@ struct Args {
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// AdamW's learning rate; it falls to zero as a cosine over all epochs.
-    #[arg(long, default_value_t = 5e-3, allow_negative_numbers = true)]
-    lr: f64,
+    /// AdamW's learning rate; it falls to zero as a cosine over all epochs [default: flops_vit::FineTuning's for model and scope, 0.005 for
+    /// the shipped one and cls_tail].
+    #[arg(long, allow_negative_numbers = true)]
+    lr: Option<f64>,
     /// The head learns at this multiple of the learning rate.
     #[arg(long, default_value_t = 4.0, allow_negative_numbers = true)]
     head_lr_factor: f64,
     /// Decoupled weight decay, in units of the learning rate.
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     weight_decay: f64,
-    /// Seed of order, noise, allocation and head.
+    /// Seed of order, noise, allocation, head and adapters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Rows of a forward pass: more take more memory.
@@ -160,6 +170,9 @@ struct Args {
     /// Go on with the run in the artifact folder after its last finished epoch.
     #[arg(long)]
     resume: bool,
+    /// Say what the run would take, from two steps whose results are thrown away, and stop.
+    #[arg(long)]
+    dry_run: bool,
     /// Stop after this epoch, to go on with --resume another time.
     #[arg(long)]
     stop_after: Option<usize>,
@@ -224,7 +237,9 @@ impl Args {
         ensure!(self.crop <= 1000, "--crop {}: use at most 1000 pixels", self.crop);
         ensure!(self.copies() <= 1000, "--copies {}: use at most 1000", self.copies());
         ensure!(self.shift <= 1000, "--shift {}: use at most 1000 pixels", self.shift);
-        ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
+        if let Some(lr) = self.lr {
+            ensure!(lr > 0.0 && lr <= 1.0, "--lr {lr}: use a number above 0 and at most 1");
+        }
         let factor = self.head_lr_factor;
         ensure!(factor.is_finite() && factor > 0.0, "--head-lr-factor {factor}: use a number above 0");
         let decay = self.weight_decay;
@@ -284,7 +299,7 @@ impl Args {
     }
 
     /// Every setting of the run, by its flag's name.
-    fn settings(&self, config: &ForwardConfig) -> Result<Settings> {
+    fn settings(&self, config: &ForwardConfig, lr: f64) -> Result<Settings> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
         let mut settings = json!({
             "method": self.method.name(),
@@ -295,14 +310,15 @@ impl Args {
             "shots": self.shots,
             "flip": self.flip,
             "crop": self.crop,
-            "weights": path(&self.weights),
+            "weights": self.weights.as_ref().map(Source::to_string),
+            "img_size": self.img_size,
             "reset_head": self.reset_head,
             "copies": self.copies(),
             "shift": self.shift,
             "scope": self.scope.to_string(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "lr": self.lr,
+            "lr": lr,
             "head_lr_factor": self.head_lr_factor,
             "weight_decay": self.weight_decay,
             "seed": self.seed,
@@ -332,11 +348,15 @@ impl Args {
     }
 }
 
+/// What the kept prefix of an image takes at most: keys, values and hidden state of every token.
+fn prefix_bytes(card: &Card) -> usize {
+    3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>()
+}
+
 /// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory or change from epoch
 /// to epoch.
 fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
-    // at most keys, values and hidden state of every token
-    let bytes = 3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>();
+    let bytes = prefix_bytes(card);
     let never = args.no_prefix_cache || args.augmentation().is_some();
     if never || images.saturating_mul(bytes) > PREFIX_CACHE_BYTES { 0 } else { images }
 }
@@ -360,10 +380,18 @@ fn train(args: Args) -> Result<()> {
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let device = backend::device()?;
 
-    let (model, mut card): (ViT<AB>, Card) = match &args.weights {
-        Some(path) => checkpoint::load(path, &device)?,
+    let (mut model, mut card): (ViT<AB>, Card) = match &args.weights {
+        Some(source) => {
+            let opened = checkpoint::open(source, &device)?;
+            opened.notes.iter().for_each(|note| println!("{note}"));
+            (opened.model, opened.card)
+        }
         None => checkpoint::pretrained(&device)?,
     };
+    if let Some(img_size) = args.img_size {
+        model = model.with_img_size(img_size)?;
+        card.config.img_size = img_size;
+    }
     let options = LoadOptions::new(card.config.img_size)
         .with_data_dir(args.data_dir.clone())
         .with_download(args.download)
@@ -390,15 +418,24 @@ fn train(args: Args) -> Result<()> {
     let train_data = train_data.with_copies(args.copies(), &moves);
     let images = train_data.items.len();
     config = config.with_prefix_cache(prefix_cache(&args, images, &card));
-    let settings = args.settings(&config)?;
+    let lr = args.lr.unwrap_or(FineTuning::new(&card.config, args.scope).lr);
+    let settings = args.settings(&config, lr)?;
     if args.resume {
         artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
     }
 
     let new_head = args.reset_head || card.classes != train_data.classes;
+    if new_head && card.classes.len() != train_data.classes.len() {
+        let (theirs, ours) = (card.classes.len(), train_data.classes.len());
+        println!("the head of {theirs} classes does not fit data of {ours}: a new one is used");
+    }
     let model = if new_head { model.with_new_head(train_data.classes.len(), args.seed) } else { model };
     card.config.num_classes = train_data.classes.len();
     card.classes = train_data.classes.clone();
+    let model = match args.scope {
+        Scope::Lora(rank) => model.with_lora(rank, args.seed)?,
+        _ => model,
+    };
     let model = model.with_scope(args.scope)?;
 
     let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
@@ -406,6 +443,9 @@ fn train(args: Args) -> Result<()> {
         EpochLoader::new(Arc::new(test_data), batcher.clone(), TEST_BATCH, device.clone())?;
     let test: Arc<dyn DataLoader<B, ImageBatch<B>>> = Arc::new(test);
 
+    if args.dry_run {
+        return dry_run(&args, &config, model, Arc::new(train_data), batcher, &card, &device);
+    }
     let (resume, history) = if args.resume {
         let (epoch, history) = fit::resumable(&artifacts)?;
         (Some(epoch), history)
@@ -442,7 +482,7 @@ fn train(args: Args) -> Result<()> {
     let plan = |monitor| Plan {
         artifacts: &artifacts,
         device: device.clone(),
-        lr: args.lr,
+        lr,
         group: group.clone(),
         weight_decay: args.weight_decay as f32,
         steps: args.epochs * steps_per_epoch,
@@ -515,12 +555,66 @@ fn train(args: Args) -> Result<()> {
         100.0 * accuracy
     );
     checkpoint::save(&model, &card, &artifacts.path("model.safetensors"), false)?;
+    let folder = card.config.pool == Pool::Token;
+    if folder {
+        hf::save(&model, &card, &artifacts.path(FOLDER))?;
+    }
+    if model.lora_rank().is_some() {
+        checkpoint::save_adapters(&model, &card, &artifacts.path(ADAPTERS))?;
+    }
     history.write(&artifacts)?;
     let title = format!("{}, scope {}, {}", args.dataset, args.scope, description(&args));
     artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
     artifacts.write_json("summary.json", &summary)?;
     print_table(&args, &summary);
-    println!("\n{} holds summary.json, metrics.csv, curves.svg and model.safetensors", artifacts.dir().display());
+    let adapters = if model.lora_rank().is_some() { format!(", {ADAPTERS}") } else { String::new() };
+    let folder = if folder { format!(", the folder {FOLDER} for transformers") } else { String::new() };
+    println!(
+        "\n{} holds summary.json, metrics.csv, curves.svg{adapters}{folder} and model.safetensors",
+        artifacts.dir().display()
+    );
+    Ok(())
+}
+
+/// Prints what the run would take.
+fn dry_run(
+    args: &Args,
+    config: &ForwardConfig,
+    model: ViT<AB>,
+    data: Arc<ImageDataset>,
+    batcher: ImageBatcher,
+    card: &Card,
+    device: &Device,
+) -> Result<()> {
+    let planned = Planned {
+        images: data.items.len(),
+        batch_size: args.batch_size,
+        epochs: args.epochs,
+        queries: if args.method.is_forward() { args.queries } else { 0 },
+        prefix_bytes: if config.prefix_cache > 0 { prefix_bytes(card) } else { 0 },
+    };
+    let parameters = parameters(&model);
+    let loader = Training { data, batcher, args, epoch: 0, device: device.clone() };
+    let empty = "there are no training images";
+    let measured = if args.method.is_forward() {
+        let allocator = AnyAllocator::<AB>::new(args.allocator()?, device)?;
+        let learner = ForwardLearner::new(model, allocator, config.clone())?;
+        let monitor = learner.monitor();
+        let batch = loader.plain()?.iter().next().context(empty)?;
+        let measured = measure(&learner, batch, || Some(monitor.ledger()));
+        if let Some(error) = monitor.error() {
+            return Err(error.into());
+        }
+        measured
+    } else {
+        let learner =
+            BackpropLearner::new(model).with_prefix_cache(config.prefix_cache).with_threads(config.estimator.threads);
+        measure(&learner, loader.differentiable()?.iter().next().context(empty)?, || None)
+    };
+    println!("\n{}, scope {}, {}: nothing is trained", args.dataset, args.scope, description(args));
+    for (name, value) in forecast(&planned, &measured, parameters) {
+        println!("  {name:<28}{value:>16}");
+    }
     Ok(())
 }
 

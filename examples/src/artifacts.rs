@@ -7,7 +7,8 @@
 //! | `metrics.csv` | one row per training step, one per test epoch: [`Row`](crate::history::Row) |
 //! | `summary.json` | every figure of the final table |
 //! | `curves.svg` | accuracy and loss against queries |
-//! | `model.safetensors` | the trained model |
+//! | `model.safetensors` | the trained model, adapters merged |
+//! | `adapters.safetensors` | of a run with scope `lora:R`: adapters and head alone |
 //!
 //! Files are written beside their place and renamed, so that none is ever half there.
 
@@ -101,7 +102,8 @@ impl Artifacts {
         if checkpoints.exists() {
             fs::remove_dir_all(&checkpoints).with_context(failed)?;
         }
-        for name in ["summary.json", "metrics.csv"] {
+        // adapters of an earlier run would not belong to the new model
+        for name in ["summary.json", "metrics.csv", "adapters.safetensors"] {
             let path = self.path(name);
             if path.exists() {
                 fs::remove_file(path).with_context(failed)?;

@@ -83,7 +83,11 @@ impl Lab {
         }
         let limited = |data: ImageDataset| Arc::new(data.limited(args.limit));
         let (train, test) = (limited(split.train), limited(split.test));
-        let model = model.with_new_head(train.classes.len(), 0).with_scope(args.scope)?;
+        let mut model = model.with_new_head(train.classes.len(), 0);
+        if let Scope::Lora(rank) = args.scope {
+            model = model.with_lora(rank, 0)?;
+        }
+        let model = model.with_scope(args.scope)?;
         let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
         let config = ForwardConfig::new(QueryBudget::new(1, 1)?).with_prefix_cache(train.items.len());
         let keeper = ForwardLearner::new(model.clone(), AnyAllocator::new(AllocatorKind::Uniform, &device)?, config)?;

@@ -7,6 +7,7 @@ pub mod artifacts;
 pub mod backend;
 pub mod cli;
 pub mod curves;
+pub mod dry_run;
 pub mod experiment;
 pub mod fit;
 pub mod groups;

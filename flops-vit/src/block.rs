@@ -8,6 +8,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use flops_core::Probe;
 
 use crate::config::ViTConfig;
+use crate::lora::{Lora, adapted};
 use crate::model::linear;
 
 /// Multi-head self-attention with separate query, key and value layers.
@@ -21,6 +22,10 @@ pub struct Attention<B: Backend> {
     pub value: Linear<B>,
     /// Output projection, `[embed_dim, embed_dim]`.
     pub proj: Linear<B>,
+    /// Adapter of the queries, where there is one.
+    pub query_lora: Option<Lora<B>>,
+    /// Adapter of the values, where there is one.
+    pub value_lora: Option<Lora<B>>,
     /// Number of heads.
     pub num_heads: usize,
 }
@@ -29,7 +34,15 @@ impl<B: Backend> Attention<B> {
     fn new(config: &ViTConfig, device: &B::Device) -> Self {
         let d = config.embed_dim;
         let qkv = || linear(d, d, config.qkv_bias, device);
-        Self { query: qkv(), key: qkv(), value: qkv(), proj: linear(d, d, true, device), num_heads: config.num_heads }
+        Self {
+            query: qkv(),
+            key: qkv(),
+            value: qkv(),
+            proj: linear(d, d, true, device),
+            query_lora: None,
+            value_lora: None,
+            num_heads: config.num_heads,
+        }
     }
 
     /// `[rows, tokens, d]` as `[rows, heads, tokens, d / heads]`.
@@ -108,9 +121,9 @@ impl<B: Backend> Block<B> {
     /// - x: `[rows, tokens, embed_dim]`, and so the result
     pub fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let h = probe.layer_norm(&self.norm1, x.clone());
-        let q = probe.linear(&self.attn.query, h.clone());
+        let q = adapted(&self.attn.query, &self.attn.query_lora, h.clone(), probe);
         let k = probe.linear(&self.attn.key, h.clone());
-        let v = probe.linear(&self.attn.value, h);
+        let v = adapted(&self.attn.value, &self.attn.value_lora, h, probe);
         let a = self.attn.attend(q, self.attn.split(k), self.attn.split(v), probe);
         let (x, h) = self.project((x, a), probe);
         let h = gelu(probe.linear(&self.fc1, h));
@@ -122,7 +135,7 @@ impl<B: Backend> Block<B> {
     pub(crate) fn keys_values(&self, x: Tensor<B, 3>, seen: usize, probe: &mut Probe<B>) -> ClassTokenState<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
-        let v = probe.linear(&self.attn.value, h.clone());
+        let v = adapted(&self.attn.value, &self.attn.value_lora, h.clone(), probe);
         (x.narrow(1, 0, seen), h.narrow(1, 0, seen), self.attn.split(k), self.attn.split(v))
     }
 
@@ -132,7 +145,7 @@ impl<B: Backend> Block<B> {
     /// - returns: `[rows, seen, embed_dim]`
     pub(crate) fn class_token(&self, state: ClassTokenState<B>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let state = probe.stage(state, |(x, h, k, v), probe| {
-            let q = probe.linear(&self.attn.query, h);
+            let q = adapted(&self.attn.query, &self.attn.query_lora, h, probe);
             (x, self.attn.attend(q, k, v, probe))
         });
         let state = probe.stage(state, |state, probe| self.project(state, probe));

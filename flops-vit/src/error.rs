@@ -50,6 +50,26 @@ pub enum VitError {
         "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch tokens; use last:1"
     )]
     ScopeToken,
+    /// Adapters of a rank that no projection has.
+    #[error("adapters of rank {rank} do not fit an embed_dim of {embed_dim}; choose a rank from 1 to {embed_dim}")]
+    LoraRank {
+        /// The rank asked for.
+        rank: usize,
+        /// Width of the model.
+        embed_dim: usize,
+    },
+    /// A scope of adapters that the model does not have.
+    #[error(
+        "scope lora:{rank} needs adapters of rank {rank} in every block, the model has {}; put them in with \
+         ViT::with_lora({rank}, seed) first",
+        .found.map_or("none".to_string(), |found| format!("some of rank {found}"))
+    )]
+    NoAdapters {
+        /// The rank asked for.
+        rank: usize,
+        /// The rank of the adapters that are there.
+        found: Option<usize>,
+    },
     /// A checkpoint that cannot be loaded.
     #[error("cannot load {path}: {why}")]
     Checkpoint {
@@ -87,6 +107,17 @@ pub enum CheckpointError {
         crate::checkpoint::CARD_KEY
     )]
     NoCard,
+    /// The file has adapters, where a whole model is asked for.
+    #[error(
+        "it holds the adapters of a model, not the model; load that first, then this file with checkpoint::load_adapters"
+    )]
+    OnlyAdapters,
+    /// The file has a whole model, where adapters are asked for.
+    #[error("it holds a whole model and no adapters; load it with checkpoint::load")]
+    NoAdapters,
+    /// Adapters of a model with other settings.
+    #[error("the adapters were made for another base model: {}; load the one they were trained on", .0.join(", "))]
+    OtherBase(Vec<String>),
     /// The card is no JSON of the right form, or contradicts itself.
     #[error("its card is damaged ({0}); fetch or save it again")]
     Card(String),

@@ -2,7 +2,7 @@
 //!
 //! - [`ViTConfig`]: sizes in timm's words, and the presets; [`ViT`]: the model, every layer called through the
 //!   [`Probe`](flops_core::Probe), in stages, so that queries start from the first block that is trained.
-//! - [`Scope`]: which parameters are trained, from the head alone to everything.
+//! - [`Scope`]: which parameters are trained, from the head alone to everything; [`lora`]: low-rank adapters, one of the scopes.
 //! - [`checkpoint`]: safetensors that carry their configuration, the shipped `vit_micro_patch4_32`, and the import of HuggingFace's
 //!   `ViTForImageClassification`.
 //! - [`data`]: CIFAR-10 and CIFAR-100, image folders and the embedded handwritten digits, as loaders of batches.
@@ -33,13 +33,16 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod lora;
 pub mod model;
 pub mod normalization;
 mod positions;
 pub mod scope;
+pub mod tuning;
 
 pub use config::{Distillation, Pool, ViTConfig};
 pub use error::{CheckpointError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;
 pub use scope::Scope;
+pub use tuning::FineTuning;

@@ -13,7 +13,8 @@ use crate::error::VitError;
 use crate::model::ViT;
 
 /// The scopes as text, for error messages and command lines.
-pub(crate) const CHOICES: &str = "head, cls_tail, bias_norm, last:K (K blocks, at least 1), full";
+pub(crate) const CHOICES: &str =
+    "head, cls_tail, bias_norm, last:K (K blocks, at least 1), lora:R (rank R, at least 1), full";
 
 /// Which parameters are trained; the others are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,17 +29,21 @@ pub enum Scope {
     BiasNorm,
     /// `last:K`: the last K blocks, the final norm and the head.
     Last(usize),
+    /// `lora:R`: the [adapters](crate::lora) of rank R on the queries and values of every block, and the head. The other scopes,
+    /// `full` excepted, leave adapters that a model has frozen.
+    Lora(usize),
     /// `full`: everything.
     Full,
 }
 
 impl Scope {
     /// Whether the parameter of that path is trained in a model of `depth` blocks.
-    fn trains(self, path: &[String], depth: usize) -> bool {
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    pub(crate) fn trains(self, path: &[impl AsRef<str>], depth: usize) -> bool {
+        let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
         match (self, path.as_slice()) {
             (Self::Full, _) | (_, ["head" | "head_dist", ..]) => true,
-            (Self::Head, _) => false,
+            (_, ["blocks", _, "attn", "query_lora" | "value_lora", ..]) => matches!(self, Self::Lora(_)),
+            (Self::Head | Self::Lora(_), _) => false,
             (Self::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
             (Self::ClsTail | Self::Last(_), ["norm", ..]) => true,
             (Self::ClsTail, ["blocks", index, layer @ ..]) => {
@@ -63,6 +68,7 @@ impl fmt::Display for Scope {
             Self::ClsTail => f.write_str("cls_tail"),
             Self::BiasNorm => f.write_str("bias_norm"),
             Self::Last(blocks) => write!(f, "last:{blocks}"),
+            Self::Lora(rank) => write!(f, "lora:{rank}"),
             Self::Full => f.write_str("full"),
         }
     }
@@ -77,8 +83,9 @@ impl FromStr for Scope {
             "cls_tail" => Ok(Self::ClsTail),
             "bias_norm" => Ok(Self::BiasNorm),
             "full" => Ok(Self::Full),
-            _ => match text.strip_prefix("last:").map(str::parse) {
-                Some(Ok(blocks)) if blocks > 0 => Ok(Self::Last(blocks)),
+            _ => match text.split_once(':').map(|(name, number)| (name, number.parse())) {
+                Some(("last", Ok(blocks))) if blocks > 0 => Ok(Self::Last(blocks)),
+                Some(("lora", Ok(rank))) if rank > 0 => Ok(Self::Lora(rank)),
                 _ => Err(VitError::UnknownScope { name: text.into() }),
             },
         }
@@ -92,7 +99,8 @@ impl<B: Backend> ViT<B> {
     ///
     /// # Errors
     /// [`VitError::ScopeDepth`] where `last:K` asks for no block, or for more than there are; [`VitError::ScopeToken`] where `cls_tail`
-    /// meets a model that classifies by the mean of its patch tokens.
+    /// meets a model that classifies by the mean of its patch tokens; [`VitError::NoAdapters`] where `lora:R` finds no adapters of rank R, which
+    /// [`with_lora`](Self::with_lora) puts in.
     pub fn with_scope(self, scope: Scope) -> Result<Self, VitError> {
         let depth = self.blocks.len();
         if let Scope::Last(blocks) = scope
@@ -102,6 +110,12 @@ impl<B: Backend> ViT<B> {
         }
         if scope == Scope::ClsTail && self.pool == Pool::Avg {
             return Err(VitError::ScopeToken);
+        }
+        let found = self.lora_rank();
+        if let Scope::Lora(rank) = scope
+            && found != Some(rank)
+        {
+            return Err(VitError::NoAdapters { rank, found });
         }
         Ok(self.map(&mut Marker { scope, depth, path: Vec::new() }))
     }
@@ -235,6 +249,48 @@ mod tests {
         assert_eq!(params, Module::num_params(&model()));
     }
 
+    const ADAPTERS: [&str; 4] =
+        ["query_lora.down.weight", "query_lora.up.weight", "value_lora.down.weight", "value_lora.up.weight"];
+
+    #[test]
+    fn lora() {
+        let mut seen = Trainable::default();
+        model().with_lora(2, 0).unwrap().with_scope("lora:2".parse().unwrap()).unwrap().visit(&mut seen);
+        let mut expected = layers(&["head"], LINEAR);
+        for block in 0..3 {
+            expected.extend(ADAPTERS.map(|n| format!("blocks.{block}.attn.{n}")));
+        }
+        assert_same(seen.names, expected);
+        assert_eq!(seen.params, 3 * 4 * 2 * 8 + 45);
+    }
+
+    #[test]
+    fn other_scopes_freeze_adapters_and_full_trains_them() {
+        for scope in ["head", "cls_tail", "bias_norm", "last:1", "last:3", "full"] {
+            let (mut names, mut params) = trained(scope);
+            let mut seen = Trainable::default();
+            model().with_lora(2, 0).unwrap().with_scope(scope.parse().unwrap()).unwrap().visit(&mut seen);
+            if scope == "full" {
+                names.extend((0..3).flat_map(|block| ADAPTERS.map(|n| format!("blocks.{block}.attn.{n}"))));
+                params += 3 * 4 * 2 * 8;
+            }
+            assert_same(seen.names, names);
+            assert_eq!(seen.params, params, "{scope}");
+        }
+    }
+
+    #[test]
+    fn lora_asks_for_its_adapters() {
+        let none = model().with_scope(Scope::Lora(4)).unwrap_err();
+        assert!(matches!(none, VitError::NoAdapters { rank: 4, found: None }));
+        assert!(none.to_string().contains("has none") && none.to_string().contains("with_lora(4, seed)"), "{none}");
+        let other = model().with_lora(2, 0).unwrap().with_scope(Scope::Lora(4)).unwrap_err().to_string();
+        assert!(other.contains("some of rank 2"), "{other}");
+        let mut partly = model().with_lora(2, 0).unwrap();
+        partly.blocks[1].attn.value_lora = None;
+        assert!(partly.with_scope(Scope::Lora(2)).is_err());
+    }
+
     #[test]
     fn a_scope_replaces_the_one_before() {
         let mut seen = Trainable::default();
@@ -244,10 +300,12 @@ mod tests {
 
     #[test]
     fn text_and_back() {
-        for scope in [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(4), Scope::Full] {
+        for scope in [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(4), Scope::Lora(4), Scope::Full] {
             assert_eq!(scope.to_string().parse::<Scope>().unwrap(), scope);
         }
-        for text in ["tail", "", "last", "last:", "last:0", "last:-1", "last:two"] {
+        for text in
+            ["tail", "", "last", "last:", "last:0", "last:-1", "last:two", "lora", "lora:0", "lora:-1", "lora:2:2"]
+        {
             let error = text.parse::<Scope>().unwrap_err();
             assert!(matches!(error, VitError::UnknownScope { .. }));
             assert!(error.to_string().contains(CHOICES), "{error}");

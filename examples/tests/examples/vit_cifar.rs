@@ -2,8 +2,10 @@ use std::fs;
 use std::path::Path;
 
 use burn::backend::Flex;
+use burn::prelude::*;
+use flops_core::{ForwardModel, Probe};
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::{Normalization, ViTConfig};
+use flops_vit::{Normalization, ViT, ViTConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,13 +26,13 @@ const TINY: [&str; 12] = [
     "1",
 ];
 
-fn config() -> ViTConfig {
+pub fn config() -> ViTConfig {
     let config =
         ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(16).with_depth(2).with_num_heads(2);
     config.with_num_classes(10)
 }
 
-fn card(config: ViTConfig) -> Card {
+pub fn card(config: ViTConfig) -> Card {
     let classes = (0..config.num_classes).map(|i| i.to_string()).collect();
     Card { config, normalization: Normalization::DIGITS, classes, description: "random".into() }
 }
@@ -106,7 +108,7 @@ fn every_method_scope_space_and_allocator_runs() {
         assert_eq!(summary["queries_used"], summary["query_budget"], "{more:?}");
         summary
     };
-    for scope in ["head", "bias_norm", "last:1", "full"] {
+    for scope in ["head", "bias_norm", "last:1", "lora:2", "full"] {
         check(&["--scope", scope, "--allocator", "uniform"]);
     }
     for method in ["flops", "mezo", "fzoo", "es", "eggroll"] {
@@ -132,6 +134,38 @@ fn every_method_scope_space_and_allocator_runs() {
 }
 
 #[test]
+fn adapters_are_saved_alone_and_merged() {
+    let dir = folder();
+    let run = dir.path().join("run");
+    let out = succeed(dir.path(), &["--scope", "lora:2", "--artifact-dir", "run"]);
+    assert!(out.contains("adapters.safetensors"), "{out}");
+    assert_eq!(summary(&run)["scope"], "lora:2");
+    let device = Default::default();
+    let load = |path: &Path| checkpoint::load::<Flex>(path, &device).unwrap();
+    let (base, _) = load(&dir.path().join("tiny.safetensors"));
+    let (merged, card) = load(&run.join("model.safetensors"));
+    let (adapted, of_adapters) = checkpoint::load_adapters(base.clone(), &run.join("adapters.safetensors")).unwrap();
+    assert_eq!(adapted.lora_rank(), Some(2));
+    assert_eq!(of_adapters, card);
+    // B has left zero, and on the base the adapters are the model that was saved whole
+    let query = |model: &ViT<Flex>| model.blocks[1].attn.query.weight.to_data();
+    assert_ne!(query(&base), query(&merged));
+    assert_eq!(query(&adapted.clone().merged()), query(&merged));
+    let logits = |model: &ViT<Flex>| {
+        let images = Tensor::<Flex, 1>::from_floats([0.5; 3 * 64], &device).reshape([1, 3, 8, 8]);
+        model.forward(images, &mut Probe::clean())
+    };
+    let distance: f32 = (logits(&adapted) - logits(&merged)).abs().max().into_scalar();
+    assert!(distance < 1e-5, "logits differ by {distance}");
+    // the file of adapters is none to start from, and goes with the next run of another scope
+    let mut args = with(&["--artifact-dir", "other"]);
+    args[1] = "run/adapters.safetensors";
+    assert!(crate::fail(NAME, dir.path(), &args).contains("load_adapters"));
+    succeed(dir.path(), &["--scope", "head", "--artifact-dir", "run"]);
+    assert!(!run.join("adapters.safetensors").exists());
+}
+
+#[test]
 fn the_same_seed_gives_the_same_model() {
     let dir = folder();
     let trained = |run: &str, more: &[&str]| {
@@ -146,7 +180,13 @@ fn the_same_seed_gives_the_same_model() {
 #[test]
 fn a_resumed_run_ends_as_the_uninterrupted_one() {
     let dir = folder();
-    for (method, scope) in [("forward", "cls_tail"), ("forward", "head"), ("backprop", "cls_tail")] {
+    for (method, scope) in [
+        ("forward", "cls_tail"),
+        ("forward", "head"),
+        ("backprop", "cls_tail"),
+        ("forward", "lora:2"),
+        ("backprop", "lora:2"),
+    ] {
         let (whole, halves) = (format!("{method}_{scope}_whole"), format!("{method}_{scope}_halves"));
         let run = |more: &[&str]| succeed(dir.path(), &[&["--method", method, "--scope", scope], more].concat());
         run(&["--artifact-dir", &whole]);
@@ -155,6 +195,10 @@ fn a_resumed_run_ends_as_the_uninterrupted_one() {
         assert!(out.contains("going on after epoch 1 of 2") && !out.contains("epoch 1/2"), "{out}");
         let (whole, halves) = (dir.path().join(whole), dir.path().join(halves));
         assert!(model(&whole) == model(&halves), "{method}: the resumed run ended with another model");
+        if scope == "lora:2" {
+            let adapters = |run: &Path| fs::read(run.join("adapters.safetensors")).unwrap();
+            assert!(adapters(&whole) == adapters(&halves), "{method}: the resumed run ended with other adapters");
+        }
         let (a, b) = (summary(&whole), summary(&halves));
         for key in ["accuracy_before", "accuracy_after", "loss_after", "steps", "queries_used", "variance_vs_uniform"] {
             assert_eq!(a[key], b[key], "{method}: {key}");
@@ -194,6 +238,8 @@ fn bad_settings_are_named() {
         (["--allocator", "best"], "unknown allocator 'best'"),
         (["--scope", "last:9"], "last:9"),
         (["--scope", "tail"], "tail"),
+        (["--scope", "lora:0"], "lora:0"),
+        (["--scope", "lora:17"], "rank 17 do not fit an embed_dim of 16"),
         (["--space", "outer"], "outer"),
         (["--noise", "pink"], "pink"),
         (["--sampling", "both"], "both"),

@@ -176,7 +176,7 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<(ViT<B>, Card)
 }
 
 /// Writes a model as a folder that `transformers` loads with `AutoModelForImageClassification.from_pretrained`: `config.json`,
-/// `preprocessor_config.json` and `model.safetensors` in f32. Each file is written beside its place and renamed.
+/// `preprocessor_config.json` and `model.safetensors` in f32. Adapters are [merged](ViT::merged) first. Each file is written beside its place and renamed.
 ///
 /// # Errors
 /// [`VitError::Save`] where the model has no counterpart there (the mean of the patch tokens instead of a class token), the card does not fit, a
@@ -190,6 +190,8 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, dir: &Path) -> Result<(), V
             "transformers has no ViT that classifies by the mean of its patch tokens; use checkpoint::save".into(),
         ));
     }
+    let merged = model.has_adapters().then(|| model.clone().merged());
+    let model = merged.as_ref().unwrap_or(model);
     let ours = model.collect(None, None, false);
     check_finite(&ours).map_err(|e| failed(e.to_string()))?;
     let mut tensors = vec![];

@@ -26,6 +26,7 @@
 //! # Ok::<(), flops_vit::VitError>(())
 //! ```
 
+mod adapters;
 pub mod hf;
 mod names;
 mod source;
@@ -34,14 +35,15 @@ mod tensors;
 mod tests;
 mod timm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
 use burn::prelude::*;
 use burn_store::{
-    ApplyError, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore, TensorSnapshot,
+    ApplyError, ApplyResult, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore,
+    TensorSnapshot,
 };
 use safetensors::SafeTensors;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -50,6 +52,7 @@ use crate::config::ViTConfig;
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
 use crate::normalization::Normalization;
+pub use adapters::{load_adapters, save_adapters};
 use names::Naming;
 pub use source::Source;
 use tensors::{ToFull, WEIGHTS, check_intact, read};
@@ -127,12 +130,16 @@ pub fn pretrained<B: Backend>(device: &B::Device) -> Result<(ViT<B>, Card), VitE
 /// Saves a model, in f16 where `half` says so; the file is written beside its place and renamed, so that a failure leaves what
 /// was there before.
 ///
+/// Adapters are [merged](ViT::merged) first: the file is that of a model without them. [`save_adapters`] saves them on their own.
+///
 /// # Errors
 /// [`VitError::Save`] where the card does not fit the model, a weight is not finite (or is too large for f16), or the file
 /// cannot be written.
 pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) -> Result<(), VitError> {
     let failed = |why: String| VitError::Save { path: path.to_path_buf(), why };
     card.fits(model).map_err(failed)?;
+    let merged = model.has_adapters().then(|| model.clone().merged());
+    let model = merged.as_ref().unwrap_or(model);
     let described = serde_json::to_string(card).map_err(|e| failed(e.to_string()))?;
     let mut store = SafetensorsStore::from_bytes(None).metadata(CARD_KEY, described);
     let mut stored = None;
@@ -142,10 +149,15 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, path: &Path, half: bool) ->
         store = store.with_to_adapter(to_half);
     }
     check_finite(&model.collect(None, stored, false)).map_err(|e| failed(e.to_string()))?;
-    model.save_into(&mut store).map_err(|e| failed(e.to_string()))?;
-    let bytes = store.get_bytes().map_err(|e| failed(e.to_string()))?;
-    let bytes = reproducible(&bytes).ok_or_else(|| failed("its header is malformed".into()))?;
-    write_whole(path, &bytes).map_err(|e| failed(format!("{e}; choose a file in a folder that can be written")))
+    write_store(model, store, path).map_err(failed)
+}
+
+/// What the store takes of the model, as a file.
+fn write_store<B: Backend>(model: &ViT<B>, mut store: SafetensorsStore, path: &Path) -> Result<(), String> {
+    model.save_into(&mut store).map_err(|e| e.to_string())?;
+    let bytes = store.get_bytes().map_err(|e| e.to_string())?;
+    let bytes = reproducible(&bytes).ok_or("its header is malformed")?;
+    write_whole(path, &bytes).map_err(|e| format!("{e}; choose a file in a folder that can be written"))
 }
 
 /// The same file with the entries of its header in alphabetical order; the store writes its metadata in any order. So the same
@@ -282,12 +294,22 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<(ViT<B>, Card), CheckpointError> {
     check_intact(&bytes)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
-    let described = header.metadata().as_ref().and_then(|m| m.get(CARD_KEY)).ok_or(CheckpointError::NoCard)?;
+    let metadata = metadata(&bytes)?;
+    let described = match metadata.get(CARD_KEY) {
+        Some(described) => described,
+        None if metadata.contains_key(adapters::ADAPTER_KEY) => return Err(CheckpointError::OnlyAdapters),
+        None => return Err(CheckpointError::NoCard),
+    };
     let card: Card = serde_json::from_str(described).map_err(|e| CheckpointError::Card(e.to_string()))?;
     card.check().map_err(CheckpointError::Card)?;
     let model = fill(&card.config, tensors::of_safetensors(bytes)?, IdentityAdapter, device)?;
     Ok((model, card))
+}
+
+/// What a file says of itself.
+fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>, CheckpointError> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+    Ok(header.metadata().clone().unwrap_or_default())
 }
 
 /// A model of that configuration with every parameter taken from `tensors`, which are named as in the model.
@@ -307,6 +329,13 @@ fn fill<B: Backend>(
     // lazy: sizes are compared before anything is allocated, however large the configuration says the model is
     let mut model = config.init_lazy::<B>(device);
     let result = model.apply(tensors, None, Some(Box::new(ToFull.chain(layout))), false);
+    refuse(result)?;
+    check_finite(&model.collect(None, None, false))?;
+    Ok(model)
+}
+
+/// What a file and a model do not agree in.
+fn refuse(result: ApplyResult) -> Result<(), CheckpointError> {
     if !result.missing.is_empty() {
         return Err(CheckpointError::Missing(result.missing.into_iter().map(|(name, _)| name).collect()));
     }
@@ -316,8 +345,7 @@ fn fill<B: Backend>(
     if !result.unused.is_empty() {
         return Err(CheckpointError::Unexpected(result.unused));
     }
-    check_finite(&model.collect(None, None, false))?;
-    Ok(model)
+    Ok(())
 }
 
 fn describe(error: &ApplyError) -> String {

@@ -10,30 +10,30 @@ use tempfile::TempDir;
 
 use super::*;
 
-type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+pub(super) type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 
 fn config() -> ViTConfig {
     let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
     config.with_mlp_ratio(3.0).with_num_classes(3)
 }
 
-fn model() -> ViT<Flex> {
+pub(super) fn model() -> ViT<Flex> {
     config().init(&Default::default()).unwrap()
 }
 
-fn card() -> Card {
+pub(super) fn card() -> Card {
     let classes = ["zero", "one", "two"].map(String::from).to_vec();
     Card { config: config(), normalization: Normalization::CIFAR10, classes, description: "of a test".into() }
 }
 
 /// All parameters, each with its name.
-fn values(model: &ViT<Flex>) -> Vec<(String, Vec<f32>)> {
+pub(super) fn values(model: &ViT<Flex>) -> Vec<(String, Vec<f32>)> {
     let tensors = model.collect(None, None, false);
     tensors.iter().map(|t| (t.full_path(), t.to_data().unwrap().to_vec().unwrap())).collect()
 }
 
 /// A folder with the file `name` of those bytes.
-fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
+pub(super) fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).unwrap();
@@ -48,7 +48,7 @@ fn saved() -> Vec<u8> {
 }
 
 /// The same checkpoint after `change`.
-fn changed(bytes: &[u8], change: impl FnOnce(&mut Tensors, &mut HashMap<String, String>)) -> Vec<u8> {
+pub(super) fn changed(bytes: &[u8], change: impl FnOnce(&mut Tensors, &mut HashMap<String, String>)) -> Vec<u8> {
     let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
     let mut metadata = header.metadata().clone().unwrap_or_default();
     let file = SafeTensors::deserialize(bytes).unwrap();
@@ -64,7 +64,7 @@ fn error(bytes: Vec<u8>) -> CheckpointError {
     from_bytes::<Flex>(bytes, &Default::default()).expect_err("a damaged checkpoint")
 }
 
-fn position(tensors: &Tensors, name: &str) -> usize {
+pub(super) fn position(tensors: &Tensors, name: &str) -> usize {
     tensors.iter().position(|t| t.0 == name).unwrap()
 }
 

@@ -1,0 +1,125 @@
+//! What a run would take, measured on two steps of it whose results are thrown away.
+
+use std::time::{Duration, Instant};
+
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::TrainStep;
+use flops_core::budget::Ledger;
+use flops_core::diagnostics::resident_memory;
+
+use crate::renderer::thousands;
+
+/// A run, as it is planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    /// Images of an epoch.
+    pub images: usize,
+    /// Images of a step.
+    pub batch_size: usize,
+    /// Passes over the images.
+    pub epochs: usize,
+    /// Queries of an image and step; 0 for backpropagation.
+    pub queries: usize,
+    /// Bytes that the kept prefixes of an image take; 0 where none are kept.
+    pub prefix_bytes: usize,
+}
+
+/// What a step was measured to take, first for images not seen before, then for the same again.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    first: Duration,
+    again: Duration,
+    /// Row-forwards of each.
+    rows: [u64; 2],
+    /// Memory of the process afterwards, where the system tells.
+    memory: Option<u64>,
+}
+
+/// Takes the step twice. `ledger` tells the row-forwards so far, where there are any.
+pub fn measure<L: TrainStep>(learner: &L, batch: L::Input, ledger: impl Fn() -> Option<Ledger>) -> Measured
+where
+    L::Input: Clone,
+{
+    let rows = || ledger().map_or(0, |ledger| ledger.total().row_forwards);
+    let mut times = [Duration::ZERO; 2];
+    let mut seen = [rows(); 3];
+    for (i, time) in times.iter_mut().enumerate() {
+        let start = Instant::now();
+        drop(learner.step(batch.clone()));
+        *time = start.elapsed();
+        seen[i + 1] = rows();
+    }
+    let [first, again] = times;
+    Measured { first, again, rows: [seen[1] - seen[0], seen[2] - seen[1]], memory: resident_memory() }
+}
+
+/// Trainable parameters, and all.
+pub fn parameters<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M) -> (usize, usize) {
+    struct Trained(usize);
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Trained {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.is_require_grad() {
+                self.0 += param.shape().num_elements();
+            }
+        }
+    }
+    let mut trained = Trained(0);
+    model.visit(&mut trained);
+    (trained.0, Module::num_params(model))
+}
+
+/// The forecast as lines of a table.
+pub fn forecast(plan: &Planned, measured: &Measured, (trained, all): (usize, usize)) -> Vec<(&'static str, String)> {
+    let per_epoch = plan.images.div_ceil(plan.batch_size);
+    let steps = (per_epoch * plan.epochs) as u64;
+    // the last batch of an epoch may be smaller: costs go by images
+    let full = plan.images as f64 / plan.batch_size.min(plan.images) as f64;
+    let epochs = |first: f64, again: f64| full * (first + again * (plan.epochs - 1) as f64);
+    let seconds = epochs(measured.first.as_secs_f64(), measured.again.as_secs_f64());
+    let mut lines = vec![
+        ("parameters", thousands(all as u64)),
+        ("parameters trained", format!("{} ({:.1} %)", thousands(trained as u64), 100.0 * trained as f64 / all as f64)),
+        ("steps", thousands(steps)),
+    ];
+    if plan.queries > 0 {
+        let queries = (plan.images * plan.queries * plan.epochs) as u64;
+        let [first, again] = measured.rows.map(|rows| rows as f64);
+        lines.push(("queries", thousands(queries)));
+        lines.push(("row-forwards", thousands(epochs(first, again).round() as u64)));
+    }
+    lines.push(("seconds, about", thousands(seconds.ceil() as u64)));
+    if let Some(now) = measured.memory {
+        let kept = (plan.images - plan.batch_size.min(plan.images)) * plan.prefix_bytes;
+        // AdamW's two moments of each trained parameter come with the first update
+        let bytes = now + kept as u64 + (2 * trained * size_of::<f32>()) as u64;
+        lines.push(("memory, about", format!("{} MiB", thousands(bytes >> 20))));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forecast_counts_images_epochs_and_kept_prefixes() {
+        let plan = Planned { images: 100, batch_size: 40, epochs: 3, queries: 20, prefix_bytes: 1 << 20 };
+        let measured = Measured {
+            first: Duration::from_secs(4),
+            again: Duration::from_secs(2),
+            rows: [880, 840],
+            memory: Some(100 << 20),
+        };
+        let lines = forecast(&plan, &measured, (10, 1000));
+        let of = |name: &str| lines.iter().find(|l| l.0 == name).map(|l| l.1.as_str()).unwrap();
+        assert_eq!((of("steps"), of("queries"), of("parameters trained")), ("9", "6,000", "10 (1.0 %)"));
+        // 2.5 batches of images, once at 4 s and twice at 2 s
+        assert_eq!((of("seconds, about"), of("row-forwards")), ("20", "6,400"));
+        // 60 of the 100 images are not kept yet
+        assert_eq!(of("memory, about"), "160 MiB");
+        let plain = forecast(&Planned { queries: 0, ..plan }, &measured, (10, 1000));
+        assert!(plain.iter().all(|l| l.0 != "queries" && l.0 != "row-forwards"));
+    }
+}

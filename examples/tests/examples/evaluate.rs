@@ -1,0 +1,128 @@
+//! Weights from elsewhere: looked at with `evaluate`, tuned with `vit_cifar`, handed back.
+
+use std::fs;
+use std::path::Path;
+
+use burn::backend::Flex;
+use flops_vit::checkpoint::{self, Card, hf};
+use serde_json::Value;
+
+use crate::vit_cifar::{card, config, folder};
+use crate::{fail, succeed};
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// A folder with a random model as `transformers` has it, in `published`.
+fn published() -> tempfile::TempDir {
+    let dir = folder();
+    let (model, card) = checkpoint::load::<Flex>(&dir.path().join("tiny.safetensors"), &Default::default()).unwrap();
+    hf::save(&model, &card, &dir.path().join("published")).unwrap();
+    dir
+}
+
+#[test]
+fn the_accuracy_is_that_of_the_run_and_by_class() {
+    let dir = published();
+    let run =
+        ["--weights", "published", "--limit", "100", "--queries", "4", "--epochs", "2", "--copies", "0", "--plain"];
+    let out = succeed("vit_cifar", dir.path(), &run);
+    assert!(out.contains("huggingface"), "{out}");
+    let artifacts = dir.path().join("artifacts/vit_cifar");
+    let after = json(&artifacts.join("summary.json"))["accuracy_after"].as_f64().unwrap();
+    // the run's own file, and the folder that transformers reads
+    for weights in ["artifacts/vit_cifar/model.safetensors", "artifacts/vit_cifar/huggingface"] {
+        let args = ["--weights", weights, "--dataset", "digits", "--limit", "100", "--artifact-dir", "seen"];
+        let out = succeed("evaluate", dir.path(), &args);
+        assert!(out.contains("top-1 accuracy") && out.contains("top-5 accuracy"), "{out}");
+        let summary = json(&dir.path().join("seen/summary.json"));
+        let of = |key: &str| summary[key].as_f64().unwrap();
+        assert!((of("top1") - after).abs() < 1e-9, "{}: {after}", of("top1"));
+        assert!(of("top5") >= of("top1") && of("top5") < 1.0, "{}", of("top5"));
+        // by class: the mean over the images is that of all
+        let classes = summary["classes"].as_array().unwrap();
+        let (mut right, mut images) = (0.0, 0.0);
+        for class in classes {
+            let n = class["images"].as_f64().unwrap();
+            right += n * class["top1"].as_f64().unwrap_or(0.0);
+            images += n;
+        }
+        assert_eq!((classes.len(), images), (10, 100.0));
+        assert!((right / images - after).abs() < 1e-9);
+        assert!(fs::read_to_string(dir.path().join("seen/classes.csv")).unwrap().lines().count() == 11);
+        assert!(fs::read_to_string(dir.path().join("seen/confusion.svg")).unwrap().starts_with("<svg"));
+    }
+}
+
+#[test]
+fn another_image_size_and_another_head_are_said_aloud() {
+    let dir = folder();
+    let few = Card { classes: vec!["a".into(), "b".into()], ..card(config().with_num_classes(2)) };
+    let model = config().with_num_classes(2).init::<Flex>(&Default::default()).unwrap();
+    checkpoint::save(&model, &few, &dir.path().join("two.safetensors"), false).unwrap();
+    let args = ["--weights", "two.safetensors", "--img-size", "12", "--limit", "20", "--queries", "2", "--epochs", "1"];
+    let out = succeed("vit_cifar", dir.path(), &[&args[..], &["--copies", "0", "--plain"]].concat());
+    assert!(out.contains("the head of 2 classes does not fit data of 10"), "{out}");
+    let saved = dir.path().join("artifacts/vit_cifar/model.safetensors");
+    let (_, card) = checkpoint::load::<Flex>(&saved, &Default::default()).unwrap();
+    assert_eq!((card.config.img_size, card.config.num_classes), (12, 10));
+}
+
+#[test]
+fn a_dry_run_tells_the_cost_and_trains_nothing() {
+    let dir = folder();
+    let base = ["--weights", "tiny.safetensors", "--limit", "70", "--queries", "4", "--epochs", "3", "--copies", "0"];
+    let out = succeed("vit_cifar", dir.path(), &[&base[..], &["--dry-run"]].concat());
+    for (name, value) in
+        [("parameters trained", "("), ("steps", "6"), ("queries", "840"), ("row-forwards", ""), ("seconds", "")]
+    {
+        let line = out.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}:\n{out}"));
+        assert!(line.contains(value), "{line}");
+    }
+    assert!(!dir.path().join("artifacts/vit_cifar/summary.json").exists());
+    // what was told is what is spent
+    succeed("vit_cifar", dir.path(), &[&base[..], &["--plain"]].concat());
+    let summary = json(&dir.path().join("artifacts/vit_cifar/summary.json"));
+    assert_eq!((&summary["steps"], &summary["queries_used"]), (&6.into(), &840.into()));
+    let out = succeed("vit_cifar", dir.path(), &[&base[..], &["--dry-run", "--method", "backprop"]].concat());
+    assert!(out.contains("parameters trained") && !out.contains("row-forwards"), "{out}");
+}
+
+#[test]
+fn bad_weights_and_classes_are_named() {
+    let dir = published();
+    let named = |args: &[&str], expected: &str| {
+        let error = fail("evaluate", dir.path(), args);
+        assert!(error.contains(expected), "{args:?}: {error}");
+    };
+    named(&["--weights", "nowhere"], "nowhere");
+    named(&["--weights", "hf:a/b/c"], "hf:ORG/NAME");
+    // the cache of this test is empty
+    let empty = dir.path().join("cache");
+    let output = std::process::Command::new(crate::example("evaluate"))
+        .args(["--weights", "hf:org/name"])
+        .current_dir(dir.path())
+        .env("HF_HOME", &empty)
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("hf:org/name") && error.contains("model.safetensors") && error.lines().count() == 1,
+        "{error}"
+    );
+    // classes of other data
+    let cow = dir.path().join("images/cow");
+    let owl = dir.path().join("images/owl");
+    for class in [&cow, &owl] {
+        fs::create_dir_all(class).unwrap();
+        for i in 0..5u8 {
+            image::RgbImage::from_pixel(9, 8, image::Rgb([i, 0, 0])).save(class.join(format!("{i}.png"))).unwrap();
+        }
+    }
+    named(&["--weights", "published", "--dataset", "folder:images"], "cow, owl");
+    named(&["--weights", "published", "--dataset", "digits", "--img-size", "9"], "img_size = 9");
+    named(&["--weights", "published", "--dataset", "digits", "--limit", "0"], "--limit 0");
+}

@@ -1,0 +1,87 @@
+//! Settings to start from, by model and scope.
+//!
+//! For AdamW under a learning rate that falls to zero as a cosine, with the estimator's defaults. *Measured* means that it was picked from runs of
+//! `examples/vit_cifar.rs` on the embedded digits; the README has the figures. What two cores cannot measure is derived, and says so.
+//!
+//! | model | scope | lr | head's factor | weight decay | σ | queries | measured |
+//! |---|---|---|---|---|---|---|---|
+//! | `vit_micro_patch4_32` | `head`, `cls_tail` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | yes |
+//! | `vit_micro_patch4_32` | `last:1` | 2·10⁻³ | 4 | 0.1 | 10⁻² | 20 | yes |
+//! | `vit_micro_patch4_32` | `lora:R`, `bias_norm` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | yes |
+//! | `vit_micro_patch4_32` | `last:K` with K > 1, `full` | 1·10⁻³ | 4 | 0.1 | 10⁻² | 20 | `full` |
+//! | others | as above | lr·min(1, 128/embed_dim) | 4 | 0.1 | 10⁻² | 20 | no |
+//!
+//! The rule for other widths is that of Adam in the maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466), where the learning rate of
+//! a hidden layer falls with its width.
+
+use crate::config::ViTConfig;
+use crate::scope::Scope;
+
+/// The width that the learning rates were picked at.
+const WIDTH: f64 = 128.0;
+
+/// Settings to start from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FineTuning {
+    /// Learning rate of AdamW at the start, per step.
+    pub lr: f64,
+    /// The head's learning rate as a multiple of it.
+    pub head_lr_factor: f64,
+    /// Decoupled weight decay, in units of the learning rate.
+    pub weight_decay: f64,
+    /// Smoothing scale σ of the noise.
+    pub sigma: f64,
+    /// Queries of a datum and step, on average.
+    pub queries: usize,
+    /// Whether the settings come from a measurement; if not, they are derived from one.
+    pub measured: bool,
+}
+
+impl FineTuning {
+    /// The settings for a model of that configuration.
+    ///
+    /// # Example
+    /// ```
+    /// use flops_vit::{FineTuning, Scope, ViTConfig};
+    ///
+    /// let tuning = FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::ClsTail);
+    /// assert_eq!((tuning.lr, tuning.measured), (5e-3, true));
+    /// ```
+    pub fn new(config: &ViTConfig, scope: Scope) -> Self {
+        let micro = ViTConfig::vit_micro_patch4_32();
+        let same = config.embed_dim == micro.embed_dim && config.depth == micro.depth;
+        let (lr, measured) = match scope {
+            Scope::Head | Scope::ClsTail | Scope::Lora(_) | Scope::BiasNorm => (5e-3, true),
+            Scope::Last(1) => (2e-3, true),
+            Scope::Last(_) => (1e-3, false),
+            Scope::Full => (1e-3, true),
+        };
+        Self {
+            lr: lr * (WIDTH / config.embed_dim.max(1) as f64).min(1.0),
+            head_lr_factor: 4.0,
+            weight_decay: 0.1,
+            sigma: 1e-2,
+            queries: 20,
+            measured: measured && same,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_falls_with_the_width() {
+        let base = FineTuning::new(&ViTConfig::vit_base_patch16_224(), Scope::ClsTail);
+        assert!((base.lr - 5e-3 / 6.0).abs() < 1e-12 && !base.measured);
+        assert!(!FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::Last(3)).measured);
+    }
+
+    /// The estimator's default is the one that was measured.
+    #[test]
+    fn the_smoothing_scale_is_the_estimator_s() {
+        let tuning = FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::Head);
+        assert_eq!(tuning.sigma, flops_core::Estimator::new(flops_core::Space::Activation).sigma);
+    }
+}

@@ -395,6 +395,7 @@ fn train(args: Args) -> Result<()> {
     let options = LoadOptions::new(card.config.img_size)
         .with_data_dir(args.data_dir.clone())
         .with_download(args.download)
+        .with_resizing(card.resizing)
         .with_strict(args.strict)
         .with_threads(config.estimator.threads);
     let split = args.dataset.load(&options)?;

@@ -22,7 +22,7 @@ use flops_examples::backend::{self, AB, B};
 use flops_examples::cli;
 use flops_vit::checkpoint::{self, Card};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, LoadOptions, Padding};
-use flops_vit::{Normalization, ViT, ViTConfig};
+use flops_vit::{Normalization, Resizing, ViT, ViTConfig};
 
 /// Pretrain a ViT by backpropagation.
 #[derive(Parser)]
@@ -146,6 +146,7 @@ fn train(args: Args) -> Result<()> {
         let card = Card {
             config: config.clone(),
             normalization,
+            resizing: Resizing::default(),
             classes: classes.clone(),
             description: format!(
                 "pretrained by backpropagation on {images} CIFAR-10 records, {epoch} of {} epochs, seed {}: test accuracy {:.2} %",

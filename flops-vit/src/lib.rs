@@ -37,6 +37,7 @@ pub mod lora;
 pub mod model;
 pub mod normalization;
 mod positions;
+pub mod resizing;
 pub mod scope;
 pub mod tuning;
 
@@ -44,5 +45,6 @@ pub use config::{Distillation, Pool, ViTConfig};
 pub use error::{CheckpointError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;
+pub use resizing::Resizing;
 pub use scope::Scope;
 pub use tuning::FineTuning;

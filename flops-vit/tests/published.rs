@@ -47,6 +47,41 @@ fn assert_near(found: &TensorData, expected: &TensorData, what: &str) {
     assert!(far <= TOLERANCE, "{what}: off by {far}");
 }
 
+#[test]
+fn resizing_is_that_of_the_folder() {
+    use flops_vit::Resizing;
+    use flops_vit::resizing::Filter;
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "pytorch_model.bin"] {
+        std::fs::copy(fixture("hf_bin_f16").join(name), dir.path().join(name)).unwrap();
+    }
+    let (bilinear, bicubic) = (Filter::Bilinear, Filter::Bicubic);
+    for (json, filter, squash, crop) in [
+        (r#"{"size": {"height": 8, "width": 8}, "resample": 2}"#, bilinear, true, 1.0),
+        (r#"{"size": 8, "resample": 3, "crop_size": 4}"#, bicubic, true, 1.0),
+        (r#"{"size": 256, "resample": 3, "do_center_crop": true, "crop_size": 224}"#, bicubic, true, 0.875),
+        (
+            r#"{"size": {"shortest_edge": 16}, "do_center_crop": true, "crop_size": {"height": 8, "width": 8}}"#,
+            bilinear,
+            false,
+            0.5,
+        ),
+    ] {
+        std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
+        let opened = open::<Flex>(dir.path());
+        assert_eq!(opened.card.resizing, Resizing { filter, squash, crop }, "{json}");
+        // and it comes back from the folder that is saved
+        let saved = dir.path().join("saved");
+        hf::save(&opened.model, &opened.card, &saved).unwrap();
+        // whole pixels before the cut: at 8 px, 9 for 8/0.875
+        let again = open::<Flex>(&saved).card.resizing;
+        assert_eq!((again.filter, again.squash), (filter, squash), "{json}");
+        assert!((again.crop - crop).abs() < 0.02, "{json}: {}", again.crop);
+    }
+    let timm = open::<Flex>(&fixture("timm_token")).card.resizing;
+    assert_eq!(timm, Resizing { filter: Filter::Bicubic, squash: false, crop: 0.9 });
+}
+
 /// Logits of the fixture's images, as the fixture has them.
 fn agrees<B: Backend>(model: &ViT<B>, name: &str) {
     let golden = tensors(&fixture(name).join("golden.safetensors"));

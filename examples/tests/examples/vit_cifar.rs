@@ -5,7 +5,7 @@ use burn::backend::Flex;
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe};
 use flops_vit::checkpoint::{self, Card};
-use flops_vit::{Normalization, ViT, ViTConfig};
+use flops_vit::{Normalization, Resizing, ViT, ViTConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,7 +34,8 @@ pub fn config() -> ViTConfig {
 
 pub fn card(config: ViTConfig) -> Card {
     let classes = (0..config.num_classes).map(|i| i.to_string()).collect();
-    Card { config, normalization: Normalization::DIGITS, classes, description: "random".into() }
+    let (normalization, resizing) = (Normalization::DIGITS, Resizing::default());
+    Card { config, normalization, resizing, classes, description: "random".into() }
 }
 
 /// A folder with a small, random `tiny.safetensors`.

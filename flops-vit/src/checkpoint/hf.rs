@@ -19,6 +19,7 @@ use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
 use crate::normalization::Normalization;
+use crate::resizing::{Filter, Resizing};
 
 /// `config.json`; a key that is absent has HuggingFace's default.
 #[derive(Deserialize, Serialize)]
@@ -57,28 +58,68 @@ impl Default for HfConfig {
     }
 }
 
-/// `preprocessor_config.json`.
+/// `preprocessor_config.json`; a key that is absent has the default of HuggingFace's `ViTImageProcessor`.
 #[derive(Deserialize)]
+#[serde(default)]
 struct HfPreprocessor {
-    #[serde(default = "yes")]
     do_normalize: bool,
-    #[serde(default = "yes")]
     do_rescale: bool,
-    #[serde(default = "byte")]
+    do_center_crop: bool,
     rescale_factor: f32,
+    resample: u8,
     image_mean: Option<[f32; 3]>,
     image_std: Option<[f32; 3]>,
+    size: Option<HfSize>,
+    crop_size: Option<HfSize>,
 }
 
-fn yes() -> bool {
-    true
+/// A size, in any of the forms there have been.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum HfSize {
+    Side(f32),
+    Shortest { shortest_edge: f32 },
+    Both { height: f32 },
 }
 
-fn byte() -> f32 {
-    1.0 / 255.0
+impl HfSize {
+    fn side(self) -> f32 {
+        match self {
+            Self::Side(side) | Self::Shortest { shortest_edge: side } | Self::Both { height: side } => side,
+        }
+    }
+}
+
+impl Default for HfPreprocessor {
+    fn default() -> Self {
+        Self {
+            do_normalize: true,
+            do_rescale: true,
+            do_center_crop: false,
+            rescale_factor: 1.0 / 255.0,
+            resample: 2,
+            image_mean: None,
+            image_std: None,
+            size: None,
+            crop_size: None,
+        }
+    }
 }
 
 impl HfPreprocessor {
+    /// Proportions are given up unless it is the shorter side that is brought to size.
+    fn resizing(&self) -> Resizing {
+        let crop = match (self.do_center_crop, self.size, self.crop_size) {
+            (true, Some(size), Some(crop)) => crop.side() / size.side(),
+            _ => 1.0,
+        };
+        Resizing {
+            filter: Filter::from_pil(self.resample).unwrap_or(Filter::Bilinear),
+            squash: !matches!(self.size, Some(HfSize::Shortest { .. })),
+            crop: if crop > 0.0 && crop <= 1.0 { crop } else { 1.0 },
+        }
+    }
+
     /// The same for pixels in [0, 1].
     fn normalization(&self) -> Normalization {
         let scale = 255.0 * if self.do_rescale { self.rescale_factor } else { 1.0 };
@@ -127,11 +168,20 @@ impl HfConfig {
 }
 
 /// `config.json` of a folder, of whichever library.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum AnyConfig {
     Timm(timm::TimmConfig),
     Hf(HfConfig),
+}
+
+impl AnyConfig {
+    fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let value: serde_json::Value = json(path)?;
+        let found = match value.get("architecture") {
+            Some(_) => serde_json::from_value(value).map(Self::Timm),
+            None => serde_json::from_value(value).map(Self::Hf),
+        };
+        found.map_err(|e| CheckpointError::Json(e.to_string()))
+    }
 }
 
 /// Opens a folder; `weights` is the file of it that holds the weights.
@@ -142,7 +192,7 @@ pub(super) fn open<B: Backend>(
 ) -> Result<Opened<B>, VitError> {
     let in_file = |name: &str, why| VitError::Checkpoint { path: dir.join(name).display().to_string(), why };
     let (name, tensors) = weights;
-    let hf = match json::<AnyConfig>(&dir.join("config.json")).map_err(|why| in_file("config.json", why))? {
+    let hf = match AnyConfig::read(&dir.join("config.json")).map_err(|why| in_file("config.json", why))? {
         AnyConfig::Timm(config) => {
             let origin = dir.display().to_string();
             return timm::open(tensors, Some(config), &origin, device).map_err(|why| in_file(name, why));
@@ -152,15 +202,16 @@ pub(super) fn open<B: Backend>(
     let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
     let (config, classes) = hf.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
-    let normalization = match json::<HfPreprocessor>(&dir.join("preprocessor_config.json")) {
-        Ok(found) => found.normalization(),
-        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Normalization::HALF,
+    let preprocessor = match json::<HfPreprocessor>(&dir.join("preprocessor_config.json")) {
+        Ok(found) => found,
+        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => HfPreprocessor::default(),
         Err(why) => return Err(in_file("preprocessor_config.json", why)),
     };
+    let (normalization, resizing) = (preprocessor.normalization(), preprocessor.resizing());
     let (model, notes) =
         fill_from(&config, tensors, Naming::Hf, PyTorchToBurnAdapter, device).map_err(|why| in_file(name, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
-    Ok(Opened { model, card: Card { config, normalization, classes, description }, notes })
+    Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
 }
 
 /// Loads a HuggingFace folder, or one of timm's: the model, and a card to [`save`](super::save) it with.
@@ -256,11 +307,21 @@ fn hf_config(card: &Card) -> serde_json::Value {
 }
 
 fn hf_preprocessor(card: &Card) -> serde_json::Value {
+    let (side, resizing) = (card.config.img_size, card.resizing);
+    let outer = ((side as f32 / resizing.crop) as usize).max(side);
+    // only the processor of convolutional nets and DeiT's can cut
+    let (kind, size) = match (resizing.squash, resizing.crop < 1.0) {
+        (true, false) => ("ViTImageProcessor", json!({"height": side, "width": side})),
+        (true, true) => ("DeiTImageProcessor", json!({"height": outer, "width": outer})),
+        (false, _) => ("CLIPImageProcessor", json!({"shortest_edge": outer})),
+    };
     json!({
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": kind,
         "do_resize": true,
-        "size": {"height": card.config.img_size, "width": card.config.img_size},
-        "resample": 2,
+        "size": size,
+        "do_center_crop": kind != "ViTImageProcessor",
+        "crop_size": {"height": side, "width": side},
+        "resample": resizing.filter.to_pil(),
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,

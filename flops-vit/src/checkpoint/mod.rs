@@ -7,7 +7,7 @@
 //! ```
 //! use burn::backend::Flex;
 //! use flops_vit::checkpoint::{self, Card};
-//! use flops_vit::{Normalization, ViTConfig};
+//! use flops_vit::{Normalization, Resizing, ViTConfig};
 //!
 //! let device = Default::default();
 //! let config = ViTConfig::vit_micro_patch4_32().with_num_classes(2);
@@ -15,6 +15,7 @@
 //! let card = Card {
 //!     config,
 //!     normalization: Normalization::HALF,
+//!     resizing: Resizing::default(),
 //!     classes: vec!["cat".into(), "dog".into()],
 //!     description: "not trained yet".into(),
 //! };
@@ -52,6 +53,7 @@ use crate::config::ViTConfig;
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
 use crate::normalization::Normalization;
+use crate::resizing::Resizing;
 pub use adapters::{load_adapters, save_adapters};
 use names::Naming;
 pub use source::Source;
@@ -68,6 +70,9 @@ pub struct Card {
     pub config: ViTConfig,
     /// What its inputs were normalised with, and must be normalised with again.
     pub normalization: Normalization,
+    /// How images of other sizes are brought to its input's.
+    #[serde(default)]
+    pub resizing: Resizing,
     /// Names of the classes of its head, in order, one for each of `config.num_classes`.
     pub classes: Vec<String>,
     /// How it came to be, and how good it is; for people.
@@ -107,6 +112,12 @@ impl Card {
         if mean.iter().chain(&std).any(|x| !x.is_finite()) || std.iter().any(|&x| x <= 0.0) {
             return Err(format!(
                 "its normalization has mean {mean:?} and std {std:?}, expected finite numbers and std > 0"
+            ));
+        }
+        if !self.resizing.is_valid() {
+            return Err(format!(
+                "its resizing keeps a part of {}, expected one above 0 and at most 1",
+                self.resizing.crop
             ));
         }
         Ok(())

@@ -23,7 +23,13 @@ pub(super) fn model() -> ViT<Flex> {
 
 pub(super) fn card() -> Card {
     let classes = ["zero", "one", "two"].map(String::from).to_vec();
-    Card { config: config(), normalization: Normalization::CIFAR10, classes, description: "of a test".into() }
+    Card {
+        config: config(),
+        normalization: Normalization::CIFAR10,
+        resizing: Resizing::default(),
+        classes,
+        description: "of a test".into(),
+    }
 }
 
 /// All parameters, each with its name.
@@ -220,7 +226,7 @@ fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
             let norm = tensor.0.contains("norm");
             let ours =
                 if norm { tensor.0.replace("weight", "gamma").replace("bias", "beta") } else { tensor.0.clone() };
-            tensor.0 = Naming::Hf.theirs(&ours, &config()).unwrap();
+            tensor.0 = Naming::Hf.theirs(&ours, &self::config()).unwrap();
         }
         tensors.push(("vit.pooler.dense.bias".into(), Dtype::F32, vec![1], vec![0; 4]));
     });

@@ -15,6 +15,7 @@ use super::{Card, Opened, fill_from};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::CheckpointError;
 use crate::normalization::Normalization;
+use crate::resizing::{Filter, Resizing};
 
 /// `config.json` of a model of timm's on the hub.
 #[derive(Deserialize)]
@@ -35,6 +36,8 @@ pub(super) struct TimmConfig {
 struct PretrainedCfg {
     mean: Option<[f32; 3]>,
     std: Option<[f32; 3]>,
+    crop_pct: Option<f32>,
+    interpolation: Option<String>,
     label_names: Option<Vec<String>>,
 }
 
@@ -132,9 +135,20 @@ pub(super) fn open<B: Backend>(
             Normalization::HALF
         }
     };
+    let cfg = timm.as_ref().map(|c| &c.pretrained_cfg);
+    let resizing = Resizing {
+        filter: match cfg.and_then(|c| c.interpolation.as_deref()) {
+            Some("nearest") => Filter::Nearest,
+            Some("bicubic") => Filter::Bicubic,
+            Some("lanczos") => Filter::Lanczos,
+            _ => Filter::Bilinear,
+        },
+        squash: false,
+        crop: cfg.and_then(|c| c.crop_pct).filter(|&crop| crop > 0.0 && crop <= 1.0).unwrap_or(1.0),
+    };
     let description = match &timm {
         Some(c) => format!("imported from timm's {}, {origin}", c.architecture),
         None => format!("imported from timm's weights {origin}"),
     };
-    Ok(Opened { model, card: Card { config, normalization, classes, description }, notes })
+    Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
 }

@@ -2,7 +2,6 @@
 
 use super::dataset::stratify;
 use super::{DataError, DataSplit, ImageItem, LoadOptions, Skipped};
-use image::imageops::FilterType;
 use image::{ImageError, ImageReader};
 use std::path::{Path, PathBuf};
 
@@ -95,7 +94,7 @@ type Decoded = Result<Vec<u8>, ImageError>;
 /// Decodes the files, each thread a part of the list; with `strict` the first in the list that fails is an error.
 fn decode_all(files: &[File], options: &LoadOptions) -> Result<Vec<Decoded>, DataError> {
     let decode_part = |part: &[File]| -> Result<Vec<Decoded>, DataError> {
-        let decode = |file: &File| match decode(&file.path, options.img_size) {
+        let decode = |file: &File| match decode(&file.path, options) {
             Err(source) if options.strict => Err(DataError::Decode { path: file.path.clone(), source }),
             decoded => Ok(decoded),
         };
@@ -138,10 +137,10 @@ fn collect(files: Vec<(File, Decoded)>, classes: Vec<String>, side: usize) -> Re
     Ok(DataSplit { skipped, ..DataSplit::new(items, classes) })
 }
 
-/// The planes of the image's central square at `img_size`.
-fn decode(path: &Path, img_size: usize) -> Decoded {
+/// The planes of the image at `img_size`.
+fn decode(path: &Path, options: &LoadOptions) -> Decoded {
     let image = ImageReader::open(path)?.with_guessed_format()?.decode()?;
-    let image = image.resize_to_fill(img_size as u32, img_size as u32, FilterType::Triangle).to_rgb8();
+    let image = options.resizing.apply(&image, options.img_size).to_rgb8();
     Ok((0..3).flat_map(|channel| image.pixels().map(move |pixel| pixel[channel])).collect())
 }
 
@@ -231,7 +230,7 @@ mod tests {
         RgbImage::from_fn(6, 2, |x, _| if (2..4).contains(&x) { Rgb([9, 8, 7]) } else { Rgb([200; 3]) })
             .save(&path)
             .unwrap();
-        assert_eq!(decode(&path, 2).unwrap(), [9, 9, 9, 9, 8, 8, 8, 8, 7, 7, 7, 7]);
+        assert_eq!(decode(&path, &LoadOptions::new(2)).unwrap(), [9, 9, 9, 9, 8, 8, 8, 8, 7, 7, 7, 7]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The choice of a data set, as written on a command line.
 
 use super::{DataError, DataSplit, cifar, digits, folder};
+use crate::resizing::Resizing;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -46,7 +47,7 @@ impl fmt::Display for DatasetSpec {
 }
 
 /// Where images are looked for, and what becomes of them on the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
     /// Where CIFAR lies; without it Burn's data set cache is looked up.
     pub data_dir: Option<PathBuf>,
@@ -54,6 +55,8 @@ pub struct LoadOptions {
     pub download: bool,
     /// Side of the digits and of images from folders; CIFAR stays at 32×32 for the batcher to resize.
     pub img_size: usize,
+    /// How images from folders are brought to that size.
+    pub resizing: Resizing,
     /// Fail at the first image of a folder that cannot be decoded, instead of leaving it out.
     pub strict: bool,
     /// Threads that decode a folder's images; the result does not depend on it. At least one is used.
@@ -64,7 +67,7 @@ impl LoadOptions {
     /// Images of side `img_size`; no folder, no download, broken images left out, a thread per core, at most 8.
     pub fn new(img_size: usize) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        Self { data_dir: None, download: false, img_size, strict: false, threads }
+        Self { data_dir: None, download: false, img_size, resizing: Resizing::default(), strict: false, threads }
     }
 
     /// Sets [`data_dir`](Self::data_dir).
@@ -76,6 +79,12 @@ impl LoadOptions {
     /// Sets [`download`](Self::download).
     pub fn with_download(mut self, download: bool) -> Self {
         self.download = download;
+        self
+    }
+
+    /// Sets [`resizing`](Self::resizing).
+    pub fn with_resizing(mut self, resizing: Resizing) -> Self {
+        self.resizing = resizing;
         self
     }
 

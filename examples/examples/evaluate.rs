@@ -15,7 +15,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
-use burn::prelude::*;
 use clap::{Parser, ValueEnum};
 use flops_core::{EpochLoader, infer};
 use flops_examples::artifacts::Artifacts;

@@ -228,7 +228,7 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
     }
     if path.extension().is_some_and(|e| e == "safetensors") {
         let bytes = read(&path).map_err(|why| named(&path, why))?;
-        if has_card(&bytes) {
+        if is_ours(&bytes) {
             let (model, card) = from_bytes(bytes, device).map_err(|why| named(&path, why))?;
             return Ok(Opened { model, card, notes: vec![] });
         }
@@ -240,9 +240,9 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
     }
 }
 
-fn has_card(bytes: &[u8]) -> bool {
-    let header = SafeTensors::read_metadata(bytes);
-    header.is_ok_and(|(_, header)| header.metadata().as_ref().is_some_and(|m| m.contains_key(CARD_KEY)))
+/// Whether this crate wrote the file.
+fn is_ours(bytes: &[u8]) -> bool {
+    metadata(bytes).is_ok_and(|m| m.contains_key(CARD_KEY) || m.contains_key(adapters::ADAPTER_KEY))
 }
 
 /// A model of that configuration from the tensors of another library, and what should be said of it.

@@ -602,7 +602,7 @@ fn dry_run(
         let learner = ForwardLearner::new(model, allocator, config.clone())?;
         let monitor = learner.monitor();
         let batch = loader.plain()?.iter().next().context(empty)?;
-        let measured = measure(&learner, batch, || Some(monitor.ledger()));
+        let measured = measure(learner, batch, || Some(monitor.ledger()));
         if let Some(error) = monitor.error() {
             return Err(error.into());
         }
@@ -610,7 +610,7 @@ fn dry_run(
     } else {
         let learner =
             BackpropLearner::new(model).with_prefix_cache(config.prefix_cache).with_threads(config.estimator.threads);
-        measure(&learner, loader.differentiable()?.iter().next().context(empty)?, || None)
+        measure(learner, loader.differentiable()?.iter().next().context(empty)?, || None)
     };
     println!("\n{}, scope {}, {}: nothing is trained", args.dataset, args.scope, description(args));
     for (name, value) in forecast(&planned, &measured, parameters) {

@@ -75,7 +75,7 @@ fn a_dry_run_tells_the_cost_and_trains_nothing() {
     let base = ["--weights", "tiny.safetensors", "--limit", "70", "--queries", "4", "--epochs", "3", "--copies", "0"];
     let out = succeed("vit_cifar", dir.path(), &[&base[..], &["--dry-run"]].concat());
     for (name, value) in
-        [("parameters trained", "("), ("steps", "6"), ("queries", "840"), ("row-forwards", ""), ("seconds", "")]
+        [("parameters trained", "("), ("steps", "6"), ("queries", "840"), ("row-forwards", ","), ("seconds", "")]
     {
         let line = out.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}:\n{out}"));
         assert!(line.contains(value), "{line}");

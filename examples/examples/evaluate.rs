@@ -250,8 +250,8 @@ fn run(args: Args) -> Result<()> {
             values: confusion.iter().map(|row| row.iter().map(|&n| cell(row, n)).collect()).collect(),
             decimals: 0,
         };
-        let title = format!("{}: what the images of a class are taken for, %", args.dataset);
-        artifacts.write("confusion.svg", heat_maps(&title, &[map], 1)?.as_bytes())?;
+        let title = "what images are taken for, %";
+        artifacts.write("confusion.svg", heat_maps(title, &[map], 1)?.as_bytes())?;
         files = "classes.csv, confusion.svg";
     }
     let summary = json!({

@@ -6,7 +6,7 @@
 //! | model | scope | lr | head's factor | weight decay | σ | queries | measured |
 //! |---|---|---|---|---|---|---|---|
 //! | `vit_micro_patch4_32` | `head`, `cls_tail` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | yes |
-//! | `vit_micro_patch4_32` | `last:1` | 2·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
+//! | `vit_micro_patch4_32` | `last:1` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | one seed |
 //! | `vit_micro_patch4_32` | `lora:R`, `bias_norm` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
 //! | `vit_micro_patch4_32` | `last:K` with K > 1, `full` | 1·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
 //! | others | as above | lr·min(1, 128/embed_dim) | 4 | 0.1 | 10⁻² | 20 | no |
@@ -53,7 +53,7 @@ impl FineTuning {
         let (lr, measured) = match scope {
             Scope::Head | Scope::ClsTail => (5e-3, true),
             Scope::Lora(_) | Scope::BiasNorm => (5e-3, false),
-            Scope::Last(1) => (2e-3, false),
+            Scope::Last(1) => (5e-3, true),
             Scope::Last(_) | Scope::Full => (1e-3, false),
         };
         Self {

@@ -197,11 +197,10 @@ fn run(args: Args) -> Result<()> {
 
     let mut confusion = vec![vec![0usize; classes.len()]; classes.len()];
     all.iter().for_each(|&(label, _, best)| confusion[label][best] += 1);
-    let share = |of: &dyn Fn(usize) -> bool, label: Option<usize>| {
+    let share = |top: usize, label: Option<usize>| {
         let ranks: Vec<usize> = all.iter().filter(|a| label.is_none_or(|l| l == a.0)).map(|a| a.1).collect();
-        (!ranks.is_empty()).then(|| ranks.iter().filter(|&&r| of(r)).count() as f64 / ranks.len() as f64)
+        (!ranks.is_empty()).then(|| ranks.iter().filter(|&&rank| rank < top).count() as f64 / ranks.len() as f64)
     };
-    let (top1, top5): (&dyn Fn(usize) -> bool, &dyn Fn(usize) -> bool) = (&|r| r < 1, &|r| r < 5);
     let table: Vec<Class> = (0..classes.len())
         .map(|label| {
             let others = (0..classes.len()).filter(|&c| c != label && confusion[label][c] > 0);
@@ -209,8 +208,8 @@ fn run(args: Args) -> Result<()> {
             Class {
                 class: classes[label].clone(),
                 images: confusion[label].iter().sum(),
-                top1: share(top1, Some(label)),
-                top5: share(top5, Some(label)),
+                top1: share(1, Some(label)),
+                top5: share(5, Some(label)),
                 mistaken_for: mistaken.map(|c| classes[c].clone()),
             }
         })
@@ -230,8 +229,7 @@ fn run(args: Args) -> Result<()> {
     if table.len() > SHOWN {
         println!("  and {} more classes in classes.csv", table.len() - SHOWN);
     }
-    let (all_top1, all_top5) =
-        (share(top1, None).context("there are no images")?, share(top5, None).unwrap_or_default());
+    let (all_top1, all_top5) = (share(1, None).context("there are no images")?, share(5, None).unwrap_or_default());
     println!("\n{} images, {} classes", all.len(), classes.len());
     println!("  top-1 accuracy   {:>6.2} %", 100.0 * all_top1);
     println!("  top-5 accuracy   {:>6.2} %", 100.0 * all_top5);

@@ -129,15 +129,23 @@ impl<B: Backend> ViT<B> {
 
     /// Logits from [`forward_features`](Self::forward_features), `[rows, num_classes]`.
     pub fn forward_head(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
-        let token = |at: usize| features.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
-        let seen = match self.pool {
-            Pool::Token => token(0),
-            Pool::Avg => {
-                let (prefix, tokens) = (self.num_prefix_tokens(), features.dims()[1]);
-                let mean = features.clone().narrow(1, prefix, tokens - prefix).mean_dim(1).squeeze_dim::<2>(1);
-                probe.layer_norm(&self.norm, mean)
-            }
+        let features = match self.pool {
+            Pool::Token => features,
+            Pool::Avg => self.pooled(features, probe),
         };
+        self.classify(features, probe)
+    }
+
+    /// The mean of the patch tokens, normalised, `[rows, 1, embed_dim]`.
+    fn pooled(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let (prefix, tokens) = (self.num_prefix_tokens(), features.dims()[1]);
+        probe.layer_norm(&self.norm, features.narrow(1, prefix, tokens - prefix).mean_dim(1))
+    }
+
+    /// Logits from the tokens that have a head.
+    fn classify(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let token = |at: usize| features.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
+        let seen = token(0);
         probe.embed(&seen);
         let logits = probe.linear(&self.head, seen);
         match &self.head_dist {
@@ -217,7 +225,10 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
                 for block in &self.blocks {
                     x = probe.stage(x, |x, probe| block.forward(x, probe));
                 }
-                return self.forward_head(x, probe);
+                if self.pool == Pool::Avg {
+                    x = probe.stage(x, |x, probe| self.pooled(x, probe));
+                }
+                return self.classify(x, probe);
             }
         };
         for block in before {
@@ -228,7 +239,7 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
         let state = probe.stage(x, |x, probe| last.keys_values(x, seen, probe));
         let x = last.class_token(state, probe);
         let features = probe.stage(x, |x, probe| probe.layer_norm(&self.norm, x));
-        self.forward_head(features, probe)
+        self.classify(features, probe)
     }
 
     fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
@@ -303,6 +314,9 @@ mod tests {
             let distance: f32 = (all - short).abs().max().into_scalar();
             assert!(distance < 1e-6, "{distillation:?}: logits differ by {distance}");
         }
+        let (model, mut probe) = (of(averaged()), Probe::clean());
+        let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
+        assert_eq!(all.into_data(), model.forward(images, &mut Probe::clean()).into_data());
     }
 
     #[test]

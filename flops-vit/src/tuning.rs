@@ -25,19 +25,18 @@ const WIDTH: f64 = 128.0;
 pub struct FineTuning {
     /// Learning rate of AdamW at the start, per step.
     pub lr: f64,
-    /// The head's learning rate as a multiple of it.
-    pub head_lr_factor: f64,
-    /// Decoupled weight decay, in units of the learning rate.
-    pub weight_decay: f64,
-    /// Smoothing scale σ of the noise.
-    pub sigma: f64,
-    /// Queries of a datum and step, on average.
-    pub queries: usize,
-    /// Whether the settings come from a measurement; if not, they are a guess from one.
+    /// Whether it comes from a measurement; if not, it is a guess from one.
     pub measured: bool,
 }
 
 impl FineTuning {
+    /// The head's learning rate as a multiple of it.
+    pub const HEAD_LR_FACTOR: f64 = 4.0;
+    /// Decoupled weight decay, in units of the learning rate.
+    pub const WEIGHT_DECAY: f64 = 0.1;
+    /// Queries of a datum and step, on average.
+    pub const QUERIES: usize = 20;
+
     /// The settings for a model of that configuration.
     ///
     /// # Example
@@ -56,14 +55,7 @@ impl FineTuning {
             Scope::Last(1) => (5e-3, true),
             Scope::Last(_) | Scope::Full => (1e-3, false),
         };
-        Self {
-            lr: lr * (WIDTH / config.embed_dim.max(1) as f64).min(1.0),
-            head_lr_factor: 4.0,
-            weight_decay: 0.1,
-            sigma: 1e-2,
-            queries: 20,
-            measured: measured && same,
-        }
+        Self { lr: lr * (WIDTH / config.embed_dim.max(1) as f64).min(1.0), measured: measured && same }
     }
 }
 
@@ -81,7 +73,6 @@ mod tests {
     /// The estimator's default is the one that was measured.
     #[test]
     fn the_smoothing_scale_is_the_estimator_s() {
-        let tuning = FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::Head);
-        assert_eq!(tuning.sigma, flops_core::Estimator::new(flops_core::Space::Activation).sigma);
+        assert_eq!(flops_core::Estimator::new(flops_core::Space::Activation).sigma, 1e-2);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
-use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, PyTorchToBurnAdapter, TensorSnapshot};
+use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, TensorSnapshot};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,7 +24,7 @@ use crate::resizing::{Filter, Resizing};
 /// `config.json`; a key that is absent has HuggingFace's default.
 #[derive(Deserialize, Serialize)]
 #[serde(default)]
-pub(super) struct HfConfig {
+struct HfConfig {
     model_type: String,
     hidden_act: String,
     hidden_size: usize,
@@ -208,8 +208,7 @@ pub(super) fn open<B: Backend>(
         Err(why) => return Err(in_file("preprocessor_config.json", why)),
     };
     let (normalization, resizing) = (preprocessor.normalization(), preprocessor.resizing());
-    let (model, notes) =
-        fill_from(&config, tensors, Naming::Hf, PyTorchToBurnAdapter, device).map_err(|why| in_file(name, why))?;
+    let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(name, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
     Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
 }
@@ -277,33 +276,38 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, dir: &Path) -> Result<(), V
 
 fn hf_config(card: &Card) -> serde_json::Value {
     let config = &card.config;
-    let id2label: BTreeMap<usize, &String> = card.classes.iter().enumerate().collect();
     let label2id: BTreeMap<&String, usize> = card.classes.iter().enumerate().map(|(i, name)| (name, i)).collect();
     let architecture = match config.distillation {
         Distillation::None => "ViTForImageClassification",
         Distillation::Token => "DeiTForImageClassification",
         Distillation::Head => "DeiTForImageClassificationWithTeacher",
     };
-    json!({
+    let mut all = json!({
         "architectures": [architecture],
-        "model_type": hf_model_type(config),
-        "hidden_act": "gelu",
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.mlp_dim(),
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "layer_norm_eps": config.layer_norm_eps,
-        "image_size": config.img_size,
-        "patch_size": config.patch_size,
-        "num_channels": config.in_chans,
-        "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         "torch_dtype": "float32",
-        "id2label": id2label,
         "label2id": label2id,
-    })
+    });
+    let sizes = json!(HfConfig {
+        model_type: hf_model_type(config).into(),
+        hidden_act: "gelu".into(),
+        hidden_size: config.embed_dim,
+        intermediate_size: config.mlp_dim(),
+        num_hidden_layers: config.depth,
+        num_attention_heads: config.num_heads,
+        layer_norm_eps: config.layer_norm_eps,
+        image_size: config.img_size,
+        patch_size: config.patch_size,
+        num_channels: config.in_chans,
+        qkv_bias: config.qkv_bias,
+        id2label: card.classes.iter().cloned().enumerate().collect(),
+    });
+    if let (Some(all), serde_json::Value::Object(sizes)) = (all.as_object_mut(), sizes) {
+        all.extend(sizes);
+    }
+    all
 }
 
 fn hf_preprocessor(card: &Card) -> serde_json::Value {

@@ -43,8 +43,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn_store::{
-    ApplyError, ApplyResult, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore,
-    TensorSnapshot,
+    ApplyError, ApplyResult, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot,
+    PyTorchToBurnAdapter, SafetensorsStore, TensorSnapshot,
 };
 use safetensors::SafeTensors;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -96,7 +96,7 @@ impl Card {
         self.check().map_err(|why| format!("the card does not fit the model: {why}"))?;
         let compare = |what: &str, says: usize, has: usize| match says == has {
             true => Ok(()),
-            false => Err(format!("the card says {says} {what}, the model's has {has}",)),
+            false => Err(format!("the card says {says} {what}, the model's has {has}")),
         };
         compare("classes", self.config.num_classes, model.head.weight.dims()[1])?;
         compare("tokens", self.config.num_tokens(), model.pos_embed.dims()[1])
@@ -226,14 +226,17 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
         let found = tensors::of_file(&path.join(name)).map_err(|why| named(&path.join(name), why))?;
         return hf::open(&path, (name, found), device);
     }
-    if path.extension().is_some_and(|e| e == "safetensors") {
+    let found = if path.extension().is_some_and(|e| e == "safetensors") {
         let bytes = read(&path).map_err(|why| named(&path, why))?;
         if is_ours(&bytes) {
             let (model, card) = from_bytes(bytes, device).map_err(|why| named(&path, why))?;
             return Ok(Opened { model, card, notes: vec![] });
         }
-    }
-    let found = tensors::of_file(&path).map_err(|why| named(&path, why))?;
+        tensors::of_safetensors(bytes)
+    } else {
+        tensors::of_file(&path)
+    };
+    let found = found.map_err(|why| named(&path, why))?;
     match timm::is_timm(&found) {
         true => timm::open(found, None, &path.display().to_string(), device).map_err(|why| named(&path, why)),
         false => Err(named(&path, CheckpointError::NoCard)),
@@ -245,19 +248,16 @@ fn is_ours(bytes: &[u8]) -> bool {
     metadata(bytes).is_ok_and(|m| m.contains_key(CARD_KEY) || m.contains_key(adapters::ADAPTER_KEY))
 }
 
-/// A model of that configuration from the tensors of another library, and what should be said of it.
+/// A model of that configuration from the tensors of another library, laid out as PyTorch's, and what should be said of it.
 fn fill_from<B: Backend>(
     config: &ViTConfig,
     tensors: Vec<TensorSnapshot>,
     naming: Naming,
-    layout: impl ModuleAdapter + 'static,
     device: &B::Device,
 ) -> Result<(ViT<B>, Vec<String>), CheckpointError> {
     let mut named = naming.renamed(tensors)?;
-    let mut notes = vec![];
-    if !named.iter().any(|t| t.full_path().starts_with("head")) {
-        let classes = config.num_classes;
-        notes.push(format!("the weights have no head: a new one of {classes} classes is used"));
+    let (classes, headless) = (config.num_classes, !named.iter().any(|t| t.full_path().starts_with("head")));
+    if headless {
         // overwritten by drawn weights below
         for (name, shape) in [("weight", vec![classes, config.embed_dim]), ("bias", vec![classes])] {
             let mut tensor = tensors::of_values(vec![0.0; shape.iter().product()], shape);
@@ -266,7 +266,7 @@ fn fill_from<B: Backend>(
         }
     }
     let theirs = |names: Vec<String>| names.into_iter().map(|n| naming.theirs(&n, config).unwrap_or(n)).collect();
-    let model = fill(config, named, layout, device).map_err(|why| match why {
+    let model = fill(config, named, PyTorchToBurnAdapter, device).map_err(|why| match why {
         CheckpointError::Missing(names) => CheckpointError::Missing(theirs(names)),
         CheckpointError::Unexpected(names) => CheckpointError::Unexpected(theirs(names)),
         CheckpointError::NonFinite { name } => {
@@ -274,8 +274,13 @@ fn fill_from<B: Backend>(
         }
         other => other,
     })?;
-    let model = if notes.is_empty() { model } else { model.with_new_head(config.num_classes, 0) };
-    Ok((model, notes))
+    Ok(match headless {
+        true => {
+            let note = format!("the weights have no head: a new one of {classes} classes is used");
+            (model.with_new_head(classes, 0), vec![note])
+        }
+        false => (model, vec![]),
+    })
 }
 
 /// Loads a checkpoint that [`save`] wrote; f16 becomes f32.

@@ -67,14 +67,12 @@ fn of_pytorch(path: &Path) -> Result<Vec<TensorSnapshot>, CheckpointError> {
     }
     // training scripts keep the weights beside other things; what is nested comes with its key in front
     let nested = ["state_dict", "model", "model_state_dict"];
-    let file = PytorchReader::new(path).map_err(|e| CheckpointError::Pytorch(e.to_string()))?;
-    let file = nested.iter().find_map(|key| {
-        let inside = file.keys().iter().any(|name| name.starts_with(&format!("{key}.")));
-        inside.then(|| PytorchReader::with_top_level_key(path, key).ok()).flatten()
-    });
-    let file = match file {
-        Some(file) => file,
-        None => PytorchReader::new(path).map_err(|e| CheckpointError::Pytorch(e.to_string()))?,
+    let fail = |e: burn_store::pytorch::PytorchError| CheckpointError::Pytorch(e.to_string());
+    let whole = PytorchReader::new(path).map_err(fail)?;
+    let inside = |key: &&&str| whole.keys().iter().any(|name| name.starts_with(&format!("{key}.")));
+    let file = match nested.iter().find(inside) {
+        Some(key) => PytorchReader::with_top_level_key(path, key).map_err(fail)?,
+        None => whole,
     };
     let mut tensors: Vec<(String, TensorSnapshot)> = file.into_tensors().into_iter().collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));

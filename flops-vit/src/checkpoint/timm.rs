@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use burn_store::{PyTorchToBurnAdapter, TensorSnapshot};
+use burn_store::TensorSnapshot;
 use serde::Deserialize;
 
 use super::names::Naming;
@@ -122,12 +122,11 @@ pub(super) fn open<B: Backend>(
             tensor.path_stack = path;
         }
     }
-    let (model, notes) = fill_from(&config, tensors, Naming::Timm, PyTorchToBurnAdapter, device)?;
+    let (model, mut notes) = fill_from(&config, tensors, Naming::Timm, device)?;
     let labels = |c: &TimmConfig| c.label_names.clone().or_else(|| c.pretrained_cfg.label_names.clone());
     let classes = timm.as_ref().and_then(labels).filter(|names| names.len() == config.num_classes);
     let classes = classes.unwrap_or_else(|| (0..config.num_classes).map(|i| format!("LABEL_{i}")).collect());
     let given = timm.as_ref().map(|c| &c.pretrained_cfg).and_then(|c| Some((c.mean?, c.std?)));
-    let mut notes = notes;
     let normalization = match given {
         Some((mean, std)) => Normalization { mean, std },
         None => {

@@ -14,8 +14,7 @@ const LAYOUT: &str = "one sub-folder of images per class, or such folders in tra
 /// Loads `root/train/CLASS/*.png|jpg` and `root/test/CLASS` (or `root/val/CLASS`); without these folders `root/CLASS/*`, of which
 /// a fixed 20 % of each class become the test images.
 ///
-/// Images are decoded by several threads, cropped to the central square and resized to `img_size`. Classes are in alphabetical
-/// order. An image that cannot be decoded is left out and named in [`DataSplit::skipped`]; neither the ids of the others nor
+/// Images are decoded by several threads and brought to `img_size` as `resizing` says. Classes are in alphabetical order. An image that cannot be decoded is left out and named in [`DataSplit::skipped`]; neither the ids of the others nor
 /// which of them are test images depend on it.
 ///
 /// # Errors

@@ -21,10 +21,11 @@ use flops_examples::artifacts::Artifacts;
 use flops_examples::backend::{self, B};
 use flops_examples::cli;
 use flops_examples::experiment::{Progress, print_table};
+use flops_examples::inputs::Inputs;
 use flops_examples::plot::{Heat, heat_maps};
 use flops_vit::ViT;
-use flops_vit::checkpoint::{self, Source};
-use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, LoadOptions};
+use flops_vit::checkpoint::Source;
+use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset};
 use serde::Serialize;
 use serde_json::json;
 
@@ -38,30 +39,17 @@ const SHOWN: usize = 20;
 #[derive(Parser, Debug)]
 #[command(name = "evaluate", version)]
 struct Args {
-    /// Checkpoint file, folder of HuggingFace's or timm's, or hf:ORG/NAME; the checkpoint shipped with flops-vit if not given.
-    #[arg(long)]
-    weights: Option<Source>,
     /// cifar10, cifar100, digits (embedded) or folder:PATH (a sub-folder per class).
     #[arg(long, default_value = "cifar10")]
     dataset: DatasetSpec,
-    /// Folder of CIFAR's binary files; Burn's data set cache if not given.
-    #[arg(long)]
-    data_dir: Option<PathBuf>,
-    /// Fetch CIFAR into Burn's data set cache where it is missing (build with --features download).
-    #[arg(long)]
-    download: bool,
+    #[command(flatten)]
+    inputs: Inputs,
     /// Which images.
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
-    /// Fail at the first image of a folder that cannot be decoded, instead of leaving such images out.
-    #[arg(long)]
-    strict: bool,
     /// Use at most this many images, spread evenly over the data set.
     #[arg(long)]
     limit: Option<usize>,
-    /// Side of the images, in pixels; the positional embedding is interpolated [default: the model's].
-    #[arg(long)]
-    img_size: Option<usize>,
     /// Threads that run the model [default: one per core, at most 8].
     #[arg(long)]
     threads: Option<usize>,
@@ -166,27 +154,9 @@ fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let device = backend::device()?;
-    let (mut model, mut card) = match &args.weights {
-        Some(source) => {
-            let opened = checkpoint::open::<B>(source, &device)?;
-            opened.notes.iter().for_each(|note| println!("{note}"));
-            (opened.model, opened.card)
-        }
-        None => checkpoint::pretrained(&device)?,
-    };
-    if let Some(img_size) = args.img_size {
-        model = model.with_img_size(img_size)?;
-        card.config.img_size = img_size;
-    }
+    let (model, card) = args.inputs.model::<B>(&device)?;
     let threads = cli::threads(args.threads);
-    let options = LoadOptions::new(card.config.img_size)
-        .with_data_dir(args.data_dir.clone())
-        .with_download(args.download)
-        .with_resizing(card.resizing)
-        .with_strict(args.strict)
-        .with_threads(threads);
-    let split = args.dataset.load(&options)?;
-    split.remarks().iter().for_each(|remark| println!("{remark}"));
+    let split = args.inputs.images(&args.dataset, &card, threads)?;
     let skipped = split.skipped.len();
     let data = if args.split == Split::Test { split.test } else { split.train }.limited(args.limit);
     let classes = data.classes.clone();
@@ -253,7 +223,7 @@ fn run(args: Args) -> Result<()> {
         files = "classes.csv, confusion.svg";
     }
     let summary = json!({
-        "weights": args.weights.as_ref().map(Source::to_string),
+        "weights": args.inputs.weights.as_ref().map(Source::to_string),
         "dataset": args.dataset.to_string(),
         "images": all.len(),
         "skipped_images": skipped,

@@ -12,7 +12,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -22,20 +21,19 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
-use flops_core::{
-    BackpropLearner, ControlVariate, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement,
-    Plain, QueryBudget, Recipe, Sampling, Space, VarianceEstimate, infer,
-};
+use flops_core::{BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, Plain, Recipe, infer};
 use flops_examples::artifacts::{Artifacts, Settings, merge};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::dry_run::{Planned, forecast, measure, parameters};
 use flops_examples::fit::{self, Plan, fit};
 use flops_examples::groups::LrGroup;
 use flops_examples::history::{History, Row, Split};
+use flops_examples::inputs::Inputs;
+use flops_examples::method::{Method, Spending};
 use flops_examples::renderer::thousands;
 use flops_examples::{BURN_VERSION, cli, curves};
 use flops_vit::checkpoint::{self, Card, Source, hf};
-use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, LoadOptions, Padding};
+use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
 use flops_vit::{FineTuning, Pool, Scope, ViT};
 use serde_json::{Value, json};
 
@@ -64,15 +62,8 @@ struct Args {
     /// cifar10, cifar100, digits (embedded) or folder:PATH (a sub-folder per class).
     #[arg(long, default_value = "digits")]
     dataset: DatasetSpec,
-    /// Folder of CIFAR's binary files; Burn's data set cache if not given.
-    #[arg(long)]
-    data_dir: Option<PathBuf>,
-    /// Fetch CIFAR into Burn's data set cache where it is missing (build with --features download).
-    #[arg(long)]
-    download: bool,
-    /// Fail at the first image of a folder that cannot be decoded, instead of leaving such images out.
-    #[arg(long)]
-    strict: bool,
+    #[command(flatten)]
+    inputs: Inputs,
     /// Use at most this many training and this many test images, spread evenly over the data set.
     #[arg(long)]
     limit: Option<usize>,
@@ -86,50 +77,14 @@ struct Args {
     /// epoch; prefixes are then not kept, as with --flip.
     #[arg(long, default_value_t = 0)]
     crop: usize,
-    /// Weights to start from: a checkpoint file, a folder of HuggingFace's or timm's, or hf:ORG/NAME, which is looked for in HuggingFace's
-    /// cache and fetched into it with --features download; the checkpoint shipped with flops-vit if not given.
-    #[arg(long)]
-    weights: Option<Source>,
-    /// Side of the images, in pixels; the positional embedding is interpolated [default: the model's].
-    #[arg(long)]
-    img_size: Option<usize>,
     /// Start from a new head even where the checkpoint has the same classes.
     #[arg(long)]
     reset_head: bool,
     /// What is trained: head, cls_tail, bias_norm, last:K, lora:R (adapters of rank R) or full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
-    /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper [default: the method's, gaussian].
-    #[arg(long)]
-    allocator: Option<String>,
-    /// Where the allocator's estimates of the variances come from: running, loss or pilot:N [default: the library's].
-    #[arg(long)]
-    variance: Option<VarianceEstimate>,
-    /// Where the noise falls: activation, weights or lowrank:R [default: the method's].
-    #[arg(long)]
-    space: Option<Space>,
-    /// Law of the noise: gaussian, laplace, rademacher or uniform [default: the method's].
-    #[arg(long)]
-    noise: Option<NoiseLaw>,
-    /// One-sided or antithetic [default: the method's].
-    #[arg(long)]
-    sampling: Option<Sampling>,
-    /// Noise on all layers of a query (joint), on one drawn for it (single), or on one drawn by what it costs (staged: the budget
-    /// then counts passes, and there are more queries) [default: the method's].
-    #[arg(long)]
-    placement: Option<Placement>,
-    /// What is subtracted from the queries' coefficients besides the clean loss: none or feedback [default: the method's].
-    #[arg(long)]
-    control_variate: Option<ControlVariate>,
-    /// Smoothing scale [default: the method's].
-    #[arg(long, allow_negative_numbers = true)]
-    sigma: Option<f64>,
-    /// Queries per image and step, on average.
-    #[arg(long, default_value_t = 20)]
-    queries: usize,
-    /// Queries that every image gets.
-    #[arg(long, default_value_t = 1)]
-    min_queries: usize,
+    #[command(flatten)]
+    spending: Spending,
     /// Copies of each training image beside it, moved at random [default: 4 for digits, which are few, otherwise none].
     #[arg(long)]
     copies: Option<usize>,
@@ -147,23 +102,14 @@ struct Args {
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// The head learns at this multiple of the learning rate.
-    #[arg(long, default_value_t = 4.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = FineTuning::HEAD_LR_FACTOR, allow_negative_numbers = true)]
     head_lr_factor: f64,
     /// Decoupled weight decay, in units of the learning rate.
-    #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = FineTuning::WEIGHT_DECAY, allow_negative_numbers = true)]
     weight_decay: f64,
     /// Seed of order, noise, allocation, head and adapters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Rows of a forward pass: more take more memory.
-    #[arg(long, default_value_t = 256)]
-    max_rows: usize,
-    /// Threads that evaluate queries [default: one per core, at most 8].
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Say so when the process holds more memory than this, in MiB.
-    #[arg(long)]
-    memory_bound: Option<u64>,
     /// Compute what lies before the scope anew in each epoch.
     #[arg(long)]
     no_prefix_cache: bool,
@@ -182,49 +128,6 @@ struct Args {
     /// Plain lines instead of the terminal interface.
     #[arg(long)]
     plain: bool,
-}
-
-/// How gradients are obtained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
-    /// Forward passes only, by a recipe of which other flags change single settings.
-    Forward(Recipe),
-    /// Burn's autodiff, with the same model, data and optimizer.
-    Backprop,
-}
-
-impl Method {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Forward(Recipe::Default) => "forward",
-            Self::Forward(recipe) => recipe.name(),
-            Self::Backprop => "backprop",
-        }
-    }
-
-    /// The settings it starts from.
-    fn recipe(self) -> Recipe {
-        if let Self::Forward(recipe) = self { recipe } else { Recipe::Default }
-    }
-
-    fn is_forward(self) -> bool {
-        self != Self::Backprop
-    }
-}
-
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "forward" => Ok(Self::Forward(Recipe::Default)),
-            "backprop" => Ok(Self::Backprop),
-            _ => name.parse().map(Self::Forward).map_err(|_| {
-                let names: Vec<&str> = Recipe::ALL.into_iter().map(Recipe::name).collect();
-                format!("choose one of forward, backprop, {}", names.join(", "))
-            }),
-        }
-    }
 }
 
 impl Args {
@@ -247,44 +150,7 @@ impl Args {
         if let Some(epoch) = self.stop_after {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
-        self.allocator()?;
-        let mut config = self
-            .method
-            .recipe()
-            .config(QueryBudget::new(self.queries, self.min_queries)?)
-            .with_seed(self.seed)
-            .with_max_rows(self.max_rows)
-            .with_threads(cli::threads(self.threads));
-        if let Some(space) = self.space {
-            config = config.with_space(space);
-        }
-        if let Some(variance) = self.variance {
-            config = config.with_variance(variance);
-        }
-        if let Some(bound) = self.memory_bound {
-            config = config.with_memory_bound(bound.saturating_mul(1 << 20));
-        }
-        if let Some(noise) = self.noise {
-            config = config.with_noise(noise);
-        }
-        if let Some(sampling) = self.sampling {
-            config = config.with_sampling(sampling);
-        }
-        if let Some(placement) = self.placement {
-            config = config.with_placement(placement);
-        }
-        if let Some(control_variate) = self.control_variate {
-            config = config.with_control_variate(control_variate);
-        }
-        if let Some(sigma) = self.sigma {
-            config = config.with_sigma(sigma);
-        }
-        config.validate()?;
-        Ok(config)
-    }
-
-    fn allocator(&self) -> Result<AllocatorKind> {
-        Ok(self.allocator.as_deref().map_or(Ok(self.method.recipe().allocator()), str::parse)?)
+        self.spending.config(self.method.recipe(), self.seed)
     }
 
     /// Copies of each training image.
@@ -300,18 +166,17 @@ impl Args {
 
     /// Every setting of the run, by its flag's name.
     fn settings(&self, config: &ForwardConfig, lr: f64) -> Result<Settings> {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
         let mut settings = json!({
             "method": self.method.name(),
             "backend": backend::NAME,
             "dataset": self.dataset.to_string(),
-            "data_dir": path(&self.data_dir),
+            "data_dir": self.inputs.data_dir.as_ref().map(|p| p.display().to_string()),
             "limit": self.limit,
             "shots": self.shots,
             "flip": self.flip,
             "crop": self.crop,
-            "weights": self.weights.as_ref().map(Source::to_string),
-            "img_size": self.img_size,
+            "weights": self.inputs.weights.as_ref().map(Source::to_string),
+            "img_size": self.inputs.img_size,
             "reset_head": self.reset_head,
             "copies": self.copies(),
             "shift": self.shift,
@@ -324,24 +189,7 @@ impl Args {
             "seed": self.seed,
         });
         if self.method.is_forward() {
-            let estimator = &config.estimator;
-            let forward = json!({
-                "allocator": self.allocator()?.name(),
-                "variance": config.variance.to_string(),
-                "space": estimator.space.to_string(),
-                "noise": estimator.noise,
-                "sampling": estimator.sampling,
-                "placement": estimator.placement,
-                "control_variate": config.control_variate,
-                "normalisation": config.normalisation,
-                "memory_bound": self.memory_bound,
-                "sigma": estimator.sigma,
-                "queries": self.queries,
-                "min_queries": self.min_queries,
-                "max_rows": estimator.max_rows,
-                "threads": estimator.threads,
-                "prefix_cache": config.prefix_cache > 0,
-            });
+            let forward = self.spending.settings(self.method.recipe(), config)?;
             merge(&mut settings, forward);
         }
         settings.as_object().cloned().context("settings are an object")
@@ -380,28 +228,8 @@ fn train(args: Args) -> Result<()> {
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let device = backend::device()?;
 
-    let (mut model, mut card): (ViT<AB>, Card) = match &args.weights {
-        Some(source) => {
-            let opened = checkpoint::open(source, &device)?;
-            opened.notes.iter().for_each(|note| println!("{note}"));
-            (opened.model, opened.card)
-        }
-        None => checkpoint::pretrained(&device)?,
-    };
-    if let Some(img_size) = args.img_size {
-        model = model.with_img_size(img_size)?;
-        card.config.img_size = img_size;
-    }
-    let options = LoadOptions::new(card.config.img_size)
-        .with_data_dir(args.data_dir.clone())
-        .with_download(args.download)
-        .with_resizing(card.resizing)
-        .with_strict(args.strict)
-        .with_threads(config.estimator.threads);
-    let split = args.dataset.load(&options)?;
-    for remark in split.remarks() {
-        println!("{remark}");
-    }
+    let (model, mut card): (ViT<AB>, Card) = args.inputs.model(&device)?;
+    let split = args.inputs.images(&args.dataset, &card, config.estimator.threads)?;
     let skipped = split.skipped.len();
     let train_data = match args.shots {
         Some(shots) => split.train.shots(shots, args.seed)?,
@@ -494,7 +322,7 @@ fn train(args: Args) -> Result<()> {
     };
     let (model, history, stopped, advice) = match args.method {
         method if method.is_forward() => {
-            let allocator = AnyAllocator::<AB>::new(args.allocator()?, &device)?;
+            let allocator = AnyAllocator::<AB>::new(args.spending.allocator(args.method.recipe())?, &device)?;
             let learner = ForwardLearner::new(model, allocator, config.clone())?;
             let plan = plan(Some(learner.monitor()));
             let fitted = fit(learner, loader.plain()?, test.clone(), history, plan)?;
@@ -591,14 +419,14 @@ fn dry_run(
         images: data.items.len(),
         batch_size: args.batch_size,
         epochs: args.epochs,
-        queries: if args.method.is_forward() { args.queries } else { 0 },
+        queries: if args.method.is_forward() { args.spending.queries } else { 0 },
         prefix_bytes: if config.prefix_cache > 0 { prefix_bytes(card) } else { 0 },
     };
     let parameters = parameters(&model);
     let loader = Training { data, batcher, args, epoch: 0, device: device.clone() };
     let empty = "there are no training images";
     let measured = if args.method.is_forward() {
-        let allocator = AnyAllocator::<AB>::new(args.allocator()?, device)?;
+        let allocator = AnyAllocator::<AB>::new(args.spending.allocator(args.method.recipe())?, device)?;
         let learner = ForwardLearner::new(model, allocator, config.clone())?;
         let monitor = learner.monitor();
         let batch = loader.plain()?.iter().next().context(empty)?;
@@ -627,7 +455,7 @@ fn budget(history: &History, images: usize, args: &Args) -> u64 {
         let start = (step % steps_per_epoch) as usize * args.batch_size;
         seen += args.batch_size.min(images - start);
     }
-    (seen * args.queries) as u64
+    (seen * args.spending.queries) as u64
 }
 
 /// The method in a few words.
@@ -635,9 +463,9 @@ fn description(args: &Args) -> String {
     match args.method {
         Method::Backprop => "backpropagation".to_string(),
         method => {
-            let allocator = args.allocator().map_or("", AllocatorKind::name);
+            let allocator = args.spending.allocator(args.method.recipe()).map_or("", AllocatorKind::name);
             let name = if method.recipe() == Recipe::Default { "forward-only" } else { method.name() };
-            format!("{name}, {allocator} allocator, {} queries per image", args.queries)
+            format!("{name}, {allocator} allocator, {} queries per image", args.spending.queries)
         }
     }
 }

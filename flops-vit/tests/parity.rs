@@ -13,7 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 use flops_core::estimator::{Estimate, trained_parameters};
 use flops_core::{Allocation, Batch, Estimator, ForwardModel, Probe, QueryBudget, Space};
 use flops_vit::ViT;
-use flops_vit::checkpoint::hf;
+use flops_vit::checkpoint::{self, Card, Opened, Source};
 use flops_vit::scope::Scope;
 use safetensors::{Dtype, SafeTensors};
 
@@ -27,6 +27,11 @@ fn fixture() -> Option<PathBuf> {
         return None;
     }
     Some(dir)
+}
+
+fn load<B: Backend>(dir: &Path) -> (ViT<B>, Card) {
+    let Opened { model, card, .. } = checkpoint::open(&Source::Path(dir.into()), &Default::default()).unwrap();
+    (model, card)
 }
 
 /// Inputs and outputs of the reference.
@@ -70,7 +75,7 @@ fn forward_agrees<B: Backend>() {
     let Some(dir) = fixture() else { return };
     let device = Default::default();
     let reference = Reference::read(&dir);
-    let (model, card) = hf::load::<B>(&dir, &device).unwrap();
+    let (model, card) = load::<B>(&dir);
     assert_eq!(card.config.num_params(), Module::num_params(&model));
     let images = Tensor::<B, 4>::from_data(reference.floats("in.pixel_values"), &device);
     let labels = Tensor::<B, 1, Int>::from_data(reference.labels(), &device);
@@ -142,7 +147,7 @@ fn gradients_agree() {
     type AB = Autodiff<Flex>;
     let device = Default::default();
     let reference = Reference::read(&dir);
-    let (model, _) = hf::load::<AB>(&dir, &device).unwrap();
+    let (model, _) = load::<AB>(&dir);
     let images = Tensor::<AB, 4>::from_data(reference.floats("in.pixel_values"), &device);
     let labels = Tensor::<AB, 1, Int>::from_data(reference.labels(), &device);
     let logits = model.forward(images, &mut Probe::clean());
@@ -161,7 +166,7 @@ fn reference_gradients<B: Backend>(dir: &Path) -> ViT<B> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(dir.join("config.json"), folder.path().join("config.json")).unwrap();
     std::fs::copy(dir.join("grads.safetensors"), folder.path().join("model.safetensors")).unwrap();
-    hf::load(folder.path(), &Default::default()).unwrap().0
+    load(folder.path()).0
 }
 
 /// Forward-only estimates against PyTorch's gradients, for unequal allocations, in the scopes head, cls_tail and full.
@@ -188,7 +193,7 @@ fn estimates_agree() {
         (Scope::Full, Space::Activation, 40, 0.5),
         (Scope::Head, Space::Weights, 100, 0.3),
     ] {
-        let with_graph = hf::load::<Autodiff<Flex>>(&dir, &device).unwrap().0.with_scope(scope).unwrap();
+        let with_graph = load::<Autodiff<Flex>>(&dir).0.with_scope(scope).unwrap();
         let trained = trained_parameters(&with_graph);
         let model = with_graph.valid();
         let estimator = Estimator { seed: 4, threads: 2, ..Estimator::new(space) };

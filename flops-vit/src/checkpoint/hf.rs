@@ -184,7 +184,9 @@ impl AnyConfig {
     }
 }
 
-/// Opens a folder; `weights` is the file of it that holds the weights.
+/// Opens a folder, HuggingFace's or timm's; `weights` is the file of it that holds the weights.
+///
+/// Without a `preprocessor_config.json` inputs are resized and normalised by the defaults of HuggingFace's `ViTImageProcessor`.
 pub(super) fn open<B: Backend>(
     dir: &Path,
     weights: (&str, Vec<TensorSnapshot>),
@@ -211,18 +213,6 @@ pub(super) fn open<B: Backend>(
     let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(name, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
     Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
-}
-
-/// Loads a HuggingFace folder, or one of timm's: the model, and a card to [`save`](super::save) it with.
-///
-/// Without a `preprocessor_config.json` inputs are normalised with [`Normalization::HALF`], as HuggingFace does.
-///
-/// # Errors
-/// [`VitError::Checkpoint`] where a file is missing or damaged, lacks parameters (listed), has some that the configuration does
-/// not explain, or is another model than a ViT with GELU.
-pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<(ViT<B>, Card), VitError> {
-    let Opened { model, card, .. } = super::open(&super::Source::Path(dir.into()), device)?;
-    Ok((model, card))
 }
 
 /// Writes a model as a folder that `transformers` loads with `AutoModelForImageClassification.from_pretrained`: `config.json`,

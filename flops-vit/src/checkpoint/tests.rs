@@ -235,6 +235,10 @@ fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
     (dir, bytes)
 }
 
+fn opened(dir: &Path) -> Result<(ViT<Flex>, Card), VitError> {
+    open(&Source::Path(dir.into()), &Default::default()).map(|opened| (opened.model, opened.card))
+}
+
 const HF_CONFIG: &str = r#"{"model_type": "vit", "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
     "id2label": {"0": "zero", "1": "one", "2": "two"}}"#;
@@ -243,13 +247,13 @@ const HF_CONFIG: &str = r#"{"model_type": "vit", "hidden_size": 8, "intermediate
 fn huggingface_folders_are_imported() {
     let model = model();
     let (dir, _) = hf_folder(&model, HF_CONFIG);
-    let (loaded, card) = hf::load::<Flex>(dir.path(), &Default::default()).unwrap();
+    let (loaded, card) = opened(dir.path()).unwrap();
     assert_eq!(values(&model), values(&loaded));
     assert_eq!(card.config, config().with_layer_norm_eps(1e-12));
     assert_eq!((card.classes[2].as_str(), card.normalization), ("two", Normalization::HALF));
     let processor = r#"{"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0]}"#;
     std::fs::write(dir.path().join("preprocessor_config.json"), processor).unwrap();
-    let (_, card) = hf::load::<Flex>(dir.path(), &Default::default()).unwrap();
+    let (_, card) = opened(dir.path()).unwrap();
     assert_eq!(card.normalization, Normalization { mean: [0.1, 0.2, 0.3], std: [1.0, 2.0, 3.0] });
 }
 
@@ -257,7 +261,7 @@ fn huggingface_folders_are_imported() {
 fn huggingface_folders_that_do_not_fit_are_errors() {
     let (dir, bytes) = hf_folder(&model(), HF_CONFIG);
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
-    let error = || hf::load::<Flex>(dir.path(), &Default::default()).unwrap_err();
+    let error = || opened(dir.path()).unwrap_err();
     let few = changed(&bytes, |tensors, _| tensors.retain(|t| t.0 != "vit.encoder.layer.1.layernorm_after.weight"));
     write("model.safetensors", &few);
     assert!(error().to_string().contains("1 parameter is missing: vit.encoder.layer.1.layernorm_after.weight"));

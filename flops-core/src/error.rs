@@ -69,6 +69,12 @@ pub enum Error {
         /// All trained parameters.
         trained: usize,
     },
+    /// A part of the model that is out of its hands has failed.
+    #[error("the model cannot answer: {why}")]
+    Model {
+        /// What the model [says](crate::ForwardModel::failure) of it.
+        why: String,
+    },
     /// Nothing to estimate a gradient for.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,

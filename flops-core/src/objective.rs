@@ -1,5 +1,6 @@
 //! What a user implements: a forward pass and a loss per datum.
 
+use burn::module::ParamId;
 use burn::prelude::*;
 
 use crate::batch::Rows;
@@ -68,6 +69,31 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         target: &Self::Target,
     ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
         let _ = (output, target);
+        None
+    }
+
+    /// The targets of a batch whose data meet in the loss, as a contrastive one's do, once all that the model said of it is known; `None`, as
+    /// it is for most losses, where the loss of a datum looks at its own output alone.
+    ///
+    /// A query perturbs one datum. Its target, a row of what is returned, is to hold what the others said, so that
+    /// [`losses`](Self::losses) of a row is ℓ_j + B·(L′ − L): the datum's part of the clean loss, their mean being the batch's loss L, and
+    /// what the batch's loss changes by when this datum's output alone is replaced. Its gradient is then, to first order, that of the
+    /// batch's loss; the datum's own terms without those of the others that it appears in would be biased.
+    fn couple(&self, output: &Self::Output, target: &Self::Target) -> Option<Self::Target> {
+        let _ = (output, target);
+        None
+    }
+
+    /// Gradients of the mean loss that are known in closed form, each flat beside its parameter's name: those of parameters that act behind
+    /// the last black box. No query perturbs them. `target` is what [`couple`](Self::couple) returned, where it did.
+    fn exact_gradients(&self, output: &Self::Output, target: &Self::Target) -> Vec<(ParamId, Tensor<B, 1>)> {
+        let _ = (output, target);
+        Vec::new()
+    }
+
+    /// Why the model cannot answer, where a part of it that is out of its hands, a remote service, has failed. It is asked after every pass of a
+    /// step: the step is then given up, and nothing is learned from it.
+    fn failure(&self) -> Option<String> {
         None
     }
 

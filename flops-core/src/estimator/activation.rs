@@ -95,7 +95,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     };
     let trained = p.trained.clone();
     let prefixes: Vec<Prefix> = starts.iter().map(|s| p.stages.prefix(s.stages)).collect();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), prefixes);
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes);
     let work = |(model, input, target, prefixes): &(M, M::Input, M::Target, Vec<Prefix>), job: usize| {
         let (start, Chunk { positions, .. }) = &jobs[job];
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));

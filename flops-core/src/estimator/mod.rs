@@ -147,11 +147,14 @@ pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<P
 }
 
 /// What the clean pass leaves.
-pub struct CleanPass<B: Backend, O> {
+pub struct CleanPass<B: Backend, O, T> {
     /// Loss ℓ_j of each datum.
     pub losses: Vec<f64>,
     /// What the model said.
     pub output: O,
+    /// What the losses of the queries compare their outputs with: the batch's targets, [coupled](ForwardModel::couple) where the data meet in
+    /// the loss.
+    pub target: T,
     /// What it [offered](Probe::embed) as embeddings, `[batch, dim]`.
     pub embeddings: Option<Tensor<B, 2>>,
     /// Rows that went through the model, and the seconds they took.
@@ -166,12 +169,29 @@ pub struct CleanPass<B: Backend, O> {
     pub prediction: Option<Arc<Prediction>>,
     /// Trained parameters that were called through the probe.
     reached: HashSet<ParamId>,
+    /// Of the trained parameters that are never perturbed, the gradients of the mean loss.
+    exact: Vec<(ParamId, Tensor<B, 1>)>,
 }
 
-impl<B: Backend, O> CleanPass<B, O> {
+impl<B: Backend, O, T> CleanPass<B, O, T> {
+    /// The trained parameters whose gradient is estimated.
+    fn estimated(&self, trained: &Arc<HashSet<ParamId>>) -> Arc<HashSet<ParamId>> {
+        match self.exact.is_empty() {
+            true => trained.clone(),
+            false => Arc::new(
+                trained.iter().filter(|id| self.exact.iter().all(|(exact, _)| exact != *id)).copied().collect(),
+            ),
+        }
+    }
+
+    /// Trained parameters whose gradient is neither known nor within reach of a probe.
+    fn missed(&self, trained: &Arc<HashSet<ParamId>>) -> usize {
+        self.estimated(trained).iter().filter(|id| !self.reached.contains(id)).count()
+    }
+
     /// Whether every trained parameter was called through the probe. One that was not may act in any stage: none can be skipped.
-    pub(crate) fn reaches_all(&self, trained: &HashSet<ParamId>) -> bool {
-        self.reached.len() == trained.len()
+    pub(crate) fn reaches_all(&self, trained: &Arc<HashSet<ParamId>>) -> bool {
+        self.missed(trained) == 0
     }
 }
 
@@ -179,6 +199,7 @@ impl<B: Backend, O> CleanPass<B, O> {
 pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
     pub model: &'a M,
     pub batch: &'a Batch<M::Input, M::Target>,
+    pub target: &'a M::Target,
     pub trained: &'a Arc<HashSet<ParamId>>,
     pub stages: &'a Stages,
     pub allocation: &'a Allocation,
@@ -273,7 +294,7 @@ impl Estimator {
         model: &M,
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
-    ) -> Result<CleanPass<B, M::Output>, Error> {
+    ) -> Result<CleanPass<B, M::Output, M::Target>, Error> {
         self.clean_from(model, batch, trained, None)
     }
 
@@ -284,7 +305,7 @@ impl Estimator {
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
         prefix: Option<Prefix>,
-    ) -> Result<CleanPass<B, M::Output>, Error> {
+    ) -> Result<CleanPass<B, M::Output, M::Target>, Error> {
         self.validate()?;
         let n = batch.ids.len();
         if n == 0 {
@@ -311,19 +332,30 @@ impl Estimator {
             stages.push(surveyed.stages);
             embeddings.extend(surveyed.embeddings);
         })?;
+        answers(model)?;
+        let output = M::Output::cat(outputs);
+        let coupled = model.couple(&output, &batch.target);
+        if let Some(target) = &coupled {
+            losses = read(model.losses(output.clone(), target.clone()), n)?;
+        }
+        let target = coupled.unwrap_or_else(|| batch.target.clone());
+        let mut exact = model.exact_gradients(&output, &target);
+        exact.retain(|(id, _)| trained.contains(id));
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
         let stages = Stages::cat(stages);
         Ok(CleanPass {
             site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
-            output: M::Output::cat(outputs),
+            output,
+            target,
             embeddings,
             cost,
             stages,
             site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
             prediction: None,
             reached,
+            exact,
         })
     }
 
@@ -341,7 +373,7 @@ impl Estimator {
         model: &M,
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
-        clean: &CleanPass<B, M::Output>,
+        clean: &CleanPass<B, M::Output, M::Target>,
         allocation: &Allocation,
         step: u64,
     ) -> Result<Estimate<B>, Error> {
@@ -353,12 +385,13 @@ impl Estimator {
         if trained.is_empty() {
             return Err(Error::NothingTrained);
         }
-        let missed = trained.len() - clean.reached.len();
+        let missed = clean.missed(trained);
         if self.space.is_independent() && missed > 0 {
             return Err(Error::NotSites { missed, trained: trained.len() });
         }
         let no_stages = Stages::default();
         let stages = if clean.reaches_all(trained) { &clean.stages } else { &no_stages };
+        let estimated = &clean.estimated(trained);
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());
@@ -368,7 +401,8 @@ impl Estimator {
         let problem = Problem {
             model,
             batch,
-            trained,
+            target: &clean.target,
+            trained: estimated,
             stages,
             allocation,
             noise,
@@ -382,16 +416,18 @@ impl Estimator {
             Space::Activation | Space::LowRank(_) => activation::losses(&problem)?,
             Space::Weights => weights::losses(&problem)?,
         };
+        answers(model)?;
         let rows = losses.iter().map(|l| l.len() as u64).sum();
         let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
         let weighted = self.weigh(&losses, &clean.losses);
         let start = Instant::now();
-        let Formed { gradients, energies, recorded, observed } = match self.space {
+        let Formed { mut gradients, energies, recorded, observed } = match self.space {
             Space::Activation | Space::LowRank(_) => {
                 activation::gradients(&problem, &weighted.weights, &weighted.survived)?
             }
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
+        clean.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone()));
         let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
         Ok(Estimate {
             gradients,
@@ -478,6 +514,11 @@ fn loss_spread(losses: &[Vec<f64>], clean: &[f64]) -> f64 {
     }
     let centre = mean(&means);
     (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (means.len() - 1) as f64).sqrt()
+}
+
+/// Whether the model had an answer to all it was asked.
+fn answers<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
+    model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
 }
 
 /// Losses of a pass as numbers on the host, reduced in f32 or better whatever the model's precision.

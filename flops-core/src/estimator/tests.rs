@@ -148,7 +148,7 @@ fn unbiased_with_any_control_variate() {
             let estimator =
                 Estimator { noise, sampling, placement, max_rows: 64, seed: 12, ..Estimator::new(Space::Activation) };
             let mut clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
-            let estimate = |clean: &CleanPass<B, _>, step| {
+            let estimate = |clean: &CleanPass<B, _, _>, step| {
                 estimator.estimate(&f.model, &f.batch, &f.trained, clean, &allocation, step).unwrap()
             };
             // the first look tells how wide the sites are

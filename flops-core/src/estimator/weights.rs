@@ -48,7 +48,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.max_rows);
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.batch.target.clone(), p.stages.frozen());
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen());
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
         let mut values = Vec::with_capacity(directions[query].len());

@@ -215,7 +215,7 @@ where
         if clean.reaches_all(trained) {
             self.prefixes.keep(&batch.ids, trained, &clean.stages.frozen());
         }
-        let classification = model.classification(&clean.output, &batch.target);
+        let classification = model.classification(&clean.output, &clean.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
         let mut item = StepOutput {
@@ -250,7 +250,7 @@ where
             return Err(Error::NonFiniteData { count: broken.len(), ids });
         }
 
-        let budget = &self.prepare(model, &batch.target, &mut clean);
+        let budget = &self.prepare(model, &mut clean);
         let pilots = self.pilots(model, &batch, trained, &clean)?;
         if let Some((queries, pilots)) = &pilots {
             let spent = (batch.ids.len() * queries) as u64;
@@ -315,13 +315,12 @@ where
     fn prepare<P: Backend, F: ForwardModel<P>>(
         &self,
         model: &F,
-        target: &F::Target,
-        clean: &mut CleanPass<P, F::Output>,
+        clean: &mut CleanPass<P, F::Output, F::Target>,
     ) -> QueryBudget {
         let ForwardConfig { estimator, budget, control_variate, .. } = &*self.config;
         let state = &self.state.value;
         if *control_variate == ControlVariate::Feedback && estimator.space == Space::Activation {
-            let signals = model.error_signals(&clean.output, target);
+            let signals = model.error_signals(&clean.output, &clean.target);
             clean.prediction = signals.and_then(|s| state.feedback.predict(s)).map(Arc::new);
         }
         if estimator.placement == Placement::Staged && !clean.site_costs.is_empty() {
@@ -341,7 +340,7 @@ where
         model: &F,
         batch: &Batch<F::Input, F::Target>,
         trained: &Arc<HashSet<ParamId>>,
-        clean: &CleanPass<P, F::Output>,
+        clean: &CleanPass<P, F::Output, F::Target>,
     ) -> Result<Option<(usize, Estimate<P>)>, Error> {
         let VarianceEstimate::Pilot(queries) = self.config.variance else { return Ok(None) };
         let shares = Allocation::uniform(batch.ids.len(), &QueryBudget::new(queries, queries)?);
@@ -357,7 +356,7 @@ where
         model: &F,
         allocator: &G,
         batch: &Batch<F::Input, F::Target>,
-        clean: &CleanPass<P, F::Output>,
+        clean: &CleanPass<P, F::Output, F::Target>,
         budget: &QueryBudget,
         pilots: Option<&(usize, Estimate<P>)>,
     ) -> Result<(Allocation, G::Update), Error> {
@@ -369,7 +368,7 @@ where
         };
         let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
         let embedded = clean.embeddings.as_ref().map(matrix);
-        let extra = model.allocation_features(&clean.output, &batch.target).as_ref().map(matrix);
+        let extra = model.allocation_features(&clean.output, &clean.target).as_ref().map(matrix);
         let features = DatumFeatures {
             losses: &clean.losses,
             variances: &variances,

@@ -1,0 +1,358 @@
+//! The contrastive loss of image-text pairs (CLIP, Radford et al. 2021, arXiv 2103.00020), one query at a time.
+//!
+//! With unit embeddings uᵢ of the images and vᵢ of the texts and similarities s_ik = e^τ uᵢ·v_k, the loss of a batch of B pairs is
+//! L = (1/2B) Σᵢ [lse_k s_ik − s_ii + lse_k s_ki − s_ii], lse the logarithm of the sum of exponentials. Pair j appears in every term of it,
+//! so its query loss is what L becomes when row j and column j alone are replaced: ℓ_j + B·(L′ − L), ℓ_j being pair j's own two terms. What L
+//! says of the other pairs is kept, for each pair k ≠ j the logarithm of its sum without j, so that a query costs its own B
+//! similarities each way and no more.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
+use flops_core::Rows;
+
+/// Unit embeddings of pairs and the scale they are compared at: what an [`Alignment`](crate::Alignment) says.
+#[derive(Clone, Debug)]
+pub struct PairEmbeddings<B: Backend> {
+    /// Of the images, of length 1, `[rows, dim]`.
+    pub images: Tensor<B, 2>,
+    /// Of the texts, of length 1, `[rows, dim]`.
+    pub texts: Tensor<B, 2>,
+    /// e^τ, one number, `[1]`.
+    pub scale: Tensor<B, 1>,
+}
+
+impl<B: Backend> Rows for PairEmbeddings<B> {
+    fn rows(&self, index: &[usize]) -> Self {
+        Self { images: self.images.rows(index), texts: self.texts.rows(index), scale: self.scale.clone() }
+    }
+
+    fn cat(parts: Vec<Self>) -> Self {
+        let scale = parts[0].scale.clone();
+        let (images, texts) = parts.into_iter().map(|p| (p.images, p.texts)).unzip();
+        Self { images: Rows::cat(images), texts: Rows::cat(texts), scale }
+    }
+}
+
+/// What the clean pass said of a batch, as the query losses need it.
+#[derive(Clone, Debug)]
+struct Clean<B: Backend> {
+    images: Tensor<B, 2>,
+    texts: Tensor<B, 2>,
+    /// lse of row i without its entry k, at `[k, i]`; and of column i.
+    rows_without: Tensor<B, 2>,
+    columns_without: Tensor<B, 2>,
+    /// lse of each whole row and column, `[1, pairs]`.
+    rows: Tensor<B, 2>,
+    columns: Tensor<B, 2>,
+}
+
+/// The targets of pairs: which texts belong to which images needs no saying, it is the one in the same row.
+///
+/// Once [coupled](flops_core::ForwardModel::couple) they hold what the clean pass said of the whole batch.
+#[derive(Clone, Debug)]
+pub struct Pairs<B: Backend> {
+    /// Position of each row's pair in the batch.
+    index: Vec<usize>,
+    clean: Option<Arc<Clean<B>>>,
+}
+
+impl<B: Backend> Pairs<B> {
+    /// The targets of a batch of so many pairs.
+    pub fn new(pairs: usize) -> Self {
+        Self { index: (0..pairs).collect(), clean: None }
+    }
+}
+
+impl<B: Backend> Rows for Pairs<B>
+where
+    Tensor<B, 2>: Send + Sync,
+{
+    fn rows(&self, index: &[usize]) -> Self {
+        Self { index: index.iter().map(|&i| self.index[i]).collect(), clean: self.clean.clone() }
+    }
+
+    fn cat(parts: Vec<Self>) -> Self {
+        let clean = parts[0].clean.clone();
+        Self { index: parts.into_iter().flat_map(|p| p.index).collect(), clean }
+    }
+}
+
+/// Both cross-entropies of each pair, halved: ℓ_j of the rows as they are, whose mean is the batch's loss.
+///
+/// # Shapes
+/// - logits: `[pairs, pairs]`, images by texts
+/// - returns: `[pairs]`
+fn own_terms<B: Backend>(logits: Tensor<B, 2>) -> Tensor<B, 1> {
+    let pairs = logits.dims()[0];
+    let index = Tensor::<B, 1, Int>::arange(0..pairs as i64, &logits.device()).reshape([pairs, 1]);
+    let by_image = log_softmax(logits.clone(), 1).gather(1, index.clone());
+    let by_text = log_softmax(logits.transpose(), 1).gather(1, index);
+    (by_image + by_text).mul_scalar(-0.5).reshape([pairs])
+}
+
+/// log(eᵃ + eᵇ), neither of them overflowing.
+fn log_add<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    let top = a.clone().max_pair(b.clone());
+    top + (a - b).abs().neg().exp().log1p()
+}
+
+/// Similarities of all images with all texts, `[images, texts]`, in f32.
+pub(crate) fn similarities<B: Backend>(said: &PairEmbeddings<B>) -> Tensor<B, 2> {
+    let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
+    let scale = said.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
+    full(&said.images).matmul(full(&said.texts).transpose()) * scale
+}
+
+/// The loss of each row; see the [module](self).
+///
+/// # Shapes
+/// - returns: `[rows]`
+pub(crate) fn losses<B: Backend>(said: PairEmbeddings<B>, target: Pairs<B>) -> Tensor<B, 1> {
+    let Some(clean) = target.clean else { return own_terms(similarities(&said)) };
+    let (rows, device) = (target.index.len(), said.images.device());
+    let pairs = clean.images.dims()[0];
+    let index: Vec<i32> = target.index.iter().map(|&i| i as i32).collect();
+    let index = Tensor::<B, 1, Int>::from_data(TensorData::new(index, [rows]), &device);
+    let every = Tensor::<B, 1, Int>::arange(0..pairs as i64, &device).reshape([1, pairs]).expand([rows, pairs]);
+    let own = index.clone().reshape([rows, 1]).expand([rows, pairs]).equal(every);
+    let own = own.float().cast(burn::tensor::DType::F32);
+    let full = |x: Tensor<B, 2>| x.cast(burn::tensor::DType::F32);
+    let (images, texts) = (full(said.images), full(said.texts));
+    let scale = said.scale.cast(burn::tensor::DType::F32).reshape([1, 1]);
+    // the pair with itself is replaced on both sides at once
+    let itself = (images.clone() * texts.clone()).sum_dim(1) * scale.clone();
+    let others = own.clone().neg().add_scalar(1.0);
+    let against = |x: Tensor<B, 2>, all: &Tensor<B, 2>| {
+        x.matmul(all.clone().transpose()) * scale.clone() * others.clone() + own.clone() * itself.clone()
+    };
+    let (row, column) = (against(images, &clean.texts), against(texts, &clean.images));
+    let lse = |x: Tensor<B, 2>| {
+        let top = x.clone().max_dim(1);
+        (x - top.clone()).exp().sum_dim(1).log() + top
+    };
+    // the terms of the others: row i has its entry j from column j of this query
+    let moved = |entries: Tensor<B, 2>, without: &Tensor<B, 2>, whole: &Tensor<B, 2>| {
+        let changed = log_add(without.clone().select(0, index.clone()), entries) - whole.clone();
+        (changed * others.clone()).sum_dim(1)
+    };
+    let change = moved(column.clone(), &clean.rows_without, &clean.rows)
+        + moved(row.clone(), &clean.columns_without, &clean.columns);
+    ((lse(row) + lse(column) - itself.mul_scalar(2.0) + change).mul_scalar(0.5)).reshape([rows])
+}
+
+/// The targets of a batch of which this was said.
+pub(crate) fn couple<B: Backend>(said: &PairEmbeddings<B>) -> Pairs<B> {
+    let logits = similarities(said);
+    let ([pairs, _], device) = (logits.dims(), logits.device());
+    let values: Vec<f64> = logits.into_data().iter::<f64>().collect();
+    let sums = |entry: &dyn Fn(usize, usize) -> f64| {
+        let (mut whole, mut without) = (Vec::with_capacity(pairs), vec![0f32; pairs * pairs]);
+        for i in 0..pairs {
+            let terms: Vec<f64> = (0..pairs).map(|k| entry(i, k)).collect();
+            let (top, largest) = terms
+                .iter()
+                .copied()
+                .enumerate()
+                .fold((0, f64::NEG_INFINITY), |a, (k, v)| if v > a.1 { (k, v) } else { a });
+            let sum: f64 = terms.iter().map(|v| (v - largest).exp()).sum();
+            whole.push((sum.ln() + largest) as f32);
+            for (k, v) in terms.iter().enumerate() {
+                // what is left when the largest is taken away is too small a part of the sum to be found by subtraction
+                let rest = if k == top { lse_without(&terms, top) } else { (sum - (v - largest).exp()).ln() + largest };
+                without[k * pairs + i] = rest as f32;
+            }
+        }
+        let of =
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::<B, 2>::from_data(TensorData::new(values, shape), &device);
+        (of(whole, [1, pairs]), of(without, [pairs, pairs]))
+    };
+    let (rows, rows_without) = sums(&|i, k| values[i * pairs + k]);
+    let (columns, columns_without) = sums(&|i, k| values[k * pairs + i]);
+    let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
+    let (images, texts) = (full(&said.images), full(&said.texts));
+    let clean = Clean { images, texts, rows_without, columns_without, rows, columns };
+    Pairs { index: (0..pairs).collect(), clean: Some(Arc::new(clean)) }
+}
+
+/// lse of all terms but one; of a batch of one pair nothing is left, and the smallest number stands for log 0.
+fn lse_without(terms: &[f64], left_out: usize) -> f64 {
+    let rest = || terms.iter().enumerate().filter(|(k, _)| *k != left_out).map(|(_, v)| *v);
+    let largest = rest().fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY { -1e30 } else { rest().map(|v| (v - largest).exp()).sum::<f64>().ln() + largest }
+}
+
+/// What the loss of the batch has as its derivatives in closed form: `(∂L/∂u, ∂L/∂v, ∂L/∂τ)`.
+///
+/// With P the softmax of the rows and Q that of the columns of s, ∂L/∂s = (P + Q − 2I)/2B.
+///
+/// # Shapes
+/// - returns: `[pairs, dim]` twice, and `[1]`
+pub(crate) fn derivatives<B: Backend>(said: &PairEmbeddings<B>) -> (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1>) {
+    let logits = similarities(said);
+    let pairs = logits.dims()[0];
+    let softmax = |x: Tensor<B, 2>| burn::tensor::activation::softmax(x, 1);
+    let eye = Tensor::<B, 2>::eye(pairs, &logits.device());
+    let by_text = softmax(logits.clone().transpose()).transpose();
+    let g = (softmax(logits.clone()) + by_text - eye.mul_scalar(2.0)).div_scalar(2.0 * pairs as f64);
+    let scale = said.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
+    let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
+    let images = g.clone().matmul(full(&said.texts)) * scale.clone();
+    let texts = g.clone().transpose().matmul(full(&said.images)) * scale;
+    // s is proportional to e^τ
+    (images, texts, (g * logits).sum().reshape([1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::{Autodiff, Flex};
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    type B = Flex;
+
+    fn unit(rows: usize, dim: usize, rng: &mut StdRng) -> Vec<f32> {
+        let raw: Vec<f32> = (0..rows * dim).map(|_| rng.random::<f32>() - 0.5).collect();
+        let rows = raw.chunks(dim);
+        rows.flat_map(|r| {
+            let norm = r.iter().map(|x| x * x).sum::<f32>().sqrt();
+            r.iter().map(move |x| x / norm).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    fn said<B: Backend>(images: &[f32], texts: &[f32], dim: usize, scale: f32) -> PairEmbeddings<B> {
+        let device = Default::default();
+        let of = |v: &[f32]| Tensor::from_data(TensorData::new(v.to_vec(), [v.len() / dim, dim]), &device);
+        PairEmbeddings { images: of(images), texts: of(texts), scale: Tensor::from_data([scale], &device) }
+    }
+
+    fn values<const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+        x.into_data().iter::<f32>().collect()
+    }
+
+    /// L of the batch, straight from its definition, in f64.
+    fn batch_loss(images: &[f32], texts: &[f32], dim: usize, scale: f32) -> f64 {
+        let pairs = images.len() / dim;
+        let s = |i: usize, k: usize| {
+            let dot: f64 = (0..dim).map(|d| images[i * dim + d] as f64 * texts[k * dim + d] as f64).sum();
+            scale as f64 * dot
+        };
+        let lse = |terms: Vec<f64>| {
+            let top = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            terms.iter().map(|t| (t - top).exp()).sum::<f64>().ln() + top
+        };
+        let term = |i: usize| {
+            lse((0..pairs).map(|k| s(i, k)).collect()) + lse((0..pairs).map(|k| s(k, i)).collect()) - 2.0 * s(i, i)
+        };
+        (0..pairs).map(term).sum::<f64>() / (2 * pairs) as f64
+    }
+
+    #[test]
+    fn a_query_loss_is_what_the_batch_s_loss_becomes() {
+        let dim = 6;
+        // from a flat softmax to one that a single pair rules
+        for (seed, (pairs, scale)) in [(5, 1.0), (12, 14.0), (3, 100.0), (2, 10.0), (1, 10.0)].into_iter().enumerate() {
+            let mut rng = StdRng::seed_from_u64(seed as u64);
+            let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
+            let clean = said::<B>(&images, &texts, dim, scale);
+            let own = values(losses(clean.clone(), Pairs::new(pairs)));
+            let loss = batch_loss(&images, &texts, dim, scale);
+            let mean = own.iter().sum::<f32>() as f64 / pairs as f64;
+            assert!((mean - loss).abs() < 1e-5 * (1.0 + loss), "mean {mean}, loss {loss}");
+            let target = couple(&clean);
+            let again = values(losses(clean, target.clone()));
+            for (a, b) in own.iter().zip(&again) {
+                assert!((a - b).abs() < 2e-5 * (1.0 + a.abs()), "unperturbed: {a} and {b}");
+            }
+            // three queries of each pair, rows in any order
+            let index: Vec<usize> = (0..3 * pairs).map(|i| (i * 7) % pairs).collect();
+            let (u, v) = (unit(index.len(), dim, &mut rng), unit(index.len(), dim, &mut rng));
+            let got = values(losses(said::<B>(&u, &v, dim, scale), target.rows(&index)));
+            for (row, &j) in index.iter().enumerate() {
+                let (mut images, mut texts) = (images.clone(), texts.clone());
+                images[j * dim..(j + 1) * dim].copy_from_slice(&u[row * dim..(row + 1) * dim]);
+                texts[j * dim..(j + 1) * dim].copy_from_slice(&v[row * dim..(row + 1) * dim]);
+                let change = pairs as f64 * (batch_loss(&images, &texts, dim, scale) - loss);
+                let expected = own[j] as f64 + change;
+                let error = (got[row] as f64 - expected).abs();
+                assert!(error < 1e-4 * (1.0 + expected.abs()), "{pairs} pairs, row {row}: {} for {expected}", got[row]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_derivatives_are_autodiff_s() {
+        let (pairs, dim, tau) = (7, 5, 1.7f32);
+        let mut rng = StdRng::seed_from_u64(1);
+        let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
+        type A = Autodiff<Flex>;
+        let mut with_graph = said::<A>(&images, &texts, dim, 1.0);
+        with_graph.images = with_graph.images.require_grad();
+        with_graph.texts = with_graph.texts.require_grad();
+        let parameter = Tensor::<A, 1>::from_data([tau], &Default::default()).require_grad();
+        with_graph.scale = parameter.clone().exp();
+        let gradients = losses(with_graph.clone(), Pairs::new(pairs)).mean().backward();
+        let (u, v, t) = derivatives(&said::<B>(&images, &texts, dim, tau.exp()));
+        let close = |got: Vec<f32>, expected: Vec<f32>| {
+            for (a, b) in got.iter().zip(&expected) {
+                assert!((a - b).abs() < 1e-5, "{a} for {b}");
+            }
+        };
+        close(values(u), values(with_graph.images.grad(&gradients).unwrap()));
+        close(values(v), values(with_graph.texts.grad(&gradients).unwrap()));
+        close(values(t), values(parameter.grad(&gradients).unwrap()));
+    }
+
+    /// Exact to first order, where the pair's own two terms alone are not: the others' terms have it as a negative.
+    #[test]
+    fn the_gradient_of_a_query_loss_is_the_batch_s() {
+        let (pairs, dim, scale) = (9, 4, 5.0);
+        let mut rng = StdRng::seed_from_u64(4);
+        let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
+        type A = Autodiff<Flex>;
+        let clean = said::<A>(&images, &texts, dim, scale);
+        let target = couple(&clean);
+        let (u, v, _) = derivatives(&said::<B>(&images, &texts, dim, scale));
+        let expected = [values(u), values(v)].map(|g| g.iter().map(|x| x * pairs as f32).collect::<Vec<_>>());
+        let all: Vec<usize> = (0..pairs).collect();
+        let gradients = |target: Option<Pairs<A>>| {
+            let mut query = clean.clone();
+            query.images = query.images.detach().require_grad();
+            query.texts = query.texts.detach().require_grad();
+            // each row is a query of its own; alone, a pair sees the others as they were
+            let loss = match target {
+                Some(target) => losses(query.clone(), target.rows(&all)),
+                None => {
+                    let fixed = PairEmbeddings { texts: clean.texts.clone(), ..query.clone() };
+                    let other = PairEmbeddings { images: clean.images.clone(), ..query.clone() };
+                    own_terms_by_row(&fixed)
+                        + own_terms_by_row(&PairEmbeddings {
+                            images: other.texts.clone(),
+                            texts: other.images.clone(),
+                            scale: other.scale.clone(),
+                        })
+                }
+            };
+            let gradients = loss.sum().backward();
+            [values(query.images.grad(&gradients).unwrap()), values(query.texts.grad(&gradients).unwrap())]
+        };
+        let distance = |got: [Vec<f32>; 2]| {
+            let all = got.iter().flatten().zip(expected.iter().flatten());
+            all.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        let (exact, own) = (distance(gradients(Some(target))), distance(gradients(None)));
+        assert!(exact < 1e-4, "off by {exact}");
+        assert!(own > 0.1, "own terms alone are off by {own} only");
+    }
+
+    /// Half the cross-entropy of each row, the columns as constants.
+    fn own_terms_by_row<B: Backend>(said: &PairEmbeddings<B>) -> Tensor<B, 1> {
+        let logits = similarities(said);
+        let pairs = logits.dims()[0];
+        let index = Tensor::<B, 1, Int>::arange(0..pairs as i64, &logits.device()).reshape([pairs, 1]);
+        log_softmax(logits, 1).gather(1, index).mul_scalar(-0.5).reshape([pairs])
+    }
+}

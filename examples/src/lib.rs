@@ -16,9 +16,11 @@ pub mod inputs;
 pub mod lab;
 pub mod method;
 pub mod mlp;
+pub mod pairs;
 pub mod plot;
 pub mod recorder;
 pub mod renderer;
+pub mod server;
 pub mod sheet;
 
 /// The version of Burn that the workspace is pinned to.

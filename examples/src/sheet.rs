@@ -59,6 +59,72 @@ pub fn contact_sheet(title: &str, pictures: &[Picture]) -> Result<String> {
     Ok(svg)
 }
 
+/// An image that was found for a caption.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Red, green and blue planes, row by row, `[3, side, side]`.
+    pub pixels: Vec<u8>,
+    /// Rows and columns of pixels.
+    pub side: usize,
+    /// Its cosine with the caption.
+    pub similarity: f64,
+    /// Whether it is the caption's own.
+    pub right: bool,
+}
+
+/// Draws captions, a row each, with the images found for them, the nearest first; a caption's own image is framed.
+///
+/// # Errors
+/// Where an image has another number of pixels than its side says.
+pub fn retrieval_sheet(title: &str, rows: &[(String, Vec<Found>)]) -> Result<String> {
+    let most = rows.iter().map(|(_, found)| found.len()).max().unwrap_or(0);
+    let (side, left, cell, high) = (72, 330, 84, 100);
+    let (width, height) = (left + most * cell + 16, TOP + rows.len() * high + 8);
+    let mut svg = format!(
+        "<svg width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
+         <g font-family=\"sans-serif\" fill=\"#3c3c3c\">\n\
+         <text x=\"16\" y=\"26\" font-size=\"18\">{}</text>\n",
+        escaped(title)
+    );
+    for (i, (caption, found)) in rows.iter().enumerate() {
+        let y = TOP + i * high;
+        writeln!(svg, "<text x=\"16\" y=\"{}\" font-size=\"14\">{}</text>", y + side / 2 + 5, escaped(caption))?;
+        for (k, found) in found.iter().enumerate() {
+            let x = left + k * cell;
+            let picture = Picture {
+                pixels: found.pixels.clone(),
+                height: found.side,
+                width: found.side,
+                lines: Default::default(),
+                share: 0.0,
+            };
+            write!(
+                svg,
+                "<image x=\"{x}\" y=\"{y}\" width=\"{side}\" height=\"{side}\" image-rendering=\"pixelated\" "
+            )?;
+            writeln!(svg, "href=\"data:image/png;base64,{}\"/>", STANDARD.encode(png(&picture)?))?;
+            if found.right {
+                writeln!(
+                    svg,
+                    "<rect x=\"{}\" y=\"{}\" width=\"{w}\" height=\"{w}\" fill=\"none\" stroke=\"#009e73\" stroke-width=\"3\"/>",
+                    x - 2,
+                    y - 2,
+                    w = side + 4
+                )?;
+            }
+            let (middle, base) = (x + side / 2, y + side + 15);
+            writeln!(
+                svg,
+                "<text x=\"{middle}\" y=\"{base}\" font-size=\"11\" text-anchor=\"middle\">{:.2}</text>",
+                found.similarity
+            )?;
+        }
+    }
+    svg.push_str("</g>\n</svg>\n");
+    Ok(svg)
+}
+
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -79,6 +145,15 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caption_s_own_image_is_framed() {
+        let found = |right| Found { pixels: vec![9; 12], side: 2, similarity: 0.51, right };
+        let rows = vec![("a < b".to_string(), vec![found(false), found(true)]), ("c".into(), vec![])];
+        let svg = retrieval_sheet("found", &rows).unwrap();
+        assert_eq!((svg.matches("<image").count(), svg.matches("stroke-width").count()), (2, 1));
+        assert!(svg.contains("a &lt; b") && svg.contains("0.51"));
+    }
 
     #[test]
     fn a_sheet_holds_its_images() {

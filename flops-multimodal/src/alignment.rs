@@ -8,6 +8,7 @@ use flops_core::{ForwardModel, Probe};
 
 use crate::contrastive::{self, PairEmbeddings, Pairs};
 use crate::error::MultimodalError;
+use crate::towers::normalise;
 
 /// The largest e^τ: CLIP's bound.
 const MAX_SCALE: f64 = 100.0;
@@ -32,6 +33,64 @@ impl<B: Backend> Projection<B> {
             x = probe.linear(layer, x);
         }
         x
+    }
+
+    /// The projection of raw features that does what this one does of standardised ones, (x − mean)/std: W/std, and b − (mean/std)·W.
+    ///
+    /// # Panics
+    /// Where there are not as many numbers as features.
+    fn of_raw(mut self, scaling: &Scaling) -> Self {
+        if let Some(first) = self.layers.first_mut() {
+            let [features, width] = first.weight.dims();
+            let row = |values: &[f32]| {
+                Tensor::<B, 1>::from_data(TensorData::new(values.to_vec(), [features]), &first.weight.device())
+            };
+            let weight = first.weight.val() / row(&scaling.std).reshape([features, 1]);
+            let shift = row(&scaling.mean).reshape([1, features]).matmul(weight.clone()).reshape([width]);
+            first.bias = Some(match first.bias.take() {
+                Some(bias) => bias.map(|b| b - shift),
+                None => Param::from_tensor(shift.neg()),
+            });
+            first.weight = first.weight.clone().map(|_| weight);
+        }
+        self
+    }
+}
+
+/// Mean and standard deviation of each feature of an encoder: projections learn faster of features that are alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scaling {
+    /// Mean of each feature.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each; 1 where a feature is constant.
+    pub std: Vec<f32>,
+}
+
+impl Scaling {
+    /// Of rows of features, one after the other.
+    ///
+    /// # Panics
+    /// Where `features` is 0.
+    pub fn of(rows: &[f32], features: usize) -> Self {
+        let n = (rows.len() / features).max(1) as f64;
+        let sum = |of: &dyn Fn(usize, f64) -> f64| -> Vec<f64> {
+            let mut sums = vec![0.0; features];
+            for row in rows.chunks_exact(features) {
+                sums.iter_mut().zip(row).enumerate().for_each(|(i, (s, &x))| *s += of(i, x as f64));
+            }
+            sums.into_iter().map(|s| s / n).collect()
+        };
+        let mean = sum(&|_, x| x);
+        let variance = sum(&|i, x| (x - mean[i]).powi(2));
+        let std = variance.iter().map(|v| if *v > 1e-12 { v.sqrt() as f32 } else { 1.0 }).collect();
+        Self { mean: mean.iter().map(|m| *m as f32).collect(), std }
+    }
+
+    /// (x − mean)/std of rows of features.
+    pub fn apply(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.mean.len().max(1)) {
+            row.iter_mut().zip(self.mean.iter().zip(&self.std)).for_each(|(x, (m, s))| *x = (*x - m) / s);
+        }
     }
 }
 
@@ -63,12 +122,12 @@ impl AlignmentConfig {
             [("image_dim", self.image_dim), ("text_dim", self.text_dim), ("embed_dim", self.embed_dim)]
         {
             if value == 0 {
-                return Err(MultimodalError::Config { field, value: "0".into(), remedy: "use at least 1".into() });
+                return Err(MultimodalError::Config { field, value, remedy: "use at least 1" });
             }
         }
         if !self.logit_scale.is_finite() {
             let value = self.logit_scale.to_string();
-            return Err(MultimodalError::Config { field: "logit_scale", value, remedy: "use a finite number".into() });
+            return Err(MultimodalError::Setting { name: "logit_scale", value, remedy: "use a finite number" });
         }
         let projection = |d_in: usize| {
             let widths = match self.hidden_dim {
@@ -120,15 +179,6 @@ pub struct Alignment<B: Backend> {
     pub logit_scale: Param<Tensor<B, 1>>,
 }
 
-/// Rows of length 1; a row of zeros stays one.
-///
-/// # Shapes
-/// - x: `[rows, dim]`, and so the result
-pub fn normalise<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let norm = x.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
-    x / norm
-}
-
 impl<B: Backend> Alignment<B> {
     /// Embeddings of images, of length 1, `[rows, embed_dim]`.
     pub fn embed_images(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -145,6 +195,14 @@ impl<B: Backend> Alignment<B> {
         self.logit_scale.val().clamp_max(MAX_SCALE.ln()).exp()
     }
 
+    /// The alignment of raw features that does what this one does of standardised ones.
+    ///
+    /// # Panics
+    /// Where the scalings are of another number of features.
+    pub fn of_raw(self, image: &Scaling, text: &Scaling) -> Self {
+        Self { image: self.image.of_raw(image), text: self.text.of_raw(text), ..self }
+    }
+
     /// Whether τ is where it has a gradient.
     fn scale_moves(&self) -> bool {
         let tau: f64 = self.logit_scale.val().into_scalar().elem();
@@ -152,10 +210,7 @@ impl<B: Backend> Alignment<B> {
     }
 }
 
-impl<B: Backend> ForwardModel<B> for Alignment<B>
-where
-    Tensor<B, 2>: Send + Sync,
-{
+impl<B: Backend> ForwardModel<B> for Alignment<B> {
     /// Features of the images, `[pairs, image_dim]`, and of the texts, `[pairs, text_dim]`.
     type Input = (Tensor<B, 2>, Tensor<B, 2>);
     type Target = Pairs<B>;
@@ -180,6 +235,13 @@ where
     fn exact_gradients(&self, output: &PairEmbeddings<B>, _: &Pairs<B>) -> Vec<(ParamId, Tensor<B, 1>)> {
         let (_, _, tau) = contrastive::derivatives(output);
         vec![(self.logit_scale.id, if self.scale_moves() { tau } else { tau.zeros_like() })]
+    }
+
+    /// Which of the batch's texts belongs to each image.
+    fn classification(&self, output: &PairEmbeddings<B>, _: &Pairs<B>) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
+        let logits = contrastive::similarities(output);
+        let labels = Tensor::arange(0..logits.dims()[0] as i64, &logits.device());
+        Some((logits, labels))
     }
 
     /// ∂ℓ/∂u and ∂ℓ/∂v, the error at what the model says, as softmax − onehot is a classifier's.
@@ -256,6 +318,25 @@ mod tests {
             let t = R as f64 * bias / (squares / R as f64);
             assert!(t < 1.5, "{space}: T = {t}");
         }
+    }
+
+    #[test]
+    fn standardised_features_can_be_raw_ones() {
+        let device = Default::default();
+        let model = AlignmentConfig::new(3, 2).with_hidden_dim(4).init::<Flex>(&device).unwrap();
+        let raw = (features::<Flex>(7, 5, 3) * 9.0 + 2.0, features::<Flex>(8, 5, 2) - 4.0);
+        let scaled = |x: &Tensor<Flex, 2>| {
+            let mut values: Vec<f32> = x.to_data().iter::<f32>().collect();
+            let scaling = Scaling::of(&values, x.dims()[1]);
+            scaling.apply(&mut values);
+            (Tensor::from_data(TensorData::new(values, x.dims()), &device), scaling)
+        };
+        let ((images, of_images), (texts, of_texts)) = (scaled(&raw.0), scaled(&raw.1));
+        let same = model.clone().of_raw(&of_images, &of_texts);
+        let distance = (model.embed_images(images) - same.embed_images(raw.0)).abs().max().into_scalar();
+        let of_texts = (model.embed_texts(texts) - same.embed_texts(raw.1)).abs().max().into_scalar();
+        assert!(distance < 1e-5 && of_texts < 1e-5, "{distance}, {of_texts}");
+        assert_eq!(Scaling::of(&[1.0, 1.0], 1), Scaling { mean: vec![1.0], std: vec![1.0] });
     }
 
     #[test]

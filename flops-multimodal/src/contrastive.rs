@@ -65,10 +65,7 @@ impl<B: Backend> Pairs<B> {
     }
 }
 
-impl<B: Backend> Rows for Pairs<B>
-where
-    Tensor<B, 2>: Send + Sync,
-{
+impl<B: Backend> Rows for Pairs<B> {
     fn rows(&self, index: &[usize]) -> Self {
         Self { index: index.iter().map(|&i| self.index[i]).collect(), clean: self.clean.clone() }
     }

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use serde::Serialize;
 
-use crate::alignment::normalise;
+use crate::towers::normalise;
 
 /// The k of the recalls.
 pub const RECALL_AT: [usize; 3] = [1, 5, 10];

@@ -45,10 +45,8 @@ impl<B: Backend> Attention<B> {
         }
     }
 
-    /// `[rows, tokens, d]` as `[rows, heads, tokens, d / heads]`.
     fn split(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [rows, tokens, d] = x.dims();
-        swap_middle(x.reshape([rows, tokens, self.num_heads, d / self.num_heads]))
+        split_heads(x, self.num_heads)
     }
 
     /// Attention of `q` over keys and values, without the output projection.
@@ -60,11 +58,29 @@ impl<B: Backend> Attention<B> {
         let [k, v] = probe.align([k, v]);
         let context = k.dims()[0];
         probe.share_context(q, context, |q| {
-            let [rows, tokens, d] = q.dims();
-            let out = attention(self.split(q), k, v, None, None, AttentionModuleOptions::default());
-            swap_middle(out).reshape([rows, tokens, d])
+            merge_heads(attention(self.split(q), k, v, None, None, AttentionModuleOptions::default()))
         })
     }
+}
+
+/// The parts of each token that belong to a head.
+///
+/// # Shapes
+/// - x: `[rows, tokens, d]`, d a multiple of `num_heads`
+/// - returns: `[rows, num_heads, tokens, d / num_heads]`
+pub fn split_heads<B: Backend>(x: Tensor<B, 3>, num_heads: usize) -> Tensor<B, 4> {
+    let [rows, tokens, d] = x.dims();
+    swap_middle(x.reshape([rows, tokens, num_heads, d / num_heads]))
+}
+
+/// The way back from [`split_heads`].
+///
+/// # Shapes
+/// - x: `[rows, num_heads, tokens, d / num_heads]`
+/// - returns: `[rows, tokens, d]`
+pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [rows, heads, tokens, d] = x.dims();
+    swap_middle(x).reshape([rows, tokens, heads * d])
 }
 
 /// `[rows, a, b, d]` as `[rows, b, a, d]`.

@@ -188,6 +188,19 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// The same with the names of parameters as `theirs` gives them; one that it does not know keeps its own.
+    pub fn renamed(self, theirs: impl Fn(&str) -> Option<String>) -> Self {
+        let rename = |name: String| theirs(&name).unwrap_or(name);
+        match self {
+            Self::Missing(names) => Self::Missing(names.into_iter().map(rename).collect()),
+            Self::Unexpected(names) => Self::Unexpected(names.into_iter().map(rename).collect()),
+            Self::NonFinite { name } => Self::NonFinite { name: rename(name) },
+            other => other,
+        }
+    }
+}
+
 fn plural(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

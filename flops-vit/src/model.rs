@@ -6,7 +6,7 @@ use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe, cross_entropy};
 
-pub use crate::block::{Attention, Block};
+pub use crate::block::{Attention, Block, merge_heads, split_heads};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::VitError;
 use crate::positions;
@@ -14,8 +14,11 @@ use crate::positions;
 /// Initial law of weights, class token and positional embedding; biases start at zero.
 const INIT: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
-/// A linear layer with weights N(0, 0.02²) and, where it has one, a bias of zeros.
-pub(crate) fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Linear<B> {
+/// A linear layer with weights N(0, 0.02²) and, where it has one, a bias of zeros; not drawn until it is looked at.
+///
+/// # Shapes
+/// - weight: `[d_in, d_out]`, bias: `[d_out]`
+pub fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Linear<B> {
     Linear { weight: INIT.init([d_in, d_out], device), bias: bias.then(|| Initializer::Zeros.init([d_out], device)) }
 }
 

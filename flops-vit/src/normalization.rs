@@ -18,6 +18,9 @@ impl Normalization {
     pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     /// To [−1, 1], as timm's `IMAGENET_INCEPTION_MEAN` and `_STD`: the augmented-regularised ViTs use it.
     pub const HALF: Self = Self { mean: [0.5; 3], std: [0.5; 3] };
+    /// The images CLIP was trained on, as open_clip's `OPENAI_DATASET_MEAN` and `_STD`.
+    pub const CLIP: Self =
+        Self { mean: [0.481_454_66, 0.457_827_5, 0.408_210_73], std: [0.268_629_54, 0.261_302_6, 0.275_777_1] };
     /// The training part of the embedded digits at 32×32, for a model trained on them from scratch.
     pub const DIGITS: Self = Self { mean: [0.4036; 3], std: [0.1623; 3] };
 

@@ -6,8 +6,8 @@ use burn::prelude::*;
 use burn_store::{ModuleSnapshot, PathFilter, SafetensorsStore, TensorSnapshot};
 use serde::{Deserialize, Serialize};
 
-use super::tensors::{ToFull, check_intact, of_safetensors, read};
-use super::{Card, check_finite, metadata, refuse, write_store};
+use super::tensors::{ToFull, check_finite, check_intact, of_safetensors, read, refuse};
+use super::{Card, metadata, write_store};
 use crate::config::Distillation;
 use crate::error::{CheckpointError, VitError};
 use crate::model::{ViT, linear};

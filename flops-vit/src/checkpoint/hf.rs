@@ -7,14 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
-use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, TensorSnapshot};
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::names::{Naming, hf_model_type};
-use super::tensors::{json, values};
-use super::{Card, Opened, check_finite, fill_from, timm, write_whole};
+use super::tensors::{TensorSnapshot, json, to_pytorch};
+use super::{Card, Opened, fill_from, timm, write_whole};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::{CheckpointError, VitError};
 use crate::model::ViT;
@@ -107,6 +105,10 @@ impl Default for HfPreprocessor {
 }
 
 impl HfPreprocessor {
+    fn both(&self) -> (Normalization, Resizing) {
+        (self.normalization(), self.resizing())
+    }
+
     /// Proportions are given up unless it is the shorter side that is brought to size.
     fn resizing(&self) -> Resizing {
         let crop = match (self.do_center_crop, self.size, self.crop_size) {
@@ -184,6 +186,19 @@ impl AnyConfig {
     }
 }
 
+/// How images are prepared for the model in a folder: what its `preprocessor_config.json` says, or nothing where there is none.
+///
+/// # Errors
+/// [`VitError::Checkpoint`] where the file cannot be read or understood.
+pub fn preprocessing(dir: &Path) -> Result<Option<(Normalization, Resizing)>, VitError> {
+    let path = dir.join("preprocessor_config.json");
+    match json::<HfPreprocessor>(&path) {
+        Ok(found) => Ok(Some(found.both())),
+        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(VitError::Checkpoint { path: path.display().to_string(), why }),
+    }
+}
+
 /// Opens a folder, HuggingFace's or timm's; `weights` is the file of it that holds the weights.
 ///
 /// Without a `preprocessor_config.json` inputs are resized and normalised by the defaults of HuggingFace's `ViTImageProcessor`.
@@ -204,12 +219,8 @@ pub(super) fn open<B: Backend>(
     let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
     let (config, classes) = hf.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
-    let preprocessor = match json::<HfPreprocessor>(&dir.join("preprocessor_config.json")) {
-        Ok(found) => found,
-        Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => HfPreprocessor::default(),
-        Err(why) => return Err(in_file("preprocessor_config.json", why)),
-    };
-    let (normalization, resizing) = (preprocessor.normalization(), preprocessor.resizing());
+    let preprocessing = preprocessing(dir)?.unwrap_or_else(|| HfPreprocessor::default().both());
+    let (normalization, resizing) = preprocessing;
     let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(name, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
     Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
@@ -232,23 +243,7 @@ pub fn save<B: Backend>(model: &ViT<B>, card: &Card, dir: &Path) -> Result<(), V
     }
     let merged = model.has_adapters().then(|| model.clone().merged());
     let model = merged.as_ref().unwrap_or(model);
-    let ours = model.collect(None, None, false);
-    check_finite(&ours).map_err(|e| failed(e.to_string()))?;
-    let mut tensors = vec![];
-    // the adapter turns linear layers, and has names of its own for some parameters
-    for (named, tensor) in ours.iter().zip(model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), false)) {
-        let name = Naming::Hf.theirs(&named.full_path(), config);
-        let name = name.ok_or_else(|| failed(format!("{} has no name in transformers", named.full_path())))?;
-        let data = values(&tensor).map_err(|e| failed(e.to_string()))?;
-        let bytes: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        tensors.push((name, data.shape.to_vec(), bytes));
-    }
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
-    let views: Result<Vec<_>, safetensors::SafeTensorError> = views.collect();
-    // transformers asks for this key
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    let weights = views.and_then(|v| safetensors::serialize(v, Some(metadata))).map_err(|e| failed(e.to_string()))?;
+    let weights = to_pytorch(model, false, |name| Naming::Hf.theirs(name, config)).map_err(failed)?;
 
     let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).map_err(|e| failed(e.to_string()));
     let files = [

@@ -31,7 +31,7 @@ mod adapters;
 pub mod hf;
 mod names;
 mod source;
-mod tensors;
+pub mod tensors;
 #[cfg(test)]
 mod tests;
 mod timm;
@@ -43,8 +43,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn_store::{
-    ApplyError, ApplyResult, HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot,
-    PyTorchToBurnAdapter, SafetensorsStore, TensorSnapshot,
+    HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore,
+    TensorSnapshot,
 };
 use safetensors::SafeTensors;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -57,7 +57,7 @@ use crate::resizing::Resizing;
 pub use adapters::{load_adapters, save_adapters};
 use names::Naming;
 pub use source::Source;
-use tensors::{ToFull, WEIGHTS, check_intact, read};
+use tensors::{check_finite, check_intact, read};
 
 /// The card's key in the metadata of a file.
 pub(crate) const CARD_KEY: &str = "flops";
@@ -221,10 +221,7 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
     let path = source.resolve()?;
     let named = |path: &Path, why| VitError::Checkpoint { path: path.display().to_string(), why };
     if path.is_dir() {
-        let name = WEIGHTS.into_iter().find(|name| path.join(name).exists());
-        let name = name.ok_or_else(|| named(&path, CheckpointError::NoWeights { looked_for: WEIGHTS.join(", ") }))?;
-        let found = tensors::of_file(&path.join(name)).map_err(|why| named(&path.join(name), why))?;
-        return hf::open(&path, (name, found), device);
+        return hf::open(&path, tensors::of_folder(&path)?, device);
     }
     let found = if path.extension().is_some_and(|e| e == "safetensors") {
         let bytes = read(&path).map_err(|why| named(&path, why))?;
@@ -265,15 +262,8 @@ fn fill_from<B: Backend>(
             named.push(tensor);
         }
     }
-    let theirs = |names: Vec<String>| names.into_iter().map(|n| naming.theirs(&n, config).unwrap_or(n)).collect();
-    let model = fill(config, named, PyTorchToBurnAdapter, device).map_err(|why| match why {
-        CheckpointError::Missing(names) => CheckpointError::Missing(theirs(names)),
-        CheckpointError::Unexpected(names) => CheckpointError::Unexpected(theirs(names)),
-        CheckpointError::NonFinite { name } => {
-            CheckpointError::NonFinite { name: naming.theirs(&name, config).unwrap_or(name) }
-        }
-        other => other,
-    })?;
+    let model = fill(config, named, PyTorchToBurnAdapter, device);
+    let model = model.map_err(|why| why.renamed(|name| naming.theirs(name, config)))?;
     Ok(match headless {
         true => {
             let note = format!("the weights have no head: a new one of {classes} classes is used");
@@ -294,7 +284,10 @@ pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<(ViT<B>, Card
 }
 
 /// Writes beside `path` and renames: there is never half a file under that name.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+///
+/// # Errors
+/// Where the file cannot be written; what was there before is still there.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidFilename)?.to_owned();
     name.push(".partial");
     let partial = path.with_file_name(name);
@@ -335,50 +328,9 @@ fn fill<B: Backend>(
     layout: impl ModuleAdapter + 'static,
     device: &B::Device,
 ) -> Result<ViT<B>, CheckpointError> {
-    if let Some(tensor) = tensors.iter().find(|t| !t.dtype.is_float()) {
-        return Err(CheckpointError::DType { name: tensor.full_path(), dtype: format!("{:?}", tensor.dtype) });
-    }
     if config.depth > tensors.len() {
         let why = format!("depth = {}, but the file holds {} tensors", config.depth, tensors.len());
         return Err(CheckpointError::Card(why));
     }
-    // lazy: sizes are compared before anything is allocated, however large the configuration says the model is
-    let mut model = config.init_lazy::<B>(device);
-    let result = model.apply(tensors, None, Some(Box::new(ToFull.chain(layout))), false);
-    refuse(result)?;
-    check_finite(&model.collect(None, None, false))?;
-    Ok(model)
-}
-
-/// What a file and a model do not agree in.
-fn refuse(result: ApplyResult) -> Result<(), CheckpointError> {
-    if !result.missing.is_empty() {
-        return Err(CheckpointError::Missing(result.missing.into_iter().map(|(name, _)| name).collect()));
-    }
-    if !result.errors.is_empty() {
-        return Err(CheckpointError::Shapes(result.errors.iter().map(describe).collect()));
-    }
-    if !result.unused.is_empty() {
-        return Err(CheckpointError::Unexpected(result.unused));
-    }
-    Ok(())
-}
-
-fn describe(error: &ApplyError) -> String {
-    match error {
-        ApplyError::ShapeMismatch { path, expected, found } => {
-            format!("{path} is {:?}, expected {:?}", found.as_slice(), expected.as_slice())
-        }
-        other => other.to_string(),
-    }
-}
-
-fn check_finite(tensors: &[TensorSnapshot]) -> Result<(), CheckpointError> {
-    for tensor in tensors {
-        let data = tensor.to_data().map_err(|e| CheckpointError::Malformed(e.to_string()))?;
-        if data.iter::<f32>().any(|x| !x.is_finite()) {
-            return Err(CheckpointError::NonFinite { name: tensor.full_path() });
-        }
-    }
-    Ok(())
+    tensors::apply(config.init_lazy::<B>(device), tensors, layout)
 }

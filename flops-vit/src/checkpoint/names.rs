@@ -6,10 +6,10 @@ use super::tensors::split_rows;
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::CheckpointError;
 
-/// Another library's names: (theirs, ours), in the order of the forward pass; `N` stands for the index of a block.
+/// Another library's names: (theirs, ours), in the order of the forward pass; a part `N` stands for the index of a block.
 ///
-/// Where a name of theirs stands twice, the first is the one that is written.
-type Table = &'static [(&'static str, &'static str)];
+/// Where a name of ours stands twice, the first is the one that is written.
+pub type Table = &'static [(&'static str, &'static str)];
 
 /// `transformers`, without the prefix of the backbone.
 #[rustfmt::skip]
@@ -96,19 +96,18 @@ pub(super) enum Naming {
 impl Naming {
     /// Our name of a parameter that they call `key`.
     pub fn ours(self, key: &str) -> Option<String> {
-        let find = |table: Table, key: &str| table.iter().find_map(|(theirs, ours)| rename(key, theirs, ours));
         match self {
             Self::Hf => {
                 let backbone = ["vit.", "deit."].into_iter().find_map(|p| key.strip_prefix(p)).unwrap_or(key);
-                find(HF, backbone).or_else(|| find(HF_HEADS, key))
+                to_ours(HF, backbone).or_else(|| to_ours(HF_HEADS, key))
             }
-            Self::Timm => find(TIMM, key),
+            Self::Timm => to_ours(TIMM, key),
         }
     }
 
     /// Their name of our parameter `key`; a head is named as in `config`.
     pub fn theirs(self, key: &str, config: &ViTConfig) -> Option<String> {
-        let find = |table: Table| table.iter().find_map(|(theirs, ours)| rename(key, ours, theirs));
+        let find = |table: Table| to_theirs(table, key);
         match self {
             Self::Hf if key.starts_with("head") => {
                 let both = config.distillation == Distillation::Head;
@@ -143,13 +142,8 @@ impl Naming {
                 _ => named.push((key, tensor)),
             }
         }
-        Ok(named.into_iter().map(|(key, tensor)| self.called(tensor, &key)).collect())
-    }
-
-    fn called(self, mut tensor: TensorSnapshot, key: &str) -> TensorSnapshot {
-        let name = self.ours(key).unwrap_or_else(|| key.into());
-        tensor.path_stack = Some(name.split('.').map(String::from).collect());
-        tensor
+        let ours = |key: String| self.ours(&key).unwrap_or(key);
+        Ok(named.into_iter().map(|(key, tensor)| called(tensor, &ours(key))).collect())
     }
 }
 
@@ -158,12 +152,29 @@ pub(super) fn hf_model_type(config: &ViTConfig) -> &'static str {
     if config.distillation == Distillation::None { "vit" } else { "deit" }
 }
 
+/// Our name of a parameter that is called `key` in the other library.
+pub fn to_ours(table: Table, key: &str) -> Option<String> {
+    table.iter().find_map(|(theirs, ours)| rename(key, theirs, ours))
+}
+
+/// The other library's name of our parameter `key`.
+pub fn to_theirs(table: Table, key: &str) -> Option<String> {
+    table.iter().find_map(|(theirs, ours)| rename(key, ours, theirs))
+}
+
+/// The tensor under another name.
+pub fn called(mut tensor: TensorSnapshot, name: &str) -> TensorSnapshot {
+    tensor.path_stack = Some(name.split('.').map(String::from).collect());
+    tensor
+}
+
 fn rename(key: &str, from: &str, to: &str) -> Option<String> {
-    match from.split_once('N') {
+    match from.split_once(".N.") {
         None => (key == from).then(|| to.into()),
         Some((before, after)) => {
-            let block = key.strip_prefix(before)?.strip_suffix(after)?;
-            block.parse::<usize>().ok().map(|block| to.replace('N', &block.to_string()))
+            let block = key.strip_prefix(before)?.strip_prefix('.')?.strip_suffix(after)?.strip_suffix('.')?;
+            let block = block.parse::<usize>().ok()?;
+            Some(to.replace(".N.", &format!(".{block}.")))
         }
     }
 }

@@ -59,7 +59,10 @@ impl fmt::Display for Source {
 impl Source {
     /// The file or folder on this machine; a model of the hub from the cache that HuggingFace's tools share (`HF_HOME`), and with the
     /// cargo feature `download` from the hub where the cache lacks it.
-    pub(super) fn resolve(&self) -> Result<PathBuf, VitError> {
+    ///
+    /// # Errors
+    /// [`VitError::Checkpoint`] where a model of the hub is neither in the cache nor fetched.
+    pub fn resolve(&self) -> Result<PathBuf, VitError> {
         match self {
             Self::Path(path) => Ok(path.clone()),
             Self::Hub { repo, revision } => {
@@ -78,8 +81,10 @@ fn snapshot(repo: Repo, cache: &Cache) -> Result<PathBuf, CheckpointError> {
         CheckpointError::Hub { cache: cache.path().join(repo.folder_name()), looked_for, why }
     };
     let config = file("config.json").map_err(&absent)?;
-    // where there is none, images are normalised as HuggingFace does it by default
-    let _ = file("preprocessor_config.json");
+    // where there is none, images are normalised as HuggingFace does it by default, and texts come as ids
+    for optional in ["preprocessor_config.json", "tokenizer.json"] {
+        let _ = file(optional);
+    }
     let mut reason = String::new();
     for name in WEIGHTS {
         match file(name) {

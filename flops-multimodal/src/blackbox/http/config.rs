@@ -1,0 +1,129 @@
+//! The settings of an endpoint.
+
+use std::fmt;
+use std::time::Duration;
+
+use ureq::http::Uri;
+
+use crate::blackbox::{BlackBoxError, Key};
+
+/// Where an endpoint is, and how it is asked.
+#[derive(Clone)]
+pub struct HttpConfig {
+    pub(super) url: String,
+    pub(super) batch_size: usize,
+    pub(super) concurrency: usize,
+    pub(super) timeout: Duration,
+    pub(super) retries: u32,
+    base: Duration,
+    max: Duration,
+    pub(super) token: Option<String>,
+}
+
+impl HttpConfig {
+    /// The endpoint at `url`, such as `http://localhost:8080`: the part before `/v1/`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into().trim_end_matches('/').to_string(),
+            batch_size: 32,
+            concurrency: 2,
+            timeout: Duration::from_secs(30),
+            retries: 5,
+            base: Duration::from_millis(250),
+            max: Duration::from_secs(10),
+            token: None,
+        }
+    }
+
+    /// Queries per request, 1 or more (default 32).
+    pub fn with_batch_size(self, batch_size: usize) -> Self {
+        Self { batch_size, ..self }
+    }
+
+    /// Requests in flight at a time, over all threads that ask, 1 to 256 (default 2).
+    pub fn with_concurrency(self, concurrency: usize) -> Self {
+        Self { concurrency, ..self }
+    }
+
+    /// Time for one request, from the look-up of the name to the last byte of the answer, up to a day (default 30 s).
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// How often a request that failed is sent again (default 5, 0 for never).
+    pub fn with_retries(self, retries: u32) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// The wait before the first retry, doubled with each further one, and the longest wait, up to a day (default 0.25 s and 10 s).
+    ///
+    /// A wait is cut by up to half, by a fraction that depends on the request and the attempt. `Retry-After` in seconds takes the
+    /// place of the wait, up to the longest one.
+    pub fn with_backoff(self, base: Duration, max: Duration) -> Self {
+        Self { base, max, ..self }
+    }
+
+    /// A token that each request carries as `Authorization: Bearer …` (default none). It appears in no error and no log.
+    pub fn with_bearer_token(self, token: impl Into<String>) -> Self {
+        Self { token: Some(token.into()), ..self }
+    }
+
+    /// Whether each setting lies in its range.
+    pub(super) fn check(&self) -> Result<(), BlackBoxError> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let fail = |name, value: String, remedy| Err(BlackBoxError::Setting { name, value, remedy });
+        if self.batch_size == 0 {
+            return fail("batch_size", "0".into(), "give 1 or more");
+        }
+        if !(1..=256).contains(&self.concurrency) {
+            return fail("concurrency", self.concurrency.to_string(), "give 1 to 256");
+        }
+        if self.timeout.is_zero() || self.timeout > DAY {
+            return fail("timeout", format!("{:?}", self.timeout), "give more than 0 and at most a day");
+        }
+        if self.base > self.max || self.max > DAY {
+            let remedy = "let the first wait be no longer than the longest, and that at most a day";
+            return fail("backoff", format!("{:?} to {:?}", self.base, self.max), remedy);
+        }
+        if let Some(token) = &self.token
+            && (token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return fail("bearer_token", "(not shown)".into(), "give printable ASCII without spaces or line ends");
+        }
+        // the address ends up in errors, a password must not
+        if self.url.contains('@') {
+            return fail("url", "(not shown)".into(), "leave out user and password; use with_bearer_token");
+        }
+        let uri = self.url.parse::<Uri>().ok();
+        match uri.as_ref().and_then(|uri| uri.scheme_str().filter(|_| uri.query().is_none())) {
+            Some("https") if cfg!(not(feature = "tls")) => Err(BlackBoxError::Tls { url: self.url.clone() }),
+            Some("http" | "https") => Ok(()),
+            _ => fail("url", self.url.clone(), "give an address like http://localhost:8080"),
+        }
+    }
+
+    /// The wait before retry number `retry`, from 0.
+    pub(super) fn wait(&self, key: Key, retry: u32, after: Option<Duration>) -> Duration {
+        if let Some(after) = after {
+            return after.min(self.max);
+        }
+        let full = self.base.saturating_mul(1u32.checked_shl(retry).unwrap_or(u32::MAX)).min(self.max);
+        // one byte of the key for each of the first attempts
+        let part = f64::from(key.0[retry as usize % key.0.len()]) / 255.0;
+        full.mul_f64(1.0 - 0.5 * part)
+    }
+}
+
+impl fmt::Debug for HttpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpConfig")
+            .field("url", &self.url)
+            .field("batch_size", &self.batch_size)
+            .field("concurrency", &self.concurrency)
+            .field("timeout", &self.timeout)
+            .field("retries", &self.retries)
+            .field("backoff", &(self.base, self.max))
+            .field("bearer_token", &self.token.as_ref().map(|_| "(not shown)"))
+            .finish()
+    }
+}

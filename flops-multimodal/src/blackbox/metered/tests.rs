@@ -1,0 +1,290 @@
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Charge, Metered};
+use crate::blackbox::testing::{Reply, Request, Server, answer, asked, config, info, last, queries, truths};
+use crate::blackbox::{BlackBox, BlackBoxError, FromFn, HttpBlackBox, JournalError, Query};
+
+const CHARGES: [Charge; 2] = [Charge::PerAnswer, Charge::PerAttempt];
+
+/// A closure that counts the rows it is asked.
+fn counting(rows: &AtomicUsize) -> impl BlackBox {
+    FromFn::new(info(), |queries: &[Query]| {
+        rows.fetch_add(queries.len(), Ordering::SeqCst);
+        Ok::<_, String>(truths(queries))
+    })
+    .unwrap()
+}
+
+/// What a server has received and charged for. It outlives restarts, as the books of a real one would.
+#[derive(Default)]
+struct Books {
+    received: AtomicUsize,
+    charged: AtomicUsize,
+    keys: Mutex<HashSet<String>>,
+}
+
+impl Books {
+    fn enter(&self, request: &Request) {
+        let rows = asked(request).len();
+        self.received.fetch_add(rows, Ordering::SeqCst);
+        if self.keys.lock().unwrap().insert(request.headers["idempotency-key"].clone()) {
+            self.charged.fetch_add(rows, Ordering::SeqCst);
+        }
+    }
+
+    fn counts(&self, charge: Charge) -> u64 {
+        match charge {
+            Charge::PerAnswer => self.charged.load(Ordering::SeqCst) as u64,
+            Charge::PerAttempt => self.received.load(Ordering::SeqCst) as u64,
+        }
+    }
+}
+
+#[test]
+fn a_call_that_does_not_fit_sends_nothing() {
+    for charge in CHARGES {
+        let rows = AtomicUsize::new(0);
+        let metered = Metered::new(counting(&rows), 10).with_charge(charge);
+        assert_eq!(metered.scores(&queries(7)).unwrap(), truths(&queries(7)));
+        assert_eq!((metered.spent(), metered.remaining(), metered.cap()), (7, 3, 10));
+        let error = BlackBoxError::CapReached { cap: 10, spent: 7, asked: 4 };
+        assert_eq!(metered.scores(&queries(4)), Err(error.clone()));
+        // it stays failed, also for what would fit
+        assert_eq!(metered.scores(&queries(1)), Err(error.clone()));
+        assert_eq!((rows.load(Ordering::SeqCst), metered.spent(), metered.failure()), (7, 7, Some(error)));
+    }
+}
+
+#[test]
+fn a_row_that_a_call_has_twice_is_asked_once() {
+    let rows = AtomicUsize::new(0);
+    let metered = Metered::new(counting(&rows), 3);
+    let twice = [queries(3), queries(2)].concat();
+    assert_eq!(metered.scores(&twice).unwrap(), truths(&twice));
+    assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (3, 3));
+    assert_eq!(metered.scores(&[]), Ok(vec![]));
+}
+
+#[test]
+fn a_box_that_answers_wrongly_fails_for_good_and_is_not_counted_per_answer() {
+    for (charge, spent) in [(Charge::PerAnswer, 0), (Charge::PerAttempt, 2)] {
+        let calls = AtomicUsize::new(0);
+        let wrong = FromFn::new(info(), |_: &[Query]| {
+            calls.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, String>(vec![vec![0.0, 1.0], vec![f32::NAN, 0.0]])
+        });
+        let metered = Metered::new(wrong.unwrap(), 10).with_charge(charge);
+        for _ in 0..2 {
+            assert!(matches!(metered.scores(&queries(2)), Err(BlackBoxError::Score { row: 1, class: 0, .. })));
+        }
+        assert_eq!((calls.load(Ordering::SeqCst), metered.spent(), metered.remaining()), (1, spent, 10 - spent));
+    }
+}
+
+#[test]
+fn a_panic_of_the_box_is_a_failure() {
+    let panics = FromFn::new(info(), |_: &[Query]| -> Result<Vec<Vec<f32>>, String> { std::panic::panic_any(()) });
+    let metered = Metered::new(panics.unwrap(), 4);
+    let call = std::panic::AssertUnwindSafe(|| metered.scores(&queries(2)));
+    assert!(std::panic::catch_unwind(call).is_err());
+    assert!(matches!(metered.scores(&queries(1)), Err(BlackBoxError::Failed(_))));
+    assert_eq!((metered.spent(), metered.remaining()), (2, 2));
+}
+
+#[test]
+fn a_second_run_asks_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for charge in CHARGES {
+        let path = folder.path().join(format!("{charge:?}"));
+        for (run, fresh) in [(0, 9), (1, 0), (2, 0)] {
+            let rows = AtomicUsize::new(0);
+            let metered = Metered::new(counting(&rows), 12).with_charge(charge).with_journal(&path).unwrap();
+            assert_eq!(metered.scores(&queries(5)).unwrap(), truths(&queries(5)));
+            assert_eq!(metered.scores(&queries(9)).unwrap(), truths(&queries(9)));
+            assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (fresh, 9), "run {run}");
+            assert_eq!(metered.answered_from_journal(), if run == 0 { 5 } else { 14 });
+        }
+        // what is spent stays spent, whichever way the next run counts
+        for charge in CHARGES {
+            let rows = AtomicUsize::new(0);
+            let metered = Metered::new(counting(&rows), 12).with_charge(charge).with_journal(&path).unwrap();
+            let error = metered.scores(&queries(13)).unwrap_err();
+            assert_eq!(error, BlackBoxError::CapReached { cap: 12, spent: 9, asked: 4 });
+        }
+        let other = FromFn::new(crate::blackbox::Info::new(["a"], [1, 1, 1]).unwrap(), |_: &[Query]| Err("asked"));
+        let error = Metered::new(other.unwrap(), 1).with_journal(&path).err();
+        assert!(matches!(error, Some(BlackBoxError::Journal { why: JournalError::OtherBox { .. }, .. })));
+    }
+}
+
+#[test]
+fn answers_of_a_call_that_fails_midway_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for charge in CHARGES {
+        let path = folder.path().join(format!("{charge:?}"));
+        let books = Arc::new(Books::default());
+        let entries = books.clone();
+        let server = Server::new(move |request, number| {
+            if number == 2 {
+                return Reply::Status(403, "", "quota");
+            }
+            entries.enter(request);
+            answer(request)
+        });
+        let connect = || HttpBlackBox::connect(server.config().with_concurrency(1)).unwrap();
+        let metered = Metered::new(connect(), 100).with_charge(charge).with_journal(&path).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(metered.scores(&queries(22)), Err(BlackBoxError::Status { status: 403, .. })));
+        }
+        // two batches of 4 were answered, the third may have been charged
+        let spent = if charge == Charge::PerAnswer { 8 } else { 12 };
+        assert_eq!((metered.spent(), metered.remaining()), (spent, 100 - spent));
+        drop(metered);
+        let metered = Metered::new(connect(), 100).with_charge(charge).with_journal(&path).unwrap();
+        assert_eq!(metered.spent(), spent);
+        assert_eq!(metered.scores(&queries(22)).unwrap(), truths(&queries(22)));
+        assert_eq!((metered.spent(), metered.answered_from_journal()), (spent + 14, 8));
+        assert_eq!(books.counts(charge), 22);
+    }
+}
+
+/// Every third request is lost before the server enters it, every fifth after.
+fn flaky(books: Arc<Books>) -> impl Fn(&Request, usize) -> Reply + Send + Sync + 'static {
+    move |request, number| {
+        if number % 3 == 1 {
+            return Reply::Close;
+        }
+        books.enter(request);
+        match number % 5 {
+            2 => Reply::Status(500, "", ""),
+            4 => Reply::Json(r#"{"scores":[[NaN]]}"#.into()),
+            _ => answer(request),
+        }
+    }
+}
+
+#[test]
+fn the_cap_holds_with_concurrency_and_retries() {
+    for charge in CHARGES {
+        for cap in [10, 57, 64, 90, 1000] {
+            let books = Arc::new(Books::default());
+            let server = Server::new(flaky(books.clone()));
+            let config = server.config().with_concurrency(4).with_retries(20);
+            let metered = Metered::new(HttpBlackBox::connect(config).unwrap(), cap).with_charge(charge);
+            let answered = std::thread::scope(|scope| {
+                let parts: Vec<_> = (0..4)
+                    .map(|part| {
+                        let metered = &metered;
+                        // 64 different rows in 4 threads
+                        scope.spawn(move || metered.scores(&queries(64)[part * 16..][..16]))
+                    })
+                    .collect();
+                parts.into_iter().all(|part| match part.join().unwrap() {
+                    Ok(scores) => scores.len() == 16,
+                    Err(error) => {
+                        assert!(matches!(error, BlackBoxError::CapReached { .. }), "{error}");
+                        false
+                    }
+                })
+            });
+            let (charged, spent) = (books.counts(charge), metered.spent());
+            assert!(charged <= cap && spent <= cap, "{charge:?}, cap {cap}: {charged} charged, {spent} spent");
+            // per answer, what was charged for and not answered before the run failed is not counted
+            assert!(charged <= spent || !answered && charge == Charge::PerAnswer, "{charged} charged, {spent} spent");
+            assert_eq!(metered.remaining(), cap - metered.spent());
+            assert_eq!(answered, metered.failure().is_none());
+            match charge {
+                Charge::PerAnswer => assert_eq!(answered, cap >= 64, "cap {cap}"),
+                Charge::PerAttempt => assert_eq!(answered, cap == 1000, "cap {cap}"),
+            }
+            if answered && charge == Charge::PerAnswer {
+                assert_eq!((books.counts(charge), metered.spent()), (64, 64));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_killed_and_restarted_in_mid_run_leaves_the_counts_equal() {
+    for charge in CHARGES {
+        let folder = tempfile::tempdir().unwrap();
+        let books = Arc::new(Books::default());
+        let serve = |books: &Arc<Books>| {
+            let books = books.clone();
+            move |request: &Request, _| {
+                std::thread::sleep(Duration::from_millis(5));
+                books.enter(request);
+                answer(request)
+            }
+        };
+        let server = Server::new(serve(&books));
+        let (address, done) = (server.address, AtomicBool::new(false));
+        let endpoint = HttpBlackBox::connect(config(address).with_retries(1000)).unwrap();
+        let metered = Metered::new(endpoint, 1000).with_charge(charge).with_journal(folder.path().join("j")).unwrap();
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                // steps of 20 queries
+                let scores: Vec<_> = queries(200).chunks(20).map(|step| metered.scores(step).unwrap()).collect();
+                done.store(true, Ordering::SeqCst);
+                scores.concat()
+            });
+            let mut server = Some(server);
+            for restart in 1..4 {
+                // with a fifth, two fifths and three fifths of the work done
+                while books.received.load(Ordering::SeqCst) < 40 * restart {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                drop(server.take());
+                std::thread::sleep(Duration::from_millis(20));
+                server = Some(Server::at(address, serve(&books)));
+            }
+            assert!(!done.load(Ordering::SeqCst), "the run was over before the last restart");
+            assert_eq!(run.join().unwrap(), truths(&queries(200)));
+        });
+        match charge {
+            Charge::PerAnswer => assert_eq!((books.counts(charge), metered.spent()), (200, 200)),
+            // a request that was lost on its way counts, one that was refused does not
+            Charge::PerAttempt => {
+                let lost = metered.spent() - books.counts(charge);
+                assert!(metered.spent() >= 200 && lost <= 72, "{lost} lost");
+            }
+        }
+    }
+}
+
+#[test]
+fn refused_connections_cost_nothing() {
+    let server = Server::new(|request, _| answer(request));
+    let endpoint = HttpBlackBox::connect(server.config().with_retries(3)).unwrap();
+    server.kill();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("j");
+    let metered = Metered::new(&endpoint, 8).with_journal(&path).unwrap();
+    let error = last(metered.scores(&queries(8)).unwrap_err());
+    assert!(matches!(error, BlackBoxError::Transport { .. }), "{error}");
+    // the pooled connection of the first request may have broken rather than be refused
+    assert!(metered.spent() <= 4, "{}", metered.spent());
+    let spent = metered.spent();
+    drop(metered);
+    assert_eq!(Metered::new(&endpoint, 8).with_journal(&path).unwrap().spent(), spent);
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_stops_the_run() {
+    for (charge, asked) in [(Charge::PerAnswer, 2), (Charge::PerAttempt, 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = AtomicUsize::new(0);
+        let metered =
+            Metered::new(counting(&rows), 9).with_charge(charge).with_journal(folder.path().join("j")).unwrap();
+        metered.state().journal.as_mut().unwrap().forbid_writing();
+        for _ in 0..2 {
+            let error = metered.scores(&queries(2)).err();
+            assert!(matches!(error, Some(BlackBoxError::Journal { why: JournalError::Io(_), .. })), "{error:?}");
+        }
+        // an attempt that cannot be noted is not made; an answer that cannot be kept was paid for all the same
+        assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (asked, 2));
+    }
+}

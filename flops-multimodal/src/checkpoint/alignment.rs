@@ -1,0 +1,98 @@
+//! Alignments as safetensors files: linear layers as PyTorch lays them out, the sizes read off their shapes.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use flops_vit::checkpoint::tensors::{TensorSnapshot, fill, of_safetensors, read, to_pytorch};
+use flops_vit::checkpoint::write_whole;
+use flops_vit::error::CheckpointError;
+
+use crate::alignment::{Alignment, AlignmentConfig};
+use crate::error::MultimodalError;
+
+/// Writes an alignment, in f16 where `half` says so; the file is written beside its place and renamed.
+///
+/// # Errors
+/// [`MultimodalError::Save`] where a weight is not finite (or is too large for f16), or the file cannot be written.
+pub fn save<B: Backend>(model: &Alignment<B>, path: &Path, half: bool) -> Result<(), MultimodalError> {
+    let failed = |why: String| MultimodalError::Save { path: path.to_path_buf(), why };
+    let bytes = to_pytorch(model, half, |name| Some(name.into())).map_err(failed)?;
+    let written = write_whole(path, &bytes);
+    written.map_err(|e| failed(format!("{e}; choose a file in a folder that can be written")))
+}
+
+/// Loads what [`save`] wrote; f16 becomes f32.
+///
+/// # Errors
+/// [`MultimodalError::Checkpoint`] where the file is missing, damaged, or holds something else.
+pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<Alignment<B>, MultimodalError> {
+    let loaded = read(path).and_then(|bytes| of_bytes(bytes, device));
+    loaded.map_err(|why| MultimodalError::Checkpoint { path: path.display().to_string(), why })
+}
+
+/// The alignment shipped with this crate: of the shipped encoders, 64 wide, learned by backpropagation with `examples/clip_align.rs` on made-up
+/// [scenes](crate::data::scenes).
+///
+/// # Errors
+/// Where the file in the crate is damaged.
+pub fn shipped<B: Backend>(device: &B::Device) -> Result<Alignment<B>, MultimodalError> {
+    let loaded = of_bytes(include_bytes!("../../weights/scenes_alignment.safetensors").to_vec(), device);
+    loaded.map_err(|why| MultimodalError::Checkpoint { path: "the shipped alignment".into(), why })
+}
+
+fn of_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<Alignment<B>, CheckpointError> {
+    let tensors = of_safetensors(bytes)?;
+    let shape = |name: &str| -> Result<[usize; 2], CheckpointError> {
+        let found = tensors.iter().find(|t: &&TensorSnapshot| t.full_path() == name);
+        let found = found.ok_or_else(|| CheckpointError::Missing(vec![name.into()]))?;
+        let wrong = || CheckpointError::Shapes(vec![format!("{name} is {:?}, expected two sizes", found.shape)]);
+        <[usize; 2]>::try_from(found.shape.to_vec()).map_err(|_| wrong())
+    };
+    let ([image_out, image_dim], [text_out, text_dim]) =
+        (shape("image.layers.0.weight")?, shape("text.layers.0.weight")?);
+    let hidden = tensors.iter().any(|t| t.full_path() == "image.layers.1.weight");
+    let (embed_dim, hidden_dim) = if hidden { (shape("image.layers.1.weight")?[0], image_out) } else { (image_out, 0) };
+    if text_out != image_out || [image_dim, text_dim, embed_dim].contains(&0) {
+        let why = format!("the projections are {image_dim} to {image_out} and {text_dim} to {text_out}");
+        return Err(CheckpointError::Shapes(vec![why]));
+    }
+    let config = AlignmentConfig::new(image_dim, text_dim).with_embed_dim(embed_dim).with_hidden_dim(hidden_dim);
+    let model = config.init(device).map_err(|e| CheckpointError::Card(e.to_string()))?;
+    fill(model, tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    #[test]
+    fn an_alignment_comes_back_as_it_was() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Default::default());
+        let path = dir.path().join("a.safetensors");
+        for hidden in [0, 3] {
+            let model =
+                AlignmentConfig::new(5, 4).with_embed_dim(2).with_hidden_dim(hidden).init::<Flex>(&device).unwrap();
+            let x = Tensor::<Flex, 2>::ones([1, 5], &device);
+            save(&model, &path, false).unwrap();
+            let back = load::<Flex>(&path, &device).unwrap();
+            assert_eq!(model.embed_images(x.clone()).into_data(), back.embed_images(x).into_data());
+            assert_eq!(model.logit_scale.val().into_data(), back.logit_scale.val().into_data());
+        }
+        std::fs::write(&path, b"no file of tensors").unwrap();
+        assert!(load::<Flex>(&path, &device).unwrap_err().to_string().contains("a.safetensors"));
+        assert!(load::<Flex>(&dir.path().join("none"), &device).is_err());
+    }
+
+    #[test]
+    fn the_shipped_alignment_fits_the_shipped_encoders() {
+        let device = Default::default();
+        let model = shipped::<Flex>(&device).unwrap();
+        let image = crate::ImageEncoder::<Flex>::shipped(&device).unwrap();
+        let text = crate::TextEncoder::<Flex>::shipped(&device).unwrap();
+        let images = image.encode(Tensor::zeros([1, 3, 32, 32], &device));
+        assert_eq!(images.dims()[1], model.image.layers[0].weight.dims()[0]);
+        let texts = text.encode(&["a red circle", "a picture of a small striped thing in the middle"]).unwrap();
+        assert_eq!(texts.dims()[1], model.text.layers[0].weight.dims()[0]);
+    }
+}

@@ -1,0 +1,261 @@
+//! HuggingFace's folders of `BertModel`, both ways.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use flops_vit::checkpoint::tensors::{
+    Table, TensorSnapshot, fill, json, of_folder, of_safetensors, to_pytorch, to_theirs,
+};
+use flops_vit::checkpoint::{Source, write_whole};
+use flops_vit::error::CheckpointError;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{ACTIVATIONS, CONFIG, TOKENIZER, activation, check_depth, in_file, only, renamed, tokenizer};
+use crate::error::MultimodalError;
+use crate::tokenizer::TextTokenizer;
+use crate::towers::{Bert, BertConfig};
+
+/// The names of `BertModel`.
+#[rustfmt::skip]
+const NAMES: Table = &[
+    ("embeddings.word_embeddings.weight", "token_embed.weight"),
+    ("embeddings.position_embeddings.weight", "pos_embed.weight"),
+    ("embeddings.token_type_embeddings.weight", "type_embed.weight"),
+    ("embeddings.LayerNorm.weight", "norm.gamma"),
+    ("embeddings.LayerNorm.bias", "norm.beta"),
+    ("encoder.layer.N.attention.self.query.weight", "layers.N.query.weight"),
+    ("encoder.layer.N.attention.self.query.bias", "layers.N.query.bias"),
+    ("encoder.layer.N.attention.self.key.weight", "layers.N.key.weight"),
+    ("encoder.layer.N.attention.self.key.bias", "layers.N.key.bias"),
+    ("encoder.layer.N.attention.self.value.weight", "layers.N.value.weight"),
+    ("encoder.layer.N.attention.self.value.bias", "layers.N.value.bias"),
+    ("encoder.layer.N.attention.output.dense.weight", "layers.N.proj.weight"),
+    ("encoder.layer.N.attention.output.dense.bias", "layers.N.proj.bias"),
+    ("encoder.layer.N.attention.output.LayerNorm.weight", "layers.N.norm1.gamma"),
+    ("encoder.layer.N.attention.output.LayerNorm.bias", "layers.N.norm1.beta"),
+    ("encoder.layer.N.intermediate.dense.weight", "layers.N.fc1.weight"),
+    ("encoder.layer.N.intermediate.dense.bias", "layers.N.fc1.bias"),
+    ("encoder.layer.N.output.dense.weight", "layers.N.fc2.weight"),
+    ("encoder.layer.N.output.dense.bias", "layers.N.fc2.bias"),
+    ("encoder.layer.N.output.LayerNorm.weight", "layers.N.norm2.gamma"),
+    ("encoder.layer.N.output.LayerNorm.bias", "layers.N.norm2.beta"),
+];
+
+/// `config.json`; a key that is absent has HuggingFace's default.
+#[derive(Deserialize, Serialize)]
+#[serde(default)]
+struct HfConfig {
+    model_type: String,
+    hidden_act: String,
+    position_embedding_type: Option<String>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    layer_norm_eps: f64,
+    pad_token_id: Option<usize>,
+}
+
+impl Default for HfConfig {
+    fn default() -> Self {
+        Self {
+            model_type: "bert".into(),
+            hidden_act: "gelu".into(),
+            position_embedding_type: None,
+            vocab_size: 30522,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            layer_norm_eps: 1e-12,
+            pad_token_id: Some(0),
+        }
+    }
+}
+
+impl HfConfig {
+    /// The same in our words.
+    fn convert(self) -> Result<BertConfig, CheckpointError> {
+        only("model_type", &self.model_type, &["bert"])?;
+        let places = self.position_embedding_type.as_deref().unwrap_or("absolute");
+        only("position_embedding_type", places, &["absolute"])?;
+        Ok(BertConfig {
+            vocab_size: self.vocab_size,
+            context_length: self.max_position_embeddings,
+            type_vocab_size: self.type_vocab_size,
+            embed_dim: self.hidden_size,
+            depth: self.num_hidden_layers,
+            num_heads: self.num_attention_heads,
+            mlp_dim: self.intermediate_size,
+            layer_norm_eps: self.layer_norm_eps,
+            activation: activation(&self.hidden_act)?,
+            pad_token_id: self.pad_token_id.unwrap_or(0),
+        })
+    }
+
+    /// The way back.
+    fn of(config: &BertConfig) -> Self {
+        let hidden_act = ACTIVATIONS.into_iter().find_map(|(name, a)| (a == config.activation).then_some(name));
+        Self {
+            model_type: "bert".into(),
+            hidden_act: hidden_act.unwrap_or("gelu").into(),
+            position_embedding_type: Some("absolute".into()),
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.context_length,
+            type_vocab_size: config.type_vocab_size,
+            hidden_size: config.embed_dim,
+            num_hidden_layers: config.depth,
+            num_attention_heads: config.num_heads,
+            intermediate_size: config.mlp_dim,
+            layer_norm_eps: config.layer_norm_eps,
+            pad_token_id: Some(config.pad_token_id),
+        }
+    }
+}
+
+/// A sentence encoder with what belongs to it.
+#[derive(Debug)]
+pub struct Opened<B: Backend> {
+    /// The model, its weights in f32.
+    pub model: Bert<B>,
+    /// Its sizes.
+    pub config: BertConfig,
+    /// What cuts texts into its tokens, where the folder has one.
+    pub tokenizer: Option<TextTokenizer>,
+}
+
+/// Loads a BERT encoder from a folder, or from the HuggingFace hub as [`Source`] says.
+///
+/// `position_ids`, the pooler and the heads of pretraining are passed over; a `bert.` in front of all names may be there or not.
+///
+/// # Errors
+/// Where a file is missing or damaged, lacks parameters or has others (all are listed), or is another model than a BERT with absolute
+/// positions and GELU.
+///
+/// # Example
+/// ```no_run
+/// use burn::backend::Flex;
+/// use flops_core::Probe;
+/// use flops_multimodal::checkpoint::bert;
+///
+/// let source = "hf:sentence-transformers/all-MiniLM-L6-v2".parse()?;
+/// let opened = bert::open::<Flex>(&source, &Default::default())?;
+/// if let Some(tokenizer) = opened.tokenizer {
+///     let tokens = tokenizer.encode(&["a photo of an airplane"], 256)?;
+///     println!("{}", opened.model.encode(&tokens, &mut Probe::clean())?);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, MultimodalError> {
+    let dir = source.resolve()?;
+    let config = json::<HfConfig>(&dir.join(CONFIG)).and_then(HfConfig::convert);
+    let config = config.map_err(|why| in_file(&dir, CONFIG, why))?;
+    config.validate()?;
+    let (name, tensors) = of_folder(&dir)?;
+    let model = filled(&config, tensors, device).map_err(|why| in_file(&dir, name, why))?;
+    let tokenizer = tokenizer(&dir)?.map(|t| t.with_pad_id(config.pad_token_id as i64));
+    Ok(Opened { model, config, tokenizer })
+}
+
+/// The same from the contents of `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
+///
+/// # Errors
+/// As [`open`].
+pub fn from_bytes<B: Backend>(
+    config: &[u8],
+    weights: &[u8],
+    tokenizer: Option<&[u8]>,
+    device: &B::Device,
+) -> Result<Opened<B>, MultimodalError> {
+    let failed = |name: &str, why| MultimodalError::Checkpoint { path: format!("{name} in memory"), why };
+    let config = serde_json::from_slice::<HfConfig>(config).map_err(|e| CheckpointError::Json(e.to_string()));
+    let config = config.and_then(HfConfig::convert).map_err(|why| failed(CONFIG, why))?;
+    config.validate()?;
+    let model = of_safetensors(weights.to_vec()).and_then(|tensors| filled(&config, tensors, device));
+    let model = model.map_err(|why| failed("model.safetensors", why))?;
+    let tokenizer = tokenizer.map(TextTokenizer::from_bytes).transpose()?;
+    let tokenizer = tokenizer.map(|t| t.with_pad_id(config.pad_token_id as i64));
+    Ok(Opened { model, config, tokenizer })
+}
+
+fn filled<B: Backend>(
+    config: &BertConfig,
+    tensors: Vec<TensorSnapshot>,
+    device: &B::Device,
+) -> Result<Bert<B>, CheckpointError> {
+    check_depth(config.depth, &tensors)?;
+    let named = tensors.into_iter().map(|tensor| {
+        let name = tensor.full_path();
+        (name.strip_prefix("bert.").unwrap_or(&name).replace("LayerNorm.gamma", "LayerNorm.weight"), tensor)
+    });
+    let named = named.map(|(name, tensor)| (name.replace("LayerNorm.beta", "LayerNorm.bias"), tensor));
+    let unused = |name: &str| {
+        name == "embeddings.position_ids" || ["pooler.dense.", "cls."].into_iter().any(|part| name.starts_with(part))
+    };
+    let named = named.filter(|(name, _)| !unused(name)).collect();
+    fill(config.init_lazy(device), renamed(NAMES, named)).map_err(|why| why.renamed(|name| to_theirs(NAMES, name)))
+}
+
+/// Writes a model as a folder that `transformers` loads with `AutoModel.from_pretrained(dir, add_pooling_layer=False)` and [`open`] reads:
+/// `config.json`, `model.safetensors`, in f16 where `half` says so, and `tokenizer.json`. Each file is written beside its place and renamed.
+///
+/// # Errors
+/// [`MultimodalError::Save`] where the configuration is not the model's, a weight is not finite (or is too large for f16), or a file cannot
+/// be written.
+pub fn save<B: Backend>(
+    model: &Bert<B>,
+    config: &BertConfig,
+    tokenizer_json: &str,
+    dir: &Path,
+    half: bool,
+) -> Result<(), MultimodalError> {
+    let failed = |why: String| MultimodalError::Save { path: dir.to_path_buf(), why };
+    config.validate()?;
+    if let Some(why) = disagreement(model, config) {
+        return Err(failed(format!("the configuration is not the model's: {why}")));
+    }
+    let weights = to_pytorch(model, half, |name| to_theirs(NAMES, name)).map_err(failed)?;
+    let mut described = json!(HfConfig::of(config));
+    if let Some(all) = described.as_object_mut() {
+        all.insert("architectures".into(), json!(["BertModel"]));
+        all.insert("torch_dtype".into(), json!(if half { "float16" } else { "float32" }));
+        all.insert("hidden_dropout_prob".into(), json!(0.0));
+        all.insert("attention_probs_dropout_prob".into(), json!(0.0));
+    }
+    let described = serde_json::to_vec_pretty(&described).map_err(|e| failed(e.to_string()))?;
+    std::fs::create_dir_all(dir).map_err(|e| failed(e.to_string()))?;
+    let files = [(CONFIG, described), (TOKENIZER, tokenizer_json.as_bytes().to_vec()), ("model.safetensors", weights)];
+    for (name, bytes) in files {
+        let written = write_whole(&dir.join(name), &bytes);
+        written.map_err(|e| failed(format!("{name}: {e}; choose a folder that can be written")))?;
+    }
+    Ok(())
+}
+
+/// What a configuration says of a model that is not so.
+fn disagreement<B: Backend>(model: &Bert<B>, config: &BertConfig) -> Option<String> {
+    let [vocab_size, embed_dim] = model.token_embed.weight.dims();
+    let mut sizes = vec![
+        ("vocab_size", config.vocab_size, vocab_size),
+        ("embed_dim", config.embed_dim, embed_dim),
+        ("context_length", config.context_length, model.pos_embed.weight.dims()[0]),
+        ("type_vocab_size", config.type_vocab_size, model.type_embed.weight.dims()[0]),
+        ("depth", config.depth, model.layers.len()),
+    ];
+    if let Some(layer) = model.layers.first() {
+        sizes.push(("mlp_dim", config.mlp_dim, layer.fc1.weight.dims()[1]));
+        sizes.push(("num_heads", config.num_heads, layer.num_heads));
+    }
+    let wrong = sizes.into_iter().find(|(_, says, has)| says != has);
+    wrong.map(|(name, says, has)| format!("{name} = {says}, the model's is {has}"))
+}
+
+#[cfg(test)]
+#[path = "bert_tests.rs"]
+mod tests;

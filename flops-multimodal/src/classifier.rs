@@ -1,0 +1,113 @@
+//! A zero-shot classifier of two aligned encoders, whose class prompts take a soft context: what a black box can have inside.
+
+use burn::prelude::*;
+use flops_core::Probe;
+
+use crate::alignment::Alignment;
+use crate::blackbox::{BlackBoxError, Info};
+use crate::encoders::{ImageEncoder, TextEncoder};
+use crate::error::MultimodalError;
+use crate::towers::{Bert, normalise};
+
+/// Classes as texts, compared with images in the common space of an [`Alignment`].
+///
+/// The score of a class is e^τ·cos(image, prompt). A context `[tokens, dim]` is added to the embeddings of the words in front of the class's name, so
+/// that one of zeros changes nothing (CoOp, Zhou et al. 2022, arXiv 2109.01134, learns them from the same start).
+#[derive(Clone, Debug)]
+pub struct Classifier<B: Backend> {
+    image: ImageEncoder<B>,
+    text: TextEncoder<B>,
+    alignment: Alignment<B>,
+    info: Info,
+    /// Embeddings of the prompts' tokens, `[classes, tokens, dim]`, and their mask, where the text encoder is a BERT.
+    prompts: Option<(Tensor<B, 3>, Tensor<B, 2, Int>)>,
+    /// Embeddings of the prompts without a context, `[classes, embed_dim]`.
+    classes: Tensor<B, 2>,
+}
+
+impl<B: Backend> Classifier<B> {
+    /// A classifier of images of shape `image`; `{}` in `template` stands for the name of a class.
+    ///
+    /// # Errors
+    /// Where there is no class, the template has no `{}`, or a prompt cannot be encoded.
+    pub fn new(
+        image: ImageEncoder<B>,
+        text: TextEncoder<B>,
+        alignment: Alignment<B>,
+        classes: &[impl AsRef<str>],
+        template: &str,
+        shape: [usize; 3],
+    ) -> Result<Self, MultimodalError> {
+        let Some((before, _)) = template.split_once("{}") else {
+            let remedy = "put {} where the name of a class belongs";
+            return Err(MultimodalError::Setting { name: "template", value: template.into(), remedy });
+        };
+        let texts: Vec<String> = classes.iter().map(|class| template.replace("{}", class.as_ref())).collect();
+        let mut info = Info::new(classes.iter().map(AsRef::as_ref), shape)?;
+        let mut prompts = None;
+        if let Some(bert) = text.bert() {
+            let (tokenizer, most) = text.tokenizer();
+            let device = alignment.logit_scale.device();
+            let tokens = tokenizer.encode(&texts, most)?;
+            let ids = tokens.ids_tensor::<B>(&device);
+            let embeddings = bert.token_embeddings(ids, &mut Probe::clean());
+            // [CLS], the words, and [SEP], which is not in front of the name
+            let words =
+                if before.trim().is_empty() { 0 } else { tokenizer.encode(&[before.trim()], most)?.dims()[1] - 2 };
+            if words > 0 {
+                info = info.with_context(words, embeddings.dims()[2])?;
+            }
+            prompts = Some((embeddings, tokens.mask_tensor(&device)));
+        }
+        let named = alignment.embed_texts(text.encode(&texts)?);
+        Ok(Self { image, text, alignment, info, prompts, classes: named })
+    }
+
+    /// What it takes and gives.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Embeddings of images in [0, 1], of length 1, `[rows, embed_dim]`.
+    pub fn embed_images(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
+        self.alignment.embed_images(self.image.encode(images))
+    }
+
+    /// Scores of [embedded](Self::embed_images) images under contexts of their own, or under none.
+    ///
+    /// # Shapes
+    /// - images: `[rows, embed_dim]`, contexts: `[rows, tokens, dim]`, at most as many tokens as [`info`](Self::info) says
+    /// - returns: `[rows, classes]`
+    ///
+    /// # Errors
+    /// Where there are contexts and the text encoder takes none, or they have another shape.
+    pub fn scores(&self, images: Tensor<B, 2>, contexts: Option<Tensor<B, 3>>) -> Result<Tensor<B, 2>, BlackBoxError> {
+        let scale = self.alignment.scale().reshape([1, 1]);
+        let Some(contexts) = contexts else { return Ok(images.matmul(self.classes.clone().transpose()) * scale) };
+        let ([rows, given, width], [_, embed_dim]) = (contexts.dims(), images.dims());
+        let fits = self.info.context.is_some_and(|[most, dim]| (1..=most).contains(&given) && width == dim);
+        let (Some((prompts, mask)), Some(bert), true) =
+            (&self.prompts, self.text.bert(), fits && rows == images.dims()[0])
+        else {
+            let (given, taken) = (contexts.dims(), self.info.context);
+            return Err(BlackBoxError::Failed(format!(
+                "contexts of shape {given:?} do not fit a box that takes {taken:?}"
+            )));
+        };
+        let [classes, tokens, dim] = prompts.dims();
+        // behind [CLS], in front of the name
+        let shift = contexts.pad([(1, tokens - given - 1), (0, 0)], 0.0).reshape([rows, 1, tokens, dim]);
+        let x = prompts.clone().reshape([1, classes, tokens, dim]) + shift;
+        let mask = mask
+            .clone()
+            .reshape([1, classes, tokens])
+            .expand([rows, classes, tokens])
+            .reshape([rows * classes, tokens]);
+        let probe = &mut Probe::clean();
+        let hidden = bert.forward_embedded(x.reshape([rows * classes, tokens, dim]), mask.clone(), probe);
+        let features = normalise(Bert::mean_pooled(hidden, mask, probe));
+        let prompts = self.alignment.embed_texts(features).reshape([rows, classes, embed_dim]);
+        let scores = (prompts * images.reshape([rows, 1, embed_dim])).sum_dim(2).reshape([rows, classes]);
+        Ok(scores * scale)
+    }
+}

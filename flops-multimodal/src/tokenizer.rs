@@ -1,0 +1,269 @@
+//! Texts to token ids, by the `tokenizer.json` that belongs to a tower.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use flops_vit::checkpoint::tensors::read;
+use flops_vit::error::CheckpointError;
+use tokenizers::Tokenizer;
+
+use crate::error::MultimodalError;
+
+/// Token ids of some texts, padded to the longest, and which of them are no padding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    ids: Vec<Vec<i64>>,
+    mask: Vec<Vec<i64>>,
+    width: usize,
+}
+
+impl Tokens {
+    /// Rows of token ids, and a mask of the same shape: 1 at a token, 0 at padding, wherever that is.
+    ///
+    /// # Errors
+    /// Where there is no row or no token, the rows are not of one length, or the mask is of other values.
+    pub fn new(ids: Vec<Vec<i64>>, mask: Vec<Vec<i64>>) -> Result<Self, MultimodalError> {
+        let width = ids.first().ok_or(MultimodalError::NoTexts)?.len();
+        if width == 0 {
+            return Err(MultimodalError::NoTokens { row: 0 });
+        }
+        for row in 0..ids.len().max(mask.len()) {
+            let (ids, mask) = (ids.get(row).map_or(0, Vec::len), mask.get(row).map_or(0, Vec::len));
+            if ids != width || mask != width {
+                return Err(MultimodalError::Ragged { row, ids, mask, expected: width });
+            }
+        }
+        for (row, values) in mask.iter().enumerate() {
+            if let Some(&value) = values.iter().find(|value| !(0..=1).contains(*value)) {
+                return Err(MultimodalError::Mask { row, value });
+            }
+        }
+        Ok(Self { ids, mask, width })
+    }
+
+    /// The ids, a row for each text.
+    pub fn ids(&self) -> &[Vec<i64>] {
+        &self.ids
+    }
+
+    /// The mask, a row for each text.
+    pub fn mask(&self) -> &[Vec<i64>] {
+        &self.mask
+    }
+
+    /// Number of texts and, of each, of tokens with padding: `[rows, tokens]`.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.ids.len(), self.width]
+    }
+
+    /// The ids as a tensor, `[rows, tokens]`.
+    pub fn ids_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+        self.tensor(&self.ids, device)
+    }
+
+    /// The mask as a tensor, `[rows, tokens]`.
+    pub fn mask_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+        self.tensor(&self.mask, device)
+    }
+
+    fn tensor<B: Backend>(&self, values: &[Vec<i64>], device: &B::Device) -> Tensor<B, 2, Int> {
+        Tensor::from_data(TensorData::new(values.concat(), self.dims()), device)
+    }
+
+    /// Whether a tower of that many positions and tokens can read them.
+    pub(crate) fn check(&self, context_length: usize, vocab_size: usize) -> Result<(), MultimodalError> {
+        if self.width > context_length {
+            return Err(MultimodalError::TooLong { tokens: self.width, context_length });
+        }
+        match self.ids.iter().flatten().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size)) {
+            Some(&id) => Err(MultimodalError::UnknownToken { id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Cuts texts into the tokens of a tower.
+///
+/// The lengths that a `tokenizer.json` asks for are not followed (that of all-MiniLM-L6-v2 pads everything to 128): texts are padded to the
+/// longest of their batch, and cut where the caller says.
+#[derive(Clone, Debug)]
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    pad_id: i64,
+}
+
+impl TextTokenizer {
+    /// The tokenizer of a `tokenizer.json`.
+    ///
+    /// Its padding token is the one the file names, else `[PAD]`, `<pad>` or `<|endoftext|>`, else token 0.
+    ///
+    /// # Errors
+    /// [`MultimodalError::Tokenizer`] where the file is no such description.
+    pub fn from_bytes(json: &[u8]) -> Result<Self, MultimodalError> {
+        let inner = Tokenizer::from_bytes(json).map_err(|e| MultimodalError::Tokenizer(e.to_string()))?;
+        Self::of(inner)
+    }
+
+    /// The same from a file.
+    ///
+    /// # Errors
+    /// [`MultimodalError::Checkpoint`] where the file cannot be read or understood.
+    pub fn from_file(path: &Path) -> Result<Self, MultimodalError> {
+        let failed = |why| MultimodalError::Checkpoint { path: path.display().to_string(), why };
+        let json = read(path).map_err(failed)?;
+        Self::from_bytes(&json).map_err(|e| failed(CheckpointError::Json(e.to_string())))
+    }
+
+    fn of(mut inner: Tokenizer) -> Result<Self, MultimodalError> {
+        let named = ["[PAD]", "<pad>", "<|endoftext|>"].into_iter().find_map(|token| inner.token_to_id(token));
+        let pad_id = inner.get_padding().map(|padding| padding.pad_id).or(named).unwrap_or(0).into();
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| MultimodalError::Tokenizer(e.to_string()))?;
+        Ok(Self { inner, pad_id })
+    }
+
+    /// Pads with another token.
+    pub fn with_pad_id(mut self, pad_id: i64) -> Self {
+        self.pad_id = pad_id;
+        self
+    }
+
+    /// The token that texts are padded with.
+    pub fn pad_id(&self) -> i64 {
+        self.pad_id
+    }
+
+    /// The id of a token by its name, as `[CLS]`.
+    pub fn id(&self, token: &str) -> Option<i64> {
+        self.inner.token_to_id(token).map(i64::from)
+    }
+
+    /// The name of a token.
+    pub fn token(&self, id: i64) -> Option<String> {
+        u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
+    }
+
+    /// Number of tokens.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The description as `tokenizer.json`, without lengths.
+    ///
+    /// # Errors
+    /// [`MultimodalError::Tokenizer`] where it cannot be written down.
+    pub fn to_json(&self) -> Result<String, MultimodalError> {
+        self.inner.to_string(false).map_err(|e| MultimodalError::Tokenizer(e.to_string()))
+    }
+
+    /// The tokens of texts with the special ones, at most `max_length` of each; of a text that is cut the special token at its end stays.
+    ///
+    /// # Errors
+    /// Where there is no text, a text gives no token, `max_length` is 0, or the tokenizer fails.
+    pub fn encode(&self, texts: &[impl AsRef<str>], max_length: usize) -> Result<Tokens, MultimodalError> {
+        if max_length == 0 {
+            return Err(MultimodalError::MaxLength { max_length });
+        }
+        let mut ids = vec![];
+        for (row, text) in texts.iter().enumerate() {
+            let found = self.inner.encode_fast(text.as_ref(), true);
+            let found = found.map_err(|e| MultimodalError::Tokenizer(format!("text {row}: {e}")))?;
+            let mut tokens: Vec<i64> = found.get_ids().iter().map(|&id| id.into()).collect();
+            let last = tokens.last().copied().ok_or(MultimodalError::NoTokens { row })?;
+            let special = found.get_special_tokens_mask().last() == Some(&1);
+            if tokens.len() > max_length {
+                tokens.truncate(max_length);
+                if special {
+                    tokens[max_length - 1] = last;
+                }
+            }
+            ids.push(tokens);
+        }
+        let longest = ids.iter().map(Vec::len).max().ok_or(MultimodalError::NoTexts)?;
+        let mut mask = vec![];
+        for row in &mut ids {
+            mask.push((0..longest).map(|i| i64::from(i < row.len())).collect());
+            row.resize(longest, self.pad_id);
+        }
+        Tokens::new(ids, mask)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A vocabulary of whole words, special tokens as BERT's, and the fixed lengths that all-MiniLM-L6-v2's file asks for.
+    pub(crate) const JSON: &str = r###"{
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [
+            {"id": 0, "content": "[PAD]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+            {"id": 2, "content": "[CLS]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+            {"id": 3, "content": "[SEP]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
+        "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "[UNK]",
+            "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "small": 5, "dog": 6, "runs": 7}}
+    }"###;
+
+    fn tokenizer() -> TextTokenizer {
+        TextTokenizer::from_bytes(JSON.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn texts_are_padded_to_the_longest_and_not_to_what_the_file_says() {
+        let tokens = tokenizer().encode(&["a small dog runs", "A cat"], 32).unwrap();
+        assert_eq!(tokens.ids(), [[2, 4, 5, 6, 7, 3], [2, 4, 1, 3, 0, 0]]);
+        assert_eq!(tokens.mask(), [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]);
+        let other = tokenizer().with_pad_id(3).encode(&["dog", "a dog"], 32).unwrap();
+        assert_eq!(other.ids()[0], [2, 6, 3, 3]);
+        let again = TextTokenizer::from_bytes(tokenizer().to_json().unwrap().as_bytes()).unwrap();
+        assert_eq!(again.encode(&["a small dog runs", "A cat"], 32).unwrap(), tokens);
+    }
+
+    #[test]
+    fn a_text_that_is_cut_keeps_its_end() {
+        let ids = |max_length| tokenizer().encode(&["a small dog runs"], max_length).unwrap().ids()[0].clone();
+        assert_eq!(ids(6), [2, 4, 5, 6, 7, 3]);
+        assert_eq!(ids(5), [2, 4, 5, 6, 3]);
+        assert_eq!(ids(2), [2, 3]);
+        assert_eq!(ids(1), [3]);
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_is_an_error() {
+        let none: [&str; 0] = [];
+        assert!(matches!(tokenizer().encode(&none, 8), Err(MultimodalError::NoTexts)));
+        assert!(matches!(tokenizer().encode(&["a"], 0), Err(MultimodalError::MaxLength { max_length: 0 })));
+        assert_eq!(tokenizer().encode(&[""], 8).unwrap().ids(), [[2, 3]]);
+        let mut bare: serde_json::Value = serde_json::from_str(JSON).unwrap();
+        bare["post_processor"] = serde_json::Value::Null;
+        let bare = TextTokenizer::from_bytes(bare.to_string().as_bytes()).unwrap();
+        assert!(matches!(bare.encode(&["a", ""], 8), Err(MultimodalError::NoTokens { row: 1 })));
+        assert_eq!(bare.encode(&["a small dog"], 2).unwrap().ids(), [[4, 5]]);
+        assert!(matches!(TextTokenizer::from_bytes(b"{}"), Err(MultimodalError::Tokenizer(_))));
+        let error = TextTokenizer::from_file(Path::new("nowhere/tokenizer.json")).unwrap_err().to_string();
+        assert!(error.contains("nowhere/tokenizer.json") && error.contains("cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn rows_that_are_no_table_are_an_error() {
+        let error = |ids: Vec<Vec<i64>>, mask: Vec<Vec<i64>>| Tokens::new(ids, mask).unwrap_err().to_string();
+        assert!(error(vec![vec![1, 2], vec![1]], vec![vec![1, 1], vec![1]]).contains("row 1 has 1 ids"));
+        assert!(error(vec![vec![1, 2]], vec![vec![1]]).contains("1 values of the mask"));
+        assert!(error(vec![vec![1]], vec![]).contains("row 0"));
+        assert!(error(vec![vec![1]], vec![vec![2]]).contains("value 2"));
+        assert!(error(vec![vec![]], vec![vec![]]).contains("no token"));
+        assert!(error(vec![], vec![]).contains("no texts"));
+    }
+}

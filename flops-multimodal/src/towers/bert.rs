@@ -1,0 +1,262 @@
+//! BERT as a sentence encoder: the mean of its last hidden states, of length one.
+
+use burn::nn::{Embedding, LayerNorm};
+use burn::prelude::*;
+use flops_core::Probe;
+
+use super::layers::{Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, positions, table};
+use super::{check_sizes, normalise};
+use crate::error::MultimodalError;
+use crate::tokenizer::Tokens;
+
+/// Configuration of a [`Bert`]; the defaults are all-MiniLM-L6-v2's.
+#[derive(Config, Debug, PartialEq)]
+pub struct BertConfig {
+    /// Number of tokens.
+    #[config(default = 30522)]
+    pub vocab_size: usize,
+    /// Number of positions: the longest text.
+    #[config(default = 512)]
+    pub context_length: usize,
+    /// Number of token types; only the first is used.
+    #[config(default = 2)]
+    pub type_vocab_size: usize,
+    /// Width; a multiple of `num_heads`.
+    #[config(default = 384)]
+    pub embed_dim: usize,
+    /// Number of layers.
+    #[config(default = 6)]
+    pub depth: usize,
+    /// Attention heads of a layer.
+    #[config(default = 12)]
+    pub num_heads: usize,
+    /// Hidden width of a layer's MLP.
+    #[config(default = 1536)]
+    pub mlp_dim: usize,
+    /// ε of the layer normalisations.
+    #[config(default = 1e-12)]
+    pub layer_norm_eps: f64,
+    /// The function between the layers of an MLP.
+    #[config(default = "Activation::Gelu")]
+    pub activation: Activation,
+    /// The token that texts are padded with.
+    #[config(default = 0)]
+    pub pad_token_id: usize,
+}
+
+impl BertConfig {
+    /// Whether the sizes fit together.
+    ///
+    /// # Errors
+    /// [`MultimodalError::Config`] names the size at fault.
+    pub fn validate(&self) -> Result<(), MultimodalError> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("context_length", self.context_length),
+            ("type_vocab_size", self.type_vocab_size),
+            ("embed_dim", self.embed_dim),
+            ("depth", self.depth),
+            ("mlp_dim", self.mlp_dim),
+        ];
+        check_sizes(&sizes, self.embed_dim, self.num_heads)
+    }
+
+    /// A model with random weights: N(0, 0.02²), biases zero.
+    ///
+    /// # Errors
+    /// Where the sizes do not fit together, see [`validate`](Self::validate).
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Result<Bert<B>, MultimodalError> {
+        self.validate()?;
+        let model = self.init_lazy(device);
+        // parameters are made on first use; made now, so that clones are the same model
+        let _ = Module::num_params(&model);
+        Ok(model)
+    }
+
+    pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> Bert<B> {
+        let d = self.embed_dim;
+        let sizes = LayerSizes {
+            embed_dim: d,
+            num_heads: self.num_heads,
+            mlp_dim: self.mlp_dim,
+            layer_norm_eps: self.layer_norm_eps,
+            activation: self.activation,
+            order: NormOrder::Post,
+        };
+        Bert {
+            token_embed: table(self.vocab_size, d, device),
+            pos_embed: table(self.context_length, d, device),
+            type_embed: table(self.type_vocab_size, d, device),
+            norm: norm(d, self.layer_norm_eps, device),
+            layers: (0..self.depth).map(|_| EncoderLayer::new(&sizes, device)).collect(),
+        }
+    }
+}
+
+/// A BERT encoder without its pooler.
+///
+/// # Example
+/// ```
+/// use burn::backend::Flex;
+/// use flops_core::Probe;
+/// use flops_multimodal::tokenizer::Tokens;
+/// use flops_multimodal::towers::BertConfig;
+///
+/// let config = BertConfig::new().with_vocab_size(50).with_embed_dim(8).with_depth(1).with_num_heads(2).with_mlp_dim(16);
+/// let model = config.init::<Flex>(&Default::default())?;
+/// let tokens = Tokens::new(vec![vec![1, 7, 2], vec![1, 2, 0]], vec![vec![1, 1, 1], vec![1, 1, 0]])?;
+/// assert_eq!(model.encode(&tokens, &mut Probe::clean())?.dims(), [2, 8]);
+/// # Ok::<(), flops_multimodal::MultimodalError>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct Bert<B: Backend> {
+    /// Tokens, `[vocab_size, embed_dim]`.
+    pub token_embed: Embedding<B>,
+    /// Positions, `[context_length, embed_dim]`.
+    pub pos_embed: Embedding<B>,
+    /// Token types, `[type_vocab_size, embed_dim]`; all tokens are of the first.
+    pub type_embed: Embedding<B>,
+    /// Normalisation of the embeddings.
+    pub norm: LayerNorm<B>,
+    /// The layers, first to last.
+    pub layers: Vec<EncoderLayer<B>>,
+}
+
+impl<B: Backend> Bert<B> {
+    /// What each token is looked up as, before positions are added.
+    ///
+    /// # Shapes
+    /// - ids: `[rows, tokens]`
+    /// - returns: `[rows, tokens, embed_dim]`
+    pub fn token_embeddings(&self, ids: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        probe.embedding(&self.token_embed, ids)
+    }
+
+    /// Token embeddings with position and type, normalised: what the first layer sees.
+    ///
+    /// # Shapes
+    /// - embeddings: `[rows, tokens, embed_dim]`, and so the result
+    pub fn embed_text(&self, embeddings: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let [rows, tokens, _] = embeddings.dims();
+        let first = Tensor::zeros([rows, tokens], &embeddings.device());
+        let kinds = probe.embedding(&self.type_embed, first);
+        let places = positions(&self.pos_embed, [rows, tokens], probe);
+        let x = probe.add(embeddings, kinds);
+        let x = probe.add(x, places);
+        probe.layer_norm(&self.norm, x)
+    }
+
+    /// The last hidden states of texts that come as token embeddings; prompts may be among them.
+    ///
+    /// # Shapes
+    /// - embeddings: `[rows, tokens, embed_dim]`, at most `context_length` tokens
+    /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding
+    /// - returns: `[rows, tokens, embed_dim]`
+    pub fn forward_embedded(
+        &self,
+        embeddings: Tensor<B, 3>,
+        mask: Tensor<B, 2, Int>,
+        probe: &mut Probe<B>,
+    ) -> Tensor<B, 3> {
+        let bias = attention_bias(mask, false);
+        let mut x = self.embed_text(embeddings, probe);
+        for layer in &self.layers {
+            x = layer.forward(x, Some(&bias), probe);
+        }
+        x
+    }
+
+    /// The last hidden states of texts.
+    ///
+    /// # Shapes
+    /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
+    /// - returns: `[rows, tokens, embed_dim]`
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let embeddings = self.token_embeddings(ids, probe);
+        self.forward_embedded(embeddings, mask, probe)
+    }
+
+    /// The mean over the tokens, Σ mask·h / Σ mask; zero where all is padding.
+    ///
+    /// # Shapes
+    /// - hidden: `[rows, tokens, embed_dim]`
+    /// - mask: `[rows, tokens]`
+    /// - returns: `[rows, embed_dim]`
+    pub fn mean_pooled(hidden: Tensor<B, 3>, mask: Tensor<B, 2, Int>, probe: &Probe<B>) -> Tensor<B, 2> {
+        let mask = mask.float();
+        let weights = mask.clone() / mask.sum_dim(1).clamp_min(1e-9);
+        let [hidden, weights] = probe.align([hidden, weights.unsqueeze_dim(2)]);
+        (hidden * weights).sum_dim(1).squeeze_dim(1)
+    }
+
+    /// Sentence embeddings of length one: the mean over the tokens, normalised.
+    ///
+    /// # Shapes
+    /// - returns: `[rows, embed_dim]`
+    ///
+    /// # Errors
+    /// Where a text is longer than `context_length`, or a token is not in the vocabulary.
+    pub fn encode(&self, tokens: &Tokens, probe: &mut Probe<B>) -> Result<Tensor<B, 2>, MultimodalError> {
+        let [context_length, _] = self.pos_embed.weight.dims();
+        let [vocab_size, _] = self.token_embed.weight.dims();
+        tokens.check(context_length, vocab_size)?;
+        let device = self.pos_embed.weight.device();
+        let mask = tokens.mask_tensor(&device);
+        let hidden = self.forward(tokens.ids_tensor(&device), mask.clone(), probe);
+        Ok(normalise(Self::mean_pooled(hidden, mask, probe)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::{Autodiff, Flex};
+
+    fn model<B: Backend>() -> Bert<B> {
+        let config = BertConfig::new().with_vocab_size(20).with_context_length(6).with_embed_dim(8);
+        config.with_depth(2).with_num_heads(2).with_mlp_dim(12).init(&Default::default()).unwrap()
+    }
+
+    fn tokens(ids: &[i64], mask: &[i64]) -> Tokens {
+        Tokens::new(vec![ids.to_vec()], vec![mask.to_vec()]).unwrap()
+    }
+
+    #[test]
+    fn padding_changes_nothing() {
+        let model = model::<Flex>();
+        let encode = |t: Tokens| model.encode(&t, &mut Probe::clean()).unwrap();
+        let short = encode(tokens(&[1, 5, 2], &[1; 3]));
+        for padded in [[1, 5, 2, 0, 0], [1, 5, 2, 9, 9]] {
+            let long = encode(tokens(&padded, &[1, 1, 1, 0, 0]));
+            let distance: f32 = (long - short.clone()).abs().max().into_scalar();
+            assert!(distance < 1e-6, "off by {distance}");
+        }
+        let other: f32 = (encode(tokens(&[1, 5, 2, 9], &[1; 4])) - short).abs().max().into_scalar();
+        assert!(other > 1e-4, "a token that is seen must change something: {other}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let model = model::<Flex>();
+        let message = |t: Tokens| model.encode(&t, &mut Probe::clean()).unwrap_err().to_string();
+        assert!(message(tokens(&[1; 7], &[1; 7])).contains("7 tokens are more than the 6 positions"));
+        assert!(message(tokens(&[20], &[1])).contains("token 20 is not in the tower's vocabulary of 20"));
+        assert!(message(tokens(&[-1], &[1])).contains("token -1"));
+        let error = BertConfig::new().with_num_heads(5).init::<Flex>(&Default::default()).unwrap_err();
+        assert!(error.to_string().contains("num_heads = 5"), "{error}");
+    }
+
+    #[test]
+    fn every_parameter_gets_a_gradient() {
+        let model = model::<Autodiff<Flex>>();
+        let found = model.encode(&tokens(&[1, 5, 2, 0], &[1, 1, 1, 0]), &mut Probe::clean()).unwrap();
+        let weights = Tensor::arange(0..8, &Default::default()).float().reshape([1, 8]);
+        let grads = (found * weights).sum().backward();
+        let layer = &model.layers[0];
+        for linear in [&layer.query, &layer.key, &layer.value, &layer.proj, &layer.fc1, &layer.fc2] {
+            let largest = linear.weight.grad(&grads).unwrap().abs().max().into_scalar();
+            assert!(largest > 0.0 && f32::is_finite(largest), "{largest}");
+        }
+        assert!(model.token_embed.weight.grad(&grads).is_some());
+    }
+}

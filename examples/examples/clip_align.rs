@@ -73,7 +73,7 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     hidden_dim: usize,
     /// Passes over the training pairs.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 40)]
     epochs: usize,
     /// Pairs of a step.
     #[arg(long, default_value_t = 128)]
@@ -275,6 +275,7 @@ fn align(args: Args) -> Result<()> {
             "zero_shot": zero_shot(&model, raw_test.0.clone(), &text, &test_scenes)?,
             "loss_before": before.loss,
             "loss_after": after.loss,
+            "train_loss": history.mean(|row| Some(row.loss)),
             "logit_scale": model.scale().into_scalar().elem::<f64>(),
             "queries_used": history.queries(),
             "steps": history.steps(),

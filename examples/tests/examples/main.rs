@@ -5,8 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+mod clip_align;
 mod evaluate;
 mod experiments;
+mod prompt_tuning;
 mod vit_cifar;
 
 /// The built example of that name, beside this test's own folder.

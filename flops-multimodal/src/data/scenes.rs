@@ -4,8 +4,12 @@
 //! for the test. What a caption does not say (the ground's grey, the exact place, turn and shade) is drawn from a seed. They are no photographs:
 //! what is measured on them tells methods apart, not models of the world.
 
+use flops_core::loader::keyed_rng;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+/// Separates the captions' random numbers from those of the pictures.
+const CAPTION: u64 = u64::from_le_bytes(*b"captions");
 
 /// Height and width of a scene, in pixels.
 pub const SIDE: usize = 32;
@@ -287,7 +291,8 @@ impl Scenes {
     /// Captions that leave out this and that, drawn from the seeds of the scenes and from `seed`.
     pub fn captions(&self, seed: u64) -> Vec<String> {
         let caption = |(scene, &own): (&Scene, &u64)| {
-            let mut rng = StdRng::seed_from_u64(own ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            // numbers of its own: what is drawn must not tell what is said
+            let mut rng = keyed_rng([own, seed, CAPTION, 0]);
             let mention = Mention::draw(&mut rng);
             scene.caption(mention, rng.random())
         };

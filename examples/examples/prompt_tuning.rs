@@ -585,7 +585,7 @@ fn run(args: Args) -> Result<()> {
             .into_iter()
             .chain(level.map(|(before, after)| {
                 let ends = rows.first().zip(rows.last()).map_or((0.0, 1.0), |(a, b)| (x(a), x(b)));
-                Series::new("test", [(ends.0, before), (ends.1, after)])
+                Series::new("test, before and after", [(ends.0, before), (ends.1, after)])
             }))
             .collect(),
     };
@@ -637,10 +637,10 @@ fn run(args: Args) -> Result<()> {
 
 /// Steps in at most 40 stretches, each as its mean at its end.
 fn smoothed(rows: &[Row], x: &dyn Fn(&Row) -> f64, of: &dyn Fn(&Row) -> f64) -> Vec<(f64, f64)> {
-    let width = rows.len().div_ceil(40).max(1);
-    rows.chunks(width)
-        .map(|part| (x(&part[part.len() - 1]), part.iter().map(of).sum::<f64>() / part.len() as f64))
-        .collect()
+    let stretches = (rows.len() / 4).clamp(1, 40);
+    let parts = (0..stretches).map(|i| &rows[i * rows.len() / stretches..(i + 1) * rows.len() / stretches]);
+    let parts = parts.filter(|part| !part.is_empty());
+    parts.map(|part| (x(&part[part.len() - 1]), part.iter().map(of).sum::<f64>() / part.len() as f64)).collect()
 }
 
 /// Some test images, each before and after.

@@ -78,7 +78,7 @@ pub struct Found {
 /// Where an image has another number of pixels than its side says.
 pub fn retrieval_sheet(title: &str, rows: &[(String, Vec<Found>)]) -> Result<String> {
     let most = rows.iter().map(|(_, found)| found.len()).max().unwrap_or(0);
-    let (side, left, cell, high) = (72, 330, 84, 100);
+    let (side, left, cell, high) = (72, 360, 84, 100);
     let (width, height) = (left + most * cell + 16, TOP + rows.len() * high + 8);
     let mut svg = format!(
         "<svg width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n\
@@ -89,7 +89,7 @@ pub fn retrieval_sheet(title: &str, rows: &[(String, Vec<Found>)]) -> Result<Str
     );
     for (i, (caption, found)) in rows.iter().enumerate() {
         let y = TOP + i * high;
-        writeln!(svg, "<text x=\"16\" y=\"{}\" font-size=\"14\">{}</text>", y + side / 2 + 5, escaped(caption))?;
+        writeln!(svg, "<text x=\"16\" y=\"{}\" font-size=\"13\">{}</text>", y + side / 2 + 5, escaped(caption))?;
         for (k, found) in found.iter().enumerate() {
             let x = left + k * cell;
             let picture = Picture {

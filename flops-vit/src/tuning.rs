@@ -7,8 +7,9 @@
 //! |---|---|---|---|---|---|---|---|
 //! | `vit_micro_patch4_32` | `head`, `cls_tail` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | yes |
 //! | `vit_micro_patch4_32` | `last:1` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | one seed |
-//! | `vit_micro_patch4_32` | `lora:R`, `bias_norm` | 5·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
-//! | `vit_micro_patch4_32` | `last:K` with K > 1, `full` | 1·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
+//! | `vit_micro_patch4_32` | `lora:R` (R = 4), `bias_norm` | 8·10⁻³ | 4 | 0.1 | 10⁻² | 20 | one seed |
+//! | `vit_micro_patch4_32` | `full` | 2·10⁻³ | 4 | 0.1 | 10⁻² | 20 | one seed |
+//! | `vit_micro_patch4_32` | `last:K` with K > 1 | 2·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
 //! | others | as above | lr·min(1, 128/embed_dim) | 4 | 0.1 | 10⁻² | 20 | no |
 //!
 //! The rule for other widths is that of Adam in the maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466), where the learning rate of
@@ -51,9 +52,10 @@ impl FineTuning {
         let same = config.embed_dim == micro.embed_dim && config.depth == micro.depth;
         let (lr, measured) = match scope {
             Scope::Head | Scope::ClsTail => (5e-3, true),
-            Scope::Lora(_) | Scope::BiasNorm => (5e-3, false),
+            Scope::Lora(_) | Scope::BiasNorm => (8e-3, true),
             Scope::Last(1) => (5e-3, true),
-            Scope::Last(_) | Scope::Full => (1e-3, false),
+            Scope::Full => (2e-3, true),
+            Scope::Last(_) => (2e-3, false),
         };
         Self { lr: lr * (WIDTH / config.embed_dim.max(1) as f64).min(1.0), measured: measured && same }
     }

@@ -91,6 +91,13 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         Vec::new()
     }
 
+    /// How hard the gradient of each datum may be expected to be to estimate, `[rows]`, positive and in whatever unit: what the
+    /// [running estimates](crate::variance) of the variances are kept by. `None` where the loss tells it, as it does for classifiers.
+    fn difficulty(&self, output: &Self::Output, target: &Self::Target) -> Option<Tensor<B, 1>> {
+        let _ = (output, target);
+        None
+    }
+
     /// Why the model cannot answer, where a part of it that is out of its hands, a remote service, has failed. It is asked after every pass of a
     /// step: the step is then given up, and nothing is learned from it.
     fn failure(&self) -> Option<String> {

@@ -244,6 +244,20 @@ impl<B: Backend> ForwardModel<B> for Alignment<B> {
         Some((logits, labels))
     }
 
+    /// ‖(∂ℓ/∂u, ∂ℓ/∂v)‖, less what points along u and v, which their length of 1 hides from the loss: the gradients of the others' terms are in it,
+    /// of which a pair's own loss knows nothing.
+    fn difficulty(&self, output: &PairEmbeddings<B>, _: &Pairs<B>) -> Option<Tensor<B, 1>> {
+        let (images, texts, _) = contrastive::derivatives(output);
+        let pairs = images.dims()[0];
+        let across = |g: Tensor<B, 2>, along: &Tensor<B, 2>| {
+            let along = along.clone().cast(burn::tensor::DType::F32);
+            let part = (g.clone() * along.clone()).sum_dim(1);
+            (g - along * part).powi_scalar(2).sum_dim(1)
+        };
+        let squares = across(images, &output.images) + across(texts, &output.texts);
+        Some((squares.sqrt() * pairs as f64).reshape([pairs]))
+    }
+
     /// ∂ℓ/∂u and ∂ℓ/∂v, the error at what the model says, as softmax − onehot is a classifier's.
     fn error_signals(&self, output: &PairEmbeddings<B>, _: &Pairs<B>) -> Option<Tensor<B, 2>> {
         let (images, texts, _) = contrastive::derivatives(output);

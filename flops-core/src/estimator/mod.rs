@@ -150,6 +150,8 @@ pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<P
 pub struct CleanPass<B: Backend, O, T> {
     /// Loss ℓ_j of each datum.
     pub losses: Vec<f64>,
+    /// What the running estimates of the variances are kept by: the losses, unless the model [knows better](ForwardModel::difficulty).
+    pub difficulty: Vec<f64>,
     /// What the model said.
     pub output: O,
     /// What the losses of the queries compare their outputs with: the batch's targets, [coupled](ForwardModel::couple) where the data meet in
@@ -339,6 +341,10 @@ impl Estimator {
             losses = read(model.losses(output.clone(), target.clone()), n)?;
         }
         let target = coupled.unwrap_or_else(|| batch.target.clone());
+        let difficulty = match model.difficulty(&output, &target) {
+            Some(difficulty) => read(difficulty, n)?,
+            None => losses.clone(),
+        };
         let mut exact = model.exact_gradients(&output, &target);
         exact.retain(|(id, _)| trained.contains(id));
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
@@ -347,6 +353,7 @@ impl Estimator {
         Ok(CleanPass {
             site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
+            difficulty,
             output,
             target,
             embeddings,

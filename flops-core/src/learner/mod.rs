@@ -67,7 +67,7 @@ struct Pending {
     /// The allocator's update; its type is the allocator's, which a module and its `valid()` share.
     update: Option<Box<dyn Any + Send>>,
     ids: Vec<u64>,
-    losses: Vec<f64>,
+    difficulty: Vec<f64>,
     second_moments: Vec<f64>,
     site_moments: Vec<(f64, u64)>,
     observed: Option<Observation>,
@@ -227,7 +227,7 @@ where
             first: batch.ids[0],
             update: None,
             ids: batch.ids.clone(),
-            losses: clean.losses.clone(),
+            difficulty: clean.difficulty.clone(),
             second_moments: vec![],
             site_moments: vec![],
             observed: None,
@@ -364,7 +364,7 @@ where
         let variances = match (pilots, self.config.variance) {
             (Some((_, estimate)), _) => known(&estimate.second_moments),
             (None, VarianceEstimate::Loss) => loss_proxy(&clean.losses),
-            (None, _) => state.variances.predict(&batch.ids, &clean.losses),
+            (None, _) => state.variances.predict(&batch.ids, &clean.difficulty),
         };
         let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
         let embedded = clean.embeddings.as_ref().map(matrix);
@@ -401,7 +401,7 @@ where
             for (phase, queries, rows, elapsed) in p.ledger {
                 state.ledger.add(phase, queries, rows, elapsed);
             }
-            state.variances.observe(&p.ids, &p.losses, &p.second_moments, &p.survived);
+            state.variances.observe(&p.ids, &p.difficulty, &p.second_moments, &p.survived);
             state.sites.observe(&p.site_moments);
             if let Some(observed) = p.observed {
                 state.feedback.observe(observed);

@@ -111,3 +111,45 @@ impl<B: Backend> Classifier<B> {
         Ok(scores * scale)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    use crate::checkpoint::alignment;
+    use crate::data::scenes::{COLOURS, SIDE};
+    use crate::data::{Scene, Shift};
+
+    #[test]
+    fn contexts_of_zeros_change_nothing_and_others_do() {
+        let device = Default::default();
+        let classifier = |template: &str| {
+            let (image, text) = (ImageEncoder::<Flex>::shipped(&device)?, TextEncoder::shipped(&device)?);
+            Classifier::new(image, text, alignment::shipped(&device)?, &COLOURS, template, [3, SIDE, SIDE])
+        };
+        assert!(classifier("a thing").unwrap_err().to_string().contains("template"));
+        let classifier = classifier("a picture of a {} thing").unwrap();
+        // a, picture, of, a
+        let [tokens, dim] = classifier.info().context.unwrap();
+        assert_eq!(tokens, 4);
+        let scene = Scene { shape: 1, colour: 2, size: 1, position: 0, texture: 0 };
+        let pixels = scene.render(7, &Shift::NONE);
+        let images = Tensor::from_data(TensorData::new([pixels.clone(), pixels].concat(), [2, 3, SIDE, SIDE]), &device);
+        let images = classifier.embed_images(images);
+        let plain = classifier.scores(images.clone(), None).unwrap();
+        assert_eq!(plain.clone().argmax(1).into_data().iter::<i64>().next(), Some(2), "a blue square is not blue");
+        let zeros = Tensor::zeros([2, tokens, dim], &device);
+        let same = classifier.scores(images.clone(), Some(zeros.clone())).unwrap();
+        let distance = (same - plain.clone()).abs().max().into_scalar();
+        assert!(distance < 1e-3, "a context of zeros moves scores by {distance}");
+        // a context of the second row alone leaves the first as it was
+        let one = Tensor::cat(vec![zeros.clone().narrow(0, 0, 1), zeros.clone().narrow(0, 1, 1).add_scalar(0.5)], 0);
+        let moved = (classifier.scores(images.clone(), Some(one)).unwrap() - plain).abs().max_dim(1);
+        let moved: Vec<f32> = moved.into_data().iter::<f32>().collect();
+        assert!(moved[0] < 1e-3 && moved[1] > 1e-2, "{moved:?}");
+        for wrong in [Tensor::zeros([2, tokens + 1, dim], &device), Tensor::zeros([1, tokens, dim], &device)] {
+            assert!(classifier.scores(images.clone(), Some(wrong)).is_err());
+        }
+    }
+}

@@ -4,6 +4,38 @@
 //! given: the context ([`TextPrompt`], after CoOp, Zhou et al. 2022, arXiv 2109.01134), or a small network that repaints the image
 //! ([`VisualPrompt`], after BlackVIP, Oh et al. 2023, arXiv 2303.14773). Each row of a forward pass is one query of the box, the clean pass
 //! included.
+//!
+//! # Example
+//! ```
+//! use std::sync::Arc;
+//!
+//! use burn::backend::{Autodiff, Flex};
+//! use burn::prelude::*;
+//! use burn::train::TrainStep;
+//! use flops_core::allocator::GaussianAllocatorConfig;
+//! use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
+//! use flops_multimodal::blackbox::{FromFn, Info, Metered, Query};
+//! use flops_multimodal::{Asked, TextPrompt};
+//!
+//! // anything that answers: here a closure, whose score for a dog is the sum of the context
+//! let info = Info::new(["cat", "dog"], [3, 2, 2])?.with_context(1, 2)?;
+//! let ask = |queries: &[Query]| -> Result<Vec<Vec<f32>>, String> {
+//!     Ok(queries.iter().map(|q| vec![0.0, q.context.iter().flat_map(|c| c.iter()).sum()]).collect())
+//! };
+//! let asked = Asked::new(Arc::new(Metered::new(FromFn::new(info, ask)?, 100)));
+//!
+//! let device = Default::default();
+//! let prompt = TextPrompt::<Autodiff<Flex>>::new(asked, &device)?;
+//! let config = ForwardConfig::new(QueryBudget::new(8, 1)?);
+//! let learner = ForwardLearner::new(prompt, GaussianAllocatorConfig::new().init(&device)?, config)?;
+//! let images = Tensor::<Flex, 4>::ones([2, 3, 2, 2], &device);
+//! let dogs = Tensor::<Flex, 1, Int>::from_ints([1, 1], &device);
+//! let output = learner.step(Batch { ids: vec![0, 1], input: images, target: dogs });
+//! // the two coordinates of the context, each to be raised
+//! let gradient = output.grads.get::<Flex, 3>(learner.model.context.id).ok_or("the step failed")?;
+//! assert!(gradient.into_data().iter::<f32>().all(|g| g < 0.0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -216,5 +248,95 @@ impl<B: Backend> ForwardModel<B> for VisualPrompt<B> {
 
     fn failure(&self) -> Option<String> {
         self.asked.failure().map(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::{Autodiff, Flex};
+    use burn::optim::AdamConfig;
+    use burn::train::TrainStep;
+    use flops_core::allocator::GaussianAllocatorConfig;
+    use flops_core::{Batch, Error, ForwardConfig, ForwardLearner, QueryBudget, Space};
+
+    use crate::blackbox::{FromFn, Metered};
+
+    type AB = Autodiff<Flex>;
+
+    fn info() -> Info {
+        Info::new(["dark", "bright"], [3, 2, 2]).unwrap().with_context(1, 2).unwrap()
+    }
+
+    fn asked(answer: impl Fn(&Query) -> f32 + Send + Sync + 'static, cap: u64) -> Asked {
+        let ask = move |queries: &[Query]| -> Result<Vec<Vec<f32>>, String> {
+            Ok(queries.iter().map(|q| vec![0.0, answer(q)]).collect())
+        };
+        Asked::new(Arc::new(Metered::new(FromFn::new(info(), ask).unwrap(), cap)))
+    }
+
+    fn batch() -> Batch<Tensor<Flex, 4>, Tensor<Flex, 1, Int>> {
+        let device = Default::default();
+        let values: Vec<f32> = (0..48).map(|i| 0.2 + 0.01 * i as f32).collect();
+        Batch {
+            ids: (0..4).collect(),
+            input: Tensor::from_data(TensorData::new(values, [4, 3, 2, 2]), &device),
+            target: Tensor::from_ints([1, 1, 1, 1], &device),
+        }
+    }
+
+    fn config(space: Space) -> ForwardConfig {
+        ForwardConfig::new(QueryBudget::new(4, 1).unwrap()).with_space(space)
+    }
+
+    /// A box that likes bright images: the prompt learns to brighten them.
+    #[test]
+    fn a_visual_prompt_repaints_towards_what_the_box_likes() {
+        let device = Default::default();
+        let asked = asked(|q| 8.0 * (q.image.iter().sum::<f32>() / 12.0 - 0.7), 10_000);
+        let model = VisualPrompt::<AB>::new(asked, 4, &device).unwrap();
+        let images = batch().input;
+        let unchanged = model.clone().repaint(Tensor::from_inner(images.clone()), &mut Probe::clean()).inner();
+        let distance = (unchanged - images.clone()).abs().max().into_scalar();
+        assert!(distance < 1e-5, "the prompt does not start at the image: {distance}");
+        let allocator = GaussianAllocatorConfig::new().init(&device).unwrap();
+        let mut learner = ForwardLearner::new(model, allocator, config(Space::LowRank(1))).unwrap();
+        let mut optimizer = AdamConfig::new().init();
+        for _ in 0..40 {
+            let output = learner.step(batch());
+            learner = learner.optimize::<AB, _>(&mut optimizer, 5e-2, output.grads);
+        }
+        assert!(learner.monitor().error().is_none());
+        let painted = learner.model.repaint(Tensor::from_inner(images.clone()), &mut Probe::clean()).inner();
+        let brighter: f32 = (painted - images).mean().into_scalar();
+        assert!(brighter > 0.1, "brighter by {brighter} only");
+    }
+
+    #[test]
+    fn a_box_that_fails_ends_the_run_and_moves_nothing() {
+        let device = Default::default();
+        let boxes: [(Asked, &str); 2] =
+            [(asked(|_| f32::NAN, 10_000), "NaN"), (asked(|q| q.image[0], 10), "cap of 10")];
+        for (asked, says) in boxes {
+            let model = TextPrompt::<AB>::new(asked, &device).unwrap();
+            let allocator = GaussianAllocatorConfig::new().init(&device).unwrap();
+            let learner = ForwardLearner::new(model, allocator, config(Space::Activation)).unwrap();
+            let output = learner.step(batch());
+            assert!(output.grads.is_empty(), "a gradient was learned from nothing");
+            match learner.monitor().error() {
+                Some(Error::Model { why }) => assert!(why.contains(says), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn prompts_that_cannot_be_are_refused() {
+        let device = Default::default();
+        let plain = Info::new(["a", "b"], [3, 2, 2]).unwrap();
+        let ask = |queries: &[Query]| -> Result<Vec<Vec<f32>>, String> { Ok(vec![vec![0.0; 2]; queries.len()]) };
+        let asked = Asked::new(Arc::new(FromFn::new(plain, ask).unwrap()));
+        assert!(TextPrompt::<Flex>::new(asked.clone(), &device).unwrap_err().to_string().contains("visual"));
+        assert!(VisualPrompt::<Flex>::new(asked, 0, &device).unwrap_err().to_string().contains("hidden = 0"));
     }
 }

@@ -144,7 +144,9 @@ mod tests {
         let distance = (same - plain.clone()).abs().max().into_scalar();
         assert!(distance < 1e-3, "a context of zeros moves scores by {distance}");
         // a context of the second row alone leaves the first as it was
-        let one = Tensor::cat(vec![zeros.clone().narrow(0, 0, 1), zeros.clone().narrow(0, 1, 1).add_scalar(0.5)], 0);
+        let uneven: Vec<f32> = (0..tokens * dim).map(|i| (i as f32).sin()).collect();
+        let uneven = Tensor::from_data(TensorData::new(uneven, [1, tokens, dim]), &device);
+        let one = Tensor::cat(vec![zeros.narrow(0, 0, 1), uneven], 0);
         let moved = (classifier.scores(images.clone(), Some(one)).unwrap() - plain).abs().max_dim(1);
         let moved: Vec<f32> = moved.into_data().iter::<f32>().collect();
         assert!(moved[0] < 1e-3 && moved[1] > 1e-2, "{moved:?}");

@@ -151,7 +151,7 @@ impl AlignmentConfig {
 /// The projections of two frozen encoders into one space, and the scale of its similarities: the target module between two black boxes.
 ///
 /// It is trained on the encoders' features, which are computed once: a step costs projections, not towers. The loss is the
-/// [contrastive](crate::contrastive) one of the batch; batches of other sizes have other losses. The scale τ acts behind everything that is
+/// [contrastive] one of the batch; batches of other sizes have other losses. The scale τ acts behind everything that is
 /// perturbed, and its gradient is exact: ∂L/∂τ = Σ (P + Q − 2I)∘s/2B. Beyond CLIP's bound e^τ = 100 it has none.
 ///
 /// # Example

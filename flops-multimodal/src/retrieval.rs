@@ -33,8 +33,9 @@ impl Recall {
             let mut found = [0usize; 3];
             for i in 0..pairs {
                 let own = at(i, i);
-                // written so that a NaN is a miss
-                let before = (0..pairs).filter(|&k| k != i && !(at(i, k) < own)).count();
+                // a NaN is a miss
+                let behind = (0..pairs).filter(|&k| k != i && at(i, k) < own).count();
+                let before = pairs - 1 - behind;
                 for (count, k) in found.iter_mut().zip(RECALL_AT) {
                     *count += usize::from(before < k);
                 }

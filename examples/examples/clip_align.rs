@@ -66,7 +66,7 @@ struct Args {
     /// Pictures of each training combination, drawn and captioned differently.
     #[arg(long, default_value_t = 3)]
     copies: usize,
-    /// Width of the common space.
+    /// Width of the common space; above 64 the learned control variate is left out.
     #[arg(long, default_value_t = 64)]
     embed_dim: usize,
     /// Width of a hidden layer in the projections; 0 for linear ones.
@@ -110,6 +110,7 @@ impl Args {
             "--batch-size {}: use at least 2, there is nothing to tell a single pair from",
             self.batch_size
         );
+        ensure!(self.embed_dim > 0, "--embed-dim 0: use at least 1");
         ensure!((1..=100).contains(&self.copies), "--copies {}: use 1 to 100", self.copies);
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
         let decay = self.weight_decay;

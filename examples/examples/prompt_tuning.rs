@@ -51,7 +51,7 @@ use serde_json::{Value, json};
 const CAMERA: Shift =
     Shift { mix: [[0.56, 0.20, 0.14], [0.10, 0.60, 0.18], [0.17, 0.13, 0.58]], offset: [0.07, 0.03, 0.0] };
 /// Settings that do not change what is computed.
-const FREE_SETTINGS: [&str; 3] = ["threads", "concurrency", "endpoint"];
+const FREE_SETTINGS: [&str; 1] = ["concurrency"];
 
 /// What is tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,7 +84,7 @@ struct Args {
     /// The most queries in all, those of both evaluations included; never exceeded.
     #[arg(long, default_value_t = 20_000)]
     cap: u64,
-    /// Training images of every class.
+    /// Training images of every class, or all there are of it.
     #[arg(long, default_value_t = 16)]
     shots: usize,
     /// Test images.
@@ -145,8 +145,10 @@ impl Args {
         if let Some(space) = self.space.or((recipe && self.prompt == Prompt::Visual).then_some(Space::LowRank(1))) {
             config = config.with_space(space);
         }
-        // half a pass of rows to each request in flight
-        config = config.with_max_rows((self.batch_size * self.queries).max(2)).with_sigma(self.sigma.unwrap_or(0.05));
+        // all queries of a step in one pass: the client cuts it into requests
+        config = config
+            .with_max_rows(self.batch_size.saturating_mul(self.queries).max(2))
+            .with_sigma(self.sigma.unwrap_or(0.05));
         config.validate()?;
         self.steps()?;
         Ok(config)
@@ -154,8 +156,8 @@ impl Args {
 
     /// As many steps as the cap pays for, after the test images were asked twice.
     fn steps(&self) -> Result<usize> {
-        let evaluations = 2 * self.test as u64;
-        let step = (self.batch_size * (self.queries + 1)) as u64;
+        let evaluations = 2 * (self.test as u64).min(u64::MAX / 4);
+        let step = (self.batch_size as u64).saturating_mul(self.queries as u64 + 1);
         let steps = self.cap.saturating_sub(evaluations) / step;
         ensure!(
             steps > 0,
@@ -447,11 +449,16 @@ struct Endpoint {
     server: Option<Supervised>,
 }
 
+/// How queries count against the cap: our own server charges by their content; of another nobody knows what it does with one that is sent again.
+fn charge(args: &Args) -> Charge {
+    if args.endpoint.is_some() { Charge::PerAttempt } else { Charge::PerAnswer }
+}
+
 /// The box that was asked for, under the cap and with the journal.
 fn endpoint(args: &Args, artifacts: &Artifacts, device: &Device) -> Result<Endpoint> {
     let journal = artifacts.path("answers.journal");
     fn metered<X: BlackBox + 'static>(inner: X, args: &Args, journal: &Path) -> Result<Arc<Metered<X>>> {
-        Ok(Arc::new(Metered::new(inner, args.cap).with_charge(Charge::PerAnswer).with_journal(journal)?))
+        Ok(Arc::new(Metered::new(inner, args.cap).with_charge(charge(args)).with_journal(journal)?))
     }
     if args.local {
         let classifier = args.serving.classifier::<B>(device)?;
@@ -492,6 +499,21 @@ fn endpoint(args: &Args, artifacts: &Artifacts, device: &Device) -> Result<Endpo
     })
 }
 
+/// Gives what an earlier run in the folder paid for another name: it is never thrown away.
+fn set_aside(artifacts: &Artifacts) -> Result<()> {
+    let names = ["answers.journal", "server.book"];
+    if names.iter().all(|name| !artifacts.path(name).exists()) {
+        return Ok(());
+    }
+    let free = (1..).find(|n| names.iter().all(|name| !artifacts.path(&format!("{name}.{n}")).exists())).unwrap_or(0);
+    for name in names.iter().filter(|name| artifacts.path(name).exists()) {
+        let (from, to) = (artifacts.path(name), artifacts.path(&format!("{name}.{free}")));
+        std::fs::rename(&from, &to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
+    }
+    println!("the answers of the earlier run are kept as answers.journal.{free}");
+    Ok(())
+}
+
 fn run(args: Args) -> Result<()> {
     if let Some(port) = args.serve {
         // ends with the process that started it, however that ended
@@ -507,18 +529,14 @@ fn run(args: Args) -> Result<()> {
     if args.resume {
         artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
     } else {
-        for name in ["answers.journal", "server.book"] {
-            let path = artifacts.path(name);
-            if path.exists() {
-                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
-        }
+        set_aside(&artifacts)?;
         artifacts.start(&settings)?;
     }
     let started = Instant::now();
     let device = backend::device()?;
     let classes = args.serving.classes;
-    let train = items(&Scenes::train(1, args.seed), classes, args.shots * classes.names().len(), args.seed);
+    let train =
+        items(&Scenes::train(1, args.seed), classes, args.shots.saturating_mul(classes.names().len()), args.seed);
     let test = items(&Scenes::test(1, args.seed), classes, args.test, args.seed);
     let args = Args { test: test.len(), ..args };
     let endpoint = endpoint(&args, &artifacts, &device)?;

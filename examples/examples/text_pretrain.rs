@@ -23,6 +23,7 @@ use burn::tensor::activation::log_softmax;
 use clap::Parser;
 use flops_core::Probe;
 use flops_core::loader::keyed_rng;
+use flops_examples::artifacts::Artifacts;
 use flops_examples::backend::{self, AB};
 use flops_examples::cli;
 use flops_multimodal::checkpoint::bert;
@@ -127,6 +128,8 @@ fn loss(
 fn pretrain(args: Args) -> Result<()> {
     ensure!(args.steps > 0, "--steps 0: use at least 1");
     ensure!(args.batch_size > 1, "--batch-size {}: use at least 2", args.batch_size);
+    // a place that cannot be written is told before the training, not after it
+    Artifacts::open(&args.out)?;
     let device = backend::device()?;
     let tokenizer = tokenizer()?;
     let config = BertConfig::new()

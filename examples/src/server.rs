@@ -137,18 +137,19 @@ impl Book {
 
     /// Charges what was not charged before; on disk before this returns.
     fn charge(&mut self, queries: &[Query]) -> std::io::Result<()> {
-        let mut new = String::new();
-        for query in queries {
-            let key = query.key().to_string();
-            if self.charged.insert(key.clone()) {
-                new += &key;
-                new.push('\n');
+        let keys = queries.iter().map(|query| query.key().to_string());
+        let new: HashSet<String> = keys.filter(|key| !self.charged.contains(key)).collect();
+        if let Some(file) = self.file.as_mut().filter(|_| !new.is_empty()) {
+            let lines: String = new.iter().flat_map(|key| [key, "\n"]).collect();
+            let length = file.metadata()?.len();
+            if let Err(error) = file.write_all(lines.as_bytes()).and_then(|()| file.sync_data()) {
+                // nothing is charged that is not in the book, and no line of it is half
+                let _ = file.set_len(length);
+                return Err(error);
             }
         }
-        match &mut self.file {
-            Some(file) if !new.is_empty() => file.write_all(new.as_bytes()).and_then(|()| file.sync_data()),
-            _ => Ok(()),
-        }
+        self.charged.extend(new);
+        Ok(())
     }
 }
 

@@ -75,6 +75,14 @@ pub enum Error {
         /// What the model [says](crate::ForwardModel::failure) of it.
         why: String,
     },
+    /// A parameter whose gradient is known in closed form is called through the probe as well.
+    #[error(
+        "{count} parameters have exact gradients and are called through the probe; call their layers without it, so that no query perturbs them"
+    )]
+    ExactSites {
+        /// How many.
+        count: usize,
+    },
     /// Nothing to estimate a gradient for.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,

@@ -85,14 +85,14 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     }
 
     /// Gradients of the mean loss that are known in closed form, each flat beside its parameter's name: those of parameters that act behind
-    /// the last black box. No query perturbs them. `target` is what [`couple`](Self::couple) returned, where it did.
+    /// the last black box. No query perturbs them: call their layers without the probe. `target` is what [`couple`](Self::couple) returned, where it did.
     fn exact_gradients(&self, output: &Self::Output, target: &Self::Target) -> Vec<(ParamId, Tensor<B, 1>)> {
         let _ = (output, target);
         Vec::new()
     }
 
-    /// How hard the gradient of each datum may be expected to be to estimate, `[rows]`, positive and in whatever unit: what the
-    /// [running estimates](crate::variance) of the variances are kept by. `None` where the loss tells it, as it does for classifiers.
+    /// How hard the gradient of each datum may be expected to be to estimate, `[rows]`, in any unit that lies between 10⁻⁶ and 100, beyond which
+    /// it is cut: what the [running estimates](crate::variance) of the variances are kept by. `None` where the loss tells it, as it does for classifiers.
     fn difficulty(&self, output: &Self::Output, target: &Self::Target) -> Option<Tensor<B, 1>> {
         let _ = (output, target);
         None

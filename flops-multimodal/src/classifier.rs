@@ -52,8 +52,10 @@ impl<B: Backend> Classifier<B> {
             let ids = tokens.ids_tensor::<B>(&device);
             let embeddings = bert.token_embeddings(ids, &mut Probe::clean());
             // [CLS], the words, and [SEP], which is not in front of the name
-            let words =
-                if before.trim().is_empty() { 0 } else { tokenizer.encode(&[before.trim()], most)?.dims()[1] - 2 };
+            let words = match before.trim() {
+                "" => 0,
+                before => tokenizer.encode(&[before], most)?.dims()[1].saturating_sub(2),
+            };
             if words > 0 {
                 info = info.with_context(words, embeddings.dims()[2])?;
             }

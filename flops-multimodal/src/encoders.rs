@@ -82,8 +82,11 @@ impl<B: Backend> ImageEncoder<B> {
     /// Features of images in [0, 1]; those of another size are resized bilinearly.
     ///
     /// # Shapes
-    /// - images: `[rows, 3, height, width]`
+    /// - images: `[rows, 3, height, width]`, at least one row
     /// - returns: `[rows, features]`
+    ///
+    /// # Panics
+    /// Where there is no row.
     pub fn encode(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
         let [rows, _, height, width] = images.dims();
         let device = images.device();

@@ -2,7 +2,7 @@
 //!
 //! A [`BlackBox`] takes images, some also a soft context, and gives scores; what happens in between nobody here can see. Trained is what it is
 //! given: the context ([`TextPrompt`], after CoOp, Zhou et al. 2022, arXiv 2109.01134), or a small network that repaints the image
-//! ([`VisualPrompt`], after BlackVIP, Oh et al. 2023, arXiv 2303.14773). Each row of a forward pass is one query of the box, the clean pass
+//! ([`VisualPrompt`], after BlackVIP, Oh et al. 2023, arXiv 2303.14773). Each row of a forward pass is one query of the box at most, the clean pass
 //! included.
 //!
 //! # Example
@@ -89,7 +89,7 @@ impl Asked {
         let scores = match self.failure() {
             Some(_) => vec![f32::NAN; rows * classes],
             None => self.ask(host(images), contexts.map(host)).unwrap_or_else(|error| {
-                *self.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+                self.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
                 vec![f32::NAN; rows * classes]
             }),
         };
@@ -109,7 +109,10 @@ impl Asked {
         if let Some(contexts) = contexts {
             queries = queries.into_iter().zip(contexts).map(|(query, context)| query.with_context(context)).collect();
         }
-        Ok(self.black_box.scores(&queries)?.into_iter().flatten().collect())
+        let scores = self.black_box.scores(&queries)?;
+        // whoever wrote the box: a wrong answer is an error, never a loss
+        self.info().check_scores(queries.len(), &scores)?;
+        Ok(scores.into_iter().flatten().collect())
     }
 }
 
@@ -180,7 +183,7 @@ impl<B: Backend> ForwardModel<B> for TextPrompt<B> {
 
 /// A small network that repaints images before the box sees them: x′ = sigmoid(logit(x) + g(2x − 1)), g two 1×1 convolutions with ReLU.
 ///
-/// Whatever g is, x′ is an image, and never one that a small change of g does not change. g is zero at the start, so that training begins at what
+/// Whatever g is, x′ is an image, and short of saturation a change of g changes it. g is zero at the start, so that training begins at what
 /// the box does by itself, but for values nearer than 1/100 to black or white. Its few weights are best perturbed themselves, by noise of
 /// [low rank](flops_core::Space::LowRank) for every query of every image or [shared](flops_core::Space::Weights) by a pass.
 #[derive(Module, Debug)]

@@ -61,7 +61,7 @@ fn wrong_input_is_one_line() {
         (vec!["--queries", "0"], "queries"),
         (vec!["--text-encoder", "nowhere"], "nowhere"),
         (vec!["--image-encoder", "nowhere.safetensors"], "nowhere"),
-        (vec!["--embed-dim", "0"], "embed_dim = 0"),
+        (vec!["--embed-dim", "0"], "--embed-dim 0"),
         (vec!["--resume"], "resume"),
     ] {
         let error = crate::fail(NAME, dir.path(), &args);

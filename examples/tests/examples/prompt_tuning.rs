@@ -30,7 +30,8 @@ fn through_http_and_in_process_come_to_the_same() {
     let dir = tempfile::tempdir().unwrap();
     for (prompt, files) in [("text", ["curves.svg", "metrics.csv"]), ("visual", ["prompt.svg", "answers.journal"])] {
         let run = |more: &[&str], to: &str| {
-            let more = [&["--prompt", prompt, "--artifact-dir", to], more].concat();
+            let to = format!("{prompt}-{to}");
+            let more = [&["--prompt", prompt, "--artifact-dir", &to], more].concat();
             crate::succeed(NAME, dir.path(), &with(&more));
             summary(&dir.path().join(to))
         };
@@ -39,7 +40,7 @@ fn through_http_and_in_process_come_to_the_same() {
         let used = http["queries_used"].as_u64().unwrap();
         assert!((150..=184).contains(&used), "{prompt}: {used} queries");
         for file in files {
-            assert!(dir.path().join("http").join(file).exists(), "{file} is missing");
+            assert!(dir.path().join(format!("{prompt}-http")).join(file).exists(), "{file} is missing");
         }
         let local = run(&["--local"], "local");
         assert_eq!(outcome(&http), outcome(&local), "{prompt}");
@@ -48,6 +49,10 @@ fn through_http_and_in_process_come_to_the_same() {
         assert_eq!(outcome(&http), outcome(&again), "{prompt}");
         assert!(again["answered_from_journal"].as_u64().unwrap() >= used, "{prompt}");
         assert_eq!(again["queries_server"], used, "{prompt}");
+        // without --resume they are asked anew, and what was paid for is not thrown away
+        let anew = run(&[], "http");
+        assert_eq!(outcome(&http), outcome(&anew), "{prompt}");
+        assert!(dir.path().join(format!("{prompt}-http/answers.journal.1")).exists());
     }
 }
 
@@ -108,6 +113,26 @@ fn an_interrupted_run_goes_on_without_asking_again() {
 }
 
 #[test]
+fn a_server_that_runs_already_can_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Command::new(crate::example("blackbox_server"))
+        .args(["--port", "0", "--book", "book"])
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").expect(&line).to_string();
+    let output = crate::run(NAME, dir.path(), &with(&["--prompt", "text", "--endpoint", &address]));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = summary(&dir.path().join("artifacts/prompt_tuning"));
+    assert_eq!(summary["queries_used"], summary["queries_server"]);
+}
+
+#[test]
 fn wrong_input_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
@@ -118,6 +143,7 @@ fn wrong_input_is_one_line() {
         (vec!["--local", "--alignment", "nowhere"], "nowhere"),
         (vec!["--endpoint", "https://127.0.0.1:1"], "TLS"),
         (vec!["--resume", "--artifact-dir", "none"], "resume"),
+        (vec!["--batch-size", "4611686018427387904", "--queries", "3"], "--cap 184"),
     ] {
         let args = with(&args);
         let error = crate::fail(NAME, dir.path(), &args);

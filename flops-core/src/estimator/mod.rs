@@ -290,7 +290,7 @@ impl Estimator {
     /// The clean pass: losses, output, embeddings, and the state in front of the first trained stage.
     ///
     /// # Errors
-    /// Where settings are unusable or the batch is empty.
+    /// Where settings are unusable, the batch is empty, or the model cannot answer.
     pub fn clean<B: Backend, M: ForwardModel<B>>(
         &self,
         model: &M,
@@ -347,6 +347,10 @@ impl Estimator {
         };
         let mut exact = model.exact_gradients(&output, &target);
         exact.retain(|(id, _)| trained.contains(id));
+        let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
+        if count > 0 {
+            return Err(Error::ExactSites { count });
+        }
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
         let stages = Stages::cat(stages);
@@ -399,6 +403,9 @@ impl Estimator {
         let no_stages = Stages::default();
         let stages = if clean.reaches_all(trained) { &clean.stages } else { &no_stages };
         let estimated = &clean.estimated(trained);
+        if estimated.is_empty() {
+            return Err(Error::NothingTrained);
+        }
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());

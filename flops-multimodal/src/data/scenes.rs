@@ -261,7 +261,7 @@ impl Scenes {
         Self::of(&|scene| !scene.is_held_out(), copies, seed)
     }
 
-    /// Every held-out combination, `copies` times; no caption of theirs was in the training part.
+    /// Every held-out combination, `copies` times; no [title](Scene::title) of theirs was in the training part.
     pub fn test(copies: usize, seed: u64) -> Self {
         Self::of(&Scene::is_held_out, copies, seed ^ 0x7e57)
     }

@@ -115,7 +115,12 @@ fn folder(file: &Path) -> PathBuf {
 fn files(repo: Repo, cache: &Cache) -> Result<impl Fn(&str) -> Result<PathBuf, String> + use<>, CheckpointError> {
     use hf_hub::api::sync::ApiBuilder;
     let cached = cache.repo(repo.clone());
-    let api = ApiBuilder::from_cache(cache.clone()).with_progress(true).build();
+    let mut api = ApiBuilder::from_cache(cache.clone()).with_progress(true);
+    // a mirror, named as for HuggingFace's own tools
+    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
+        api = api.with_endpoint(endpoint);
+    }
+    let api = api.build();
     let api = api.map(|api| api.repo(repo)).map_err(|e| e.to_string());
     Ok(move |name: &str| match cached.get(name) {
         Some(path) => Ok(path),

@@ -99,7 +99,7 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     }
 
     /// Why the model cannot answer, where a part of it that is out of its hands, a remote service, has failed. It is asked after every pass of a
-    /// step: the step is then given up, and nothing is learned from it.
+    /// step and of an evaluation: the step is then given up, and nothing is learned from it.
     fn failure(&self) -> Option<String> {
         None
     }

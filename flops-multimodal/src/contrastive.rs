@@ -46,6 +46,20 @@ struct Clean<B: Backend> {
     /// lse of each whole row and column, `[1, pairs]`.
     rows: Tensor<B, 2>,
     columns: Tensor<B, 2>,
+    derivatives: Derivatives<B>,
+}
+
+/// What the loss of the batch has as its derivatives in closed form.
+///
+/// With P the softmax of the rows and Q that of the columns of s, ∂L/∂s = (P + Q − 2I)/2B.
+#[derive(Clone, Debug)]
+pub(crate) struct Derivatives<B: Backend> {
+    /// ∂L/∂u, `[pairs, dim]`.
+    pub images: Tensor<B, 2>,
+    /// ∂L/∂v, `[pairs, dim]`.
+    pub texts: Tensor<B, 2>,
+    /// ∂L/∂τ, `[1]`.
+    pub tau: Tensor<B, 1>,
 }
 
 /// The targets of pairs: which texts belong to which images needs no saying, it is the one in the same row.
@@ -62,6 +76,11 @@ impl<B: Backend> Pairs<B> {
     /// The targets of a batch of so many pairs.
     pub fn new(pairs: usize) -> Self {
         Self { index: (0..pairs).collect(), clean: None }
+    }
+
+    /// The derivatives of the whole batch, once it is coupled.
+    pub(crate) fn derivatives(&self) -> Option<&Derivatives<B>> {
+        self.clean.as_ref().map(|clean| &clean.derivatives)
     }
 }
 
@@ -142,6 +161,7 @@ pub(crate) fn losses<B: Backend>(said: PairEmbeddings<B>, target: Pairs<B>) -> T
 /// The targets of a batch of which this was said.
 pub(crate) fn couple<B: Backend>(said: &PairEmbeddings<B>) -> Pairs<B> {
     let logits = similarities(said);
+    let derivatives = derivatives(said, &logits);
     let ([pairs, _], device) = (logits.dims(), logits.device());
     let values: Vec<f64> = logits.into_data().iter::<f64>().collect();
     let sums = |entry: &dyn Fn(usize, usize) -> f64| {
@@ -169,7 +189,7 @@ pub(crate) fn couple<B: Backend>(said: &PairEmbeddings<B>) -> Pairs<B> {
     let (columns, columns_without) = sums(&|i, k| values[k * pairs + i]);
     let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
     let (images, texts) = (full(&said.images), full(&said.texts));
-    let clean = Clean { images, texts, rows_without, columns_without, rows, columns };
+    let clean = Clean { images, texts, rows_without, columns_without, rows, columns, derivatives };
     Pairs { index: (0..pairs).collect(), clean: Some(Arc::new(clean)) }
 }
 
@@ -180,14 +200,8 @@ fn lse_without(terms: &[f64], left_out: usize) -> f64 {
     if largest == f64::NEG_INFINITY { -1e30 } else { rest().map(|v| (v - largest).exp()).sum::<f64>().ln() + largest }
 }
 
-/// What the loss of the batch has as its derivatives in closed form: `(∂L/∂u, ∂L/∂v, ∂L/∂τ)`.
-///
-/// With P the softmax of the rows and Q that of the columns of s, ∂L/∂s = (P + Q − 2I)/2B.
-///
-/// # Shapes
-/// - returns: `[pairs, dim]` twice, and `[1]`
-pub(crate) fn derivatives<B: Backend>(said: &PairEmbeddings<B>) -> (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1>) {
-    let logits = similarities(said);
+/// From the similarities of what was said.
+fn derivatives<B: Backend>(said: &PairEmbeddings<B>, logits: &Tensor<B, 2>) -> Derivatives<B> {
     let pairs = logits.dims()[0];
     let softmax = |x: Tensor<B, 2>| burn::tensor::activation::softmax(x, 1);
     let eye = Tensor::<B, 2>::eye(pairs, &logits.device());
@@ -198,7 +212,7 @@ pub(crate) fn derivatives<B: Backend>(said: &PairEmbeddings<B>) -> (Tensor<B, 2>
     let images = g.clone().matmul(full(&said.texts)) * scale.clone();
     let texts = g.clone().transpose().matmul(full(&said.images)) * scale;
     // s is proportional to e^τ
-    (images, texts, (g * logits).sum().reshape([1]))
+    Derivatives { images, texts, tau: (g * logits.clone()).sum().reshape([1]) }
 }
 
 #[cfg(test)]
@@ -292,7 +306,8 @@ mod tests {
         let parameter = Tensor::<A, 1>::from_data([tau], &Default::default()).require_grad();
         with_graph.scale = parameter.clone().exp();
         let gradients = losses(with_graph.clone(), Pairs::new(pairs)).mean().backward();
-        let (u, v, t) = derivatives(&said::<B>(&images, &texts, dim, tau.exp()));
+        let target = couple(&said::<B>(&images, &texts, dim, tau.exp()));
+        let Derivatives { images: u, texts: v, tau: t } = target.derivatives().unwrap().clone();
         let close = |got: Vec<f32>, expected: Vec<f32>| {
             for (a, b) in got.iter().zip(&expected) {
                 assert!((a - b).abs() < 1e-5, "{a} for {b}");
@@ -312,7 +327,8 @@ mod tests {
         type A = Autodiff<Flex>;
         let clean = said::<A>(&images, &texts, dim, scale);
         let target = couple(&clean);
-        let (u, v, _) = derivatives(&said::<B>(&images, &texts, dim, scale));
+        let plain = couple(&said::<B>(&images, &texts, dim, scale));
+        let Derivatives { images: u, texts: v, .. } = plain.derivatives().unwrap().clone();
         let expected = [values(u), values(v)].map(|g| g.iter().map(|x| x * pairs as f32).collect::<Vec<_>>());
         let all: Vec<usize> = (0..pairs).collect();
         let gradients = |target: Option<Pairs<A>>| {

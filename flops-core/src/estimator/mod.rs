@@ -186,14 +186,10 @@ impl<B: Backend, O, T> CleanPass<B, O, T> {
         }
     }
 
-    /// Trained parameters whose gradient is neither known nor within reach of a probe.
-    fn missed(&self, trained: &Arc<HashSet<ParamId>>) -> usize {
-        self.estimated(trained).iter().filter(|id| !self.reached.contains(id)).count()
-    }
-
-    /// Whether every trained parameter was called through the probe. One that was not may act in any stage: none can be skipped.
+    /// Whether every parameter whose gradient is estimated was called through the probe. One that was not may act in any stage: none can be
+    /// skipped.
     pub(crate) fn reaches_all(&self, trained: &Arc<HashSet<ParamId>>) -> bool {
-        self.missed(trained) == 0
+        self.estimated(trained).is_subset(&self.reached)
     }
 }
 
@@ -393,19 +389,16 @@ impl Estimator {
         if allocation.counts().len() != n {
             return Err(Error::Length { name: "allocation", got: allocation.counts().len(), expected: n });
         }
-        if trained.is_empty() {
-            return Err(Error::NothingTrained);
-        }
-        let missed = clean.missed(trained);
-        if self.space.is_independent() && missed > 0 {
-            return Err(Error::NotSites { missed, trained: trained.len() });
-        }
-        let no_stages = Stages::default();
-        let stages = if clean.reaches_all(trained) { &clean.stages } else { &no_stages };
         let estimated = &clean.estimated(trained);
         if estimated.is_empty() {
             return Err(Error::NothingTrained);
         }
+        let missed = estimated.difference(&clean.reached).count();
+        if self.space.is_independent() && missed > 0 {
+            return Err(Error::NotSites { missed, trained: estimated.len() });
+        }
+        let no_stages = Stages::default();
+        let stages = if missed == 0 { &clean.stages } else { &no_stages };
         // workers of a multi-device strategy share the step: the batch tells them apart
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());

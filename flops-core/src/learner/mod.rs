@@ -490,6 +490,9 @@ where
         let Estimator { threads, .. } = self.config.estimator;
         let rows = batch.ids.len();
         let output = infer(&self.model, &batch.input, rows, self.config.estimator.clean_rows(), threads);
+        if let Some(why) = self.model.failure() {
+            self.monitor.fail(Error::Model { why });
+        }
         report(&self.model, output, batch.target)
     }
 }

@@ -355,8 +355,13 @@ impl<B: Backend> Probe<B> {
 
     /// Offers the allocator an embedding of each datum, `[rows, dim]`; only the clean pass of a step looks at it.
     pub fn embed(&mut self, embedding: &Tensor<B, 2>) {
+        self.embed_with(|| embedding.clone());
+    }
+
+    /// The same for one that has to be made first: in a query it is not.
+    pub fn embed_with(&mut self, embedding: impl FnOnce() -> Tensor<B, 2>) {
         if let Mode::Survey { embeddings, .. } = &mut self.mode {
-            *embeddings = Some(embedding.clone());
+            *embeddings = Some(embedding());
         }
     }
 

@@ -13,43 +13,42 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::data::dataloader::DataLoader;
+use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::InMemDataset;
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, ModuleDisplay};
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::train::TrainStep;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::AnyAllocator;
 use flops_core::{
-    Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, Plain, Probe, QueryBudget, Space, cross_entropy,
+    EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, Plain, Probe, QueryBudget, Space, cross_entropy,
 };
 use flops_examples::artifacts::{Artifacts, Settings, merge};
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::experiment::Progress;
+use flops_examples::history::{History, Row, Split};
 use flops_examples::method::Method;
-use flops_examples::plot::{Panel, Series, panels};
-use flops_examples::server::{Classes, Serving, serve};
+use flops_examples::server::{Serving, serve};
 use flops_examples::sheet::{Picture, contact_sheet};
-use flops_examples::{BURN_VERSION, cli};
-use flops_multimodal::blackbox::{BlackBox, Charge, HttpBlackBox, HttpConfig, InProcess, Metered};
+use flops_examples::shots::{Shot, ShotBatch, ShotBatcher, shots};
+use flops_examples::supervised::Supervised;
+use flops_examples::{BURN_VERSION, cli, curves};
+use flops_multimodal::blackbox::{BlackBox, BlackBoxError, Charge, HttpBlackBox, HttpConfig, InProcess, Metered};
+use flops_multimodal::data::Scenes;
 use flops_multimodal::data::scenes::SIDE;
-use flops_multimodal::data::{Scene, Scenes, Shift};
 use flops_multimodal::{Asked, Classifier, TextPrompt, VisualPrompt};
-use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The other camera: little more than half of each colour is its own, the rest comes from its neighbours.
-const CAMERA: Shift =
-    Shift { mix: [[0.56, 0.20, 0.14], [0.10, 0.60, 0.18], [0.17, 0.13, 0.58]], offset: [0.07, 0.03, 0.0] };
+/// What a run that was given up says.
+const STOPPED: &str = "stopped; every answer is kept, and --resume asks only what was never answered";
 /// Settings that do not change what is computed.
 const FREE_SETTINGS: [&str; 1] = ["concurrency"];
 
@@ -197,154 +196,45 @@ impl Args {
     }
 }
 
-/// The server of this run: another process, started again where it dies.
-struct Supervised {
-    child: Arc<Mutex<Child>>,
-    done: Arc<AtomicBool>,
-    address: String,
+/// Mean loss, and the share of the labels that the scores name.
+fn judged<B: Backend>(scores: &Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> (f64, f64) {
+    let n = labels.dims()[0];
+    let right = scores.clone().argmax(1).reshape([n]).equal(labels.clone()).int().sum().into_scalar().elem::<i64>();
+    let loss = cross_entropy(scores.clone(), labels).mean().into_scalar().elem();
+    (loss, right as f64 / n as f64)
 }
 
-impl Supervised {
-    fn start(args: &Args, book: &Path) -> Result<Self> {
-        let spawn = {
-            let (serving, book) = (args.serving.clone(), book.to_path_buf());
-            move |port: u16| -> Result<(Child, String)> {
-                let mut command = Command::new(std::env::current_exe()?);
-                command
-                    .args(["--serve", &port.to_string(), "--classes", &serving.classes.name()])
-                    .arg("--book")
-                    .arg(&book);
-                if let Some(path) = &serving.alignment {
-                    command.arg("--alignment").arg(path);
-                }
-                let mut child =
-                    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the server")?;
-                let out = child.stdout.take().context("the server has no output")?;
-                let mut line = String::new();
-                BufReader::new(out).read_line(&mut line)?;
-                let Some(address) = line.trim().strip_prefix("listening on ") else {
-                    let _ = child.kill();
-                    bail!("the server did not start; see what it says above");
-                };
-                Ok((child, address.to_string()))
-            }
-        };
-        let (child, address) = spawn(0)?;
-        println!("server: process {} at {address}", child.id());
-        let port = address.rsplit(':').next().and_then(|port| port.parse().ok()).context("the address has no port")?;
-        let (child, done) = (Arc::new(Mutex::new(child)), Arc::new(AtomicBool::new(false)));
-        let (watched, over) = (child.clone(), done.clone());
-        std::thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(100));
-                let mut child = watched.lock().unwrap_or_else(|e| e.into_inner());
-                if matches!(child.try_wait(), Ok(Some(_))) && !over.load(Ordering::Relaxed) {
-                    match spawn(port) {
-                        Ok((new, _)) => {
-                            println!("server: died, started again as process {}", new.id());
-                            *child = new;
-                        }
-                        // the port may not be free yet; requests are retried meanwhile
-                        Err(error) => eprintln!("server: {error:#}"),
-                    }
-                }
-            }
-        });
-        Ok(Self { child, done, address })
-    }
-}
-
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-        let mut child = self.child.lock().unwrap_or_else(|e| e.into_inner());
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-/// A scene, its picture and its class.
-#[derive(Clone, Debug)]
-struct Item {
-    id: u64,
-    pixels: Vec<f32>,
-    label: usize,
-}
-
-/// Pictures under the camera of the task: `count` of them, as evenly over the classes as can be, drawn by the seed.
-fn items(scenes: &Scenes, classes: Classes, count: usize, seed: u64) -> Vec<Item> {
-    use rand::seq::SliceRandom;
-    let names = classes.names().len();
-    let mut order: Vec<usize> = (0..scenes.len()).collect();
-    order.shuffle(&mut flops_core::loader::keyed_rng([seed, 1, 0, 0]));
-    let mut of_class: Vec<Vec<usize>> = vec![vec![]; names];
-    order.into_iter().for_each(|i| of_class[classes.of(&scenes.scenes[i])].push(i));
-    let mut chosen = vec![];
-    for round in 0..scenes.len() {
-        chosen.extend(of_class.iter().filter_map(|of| of.get(round)));
-    }
-    let item = |&i: &usize| {
-        let scene: &Scene = &scenes.scenes[i];
-        Item { id: i as u64, pixels: scene.render(scenes.seeds[i], &CAMERA), label: classes.of(scene) }
-    };
-    chosen.iter().take(count).map(item).collect()
-}
-
-/// Items to batches.
-#[derive(Clone)]
-struct Batcher;
-
-type ImageBatch<B> = Batch<Tensor<B, 4>, Tensor<B, 1, Int>>;
-
-impl<B: Backend> burn::data::dataloader::batcher::Batcher<B, Item, ImageBatch<B>> for Batcher {
-    fn batch(&self, items: Vec<Item>, device: &B::Device) -> ImageBatch<B> {
-        let n = items.len();
-        let pixels: Vec<f32> = items.iter().flat_map(|item| item.pixels.iter().copied()).collect();
-        let labels: Vec<i32> = items.iter().map(|item| item.label as i32).collect();
-        Batch {
-            ids: items.iter().map(|item| item.id).collect(),
-            input: Tensor::from_data(TensorData::new(pixels, [n, 3, SIDE, SIDE]), device),
-            target: Tensor::from_data(TensorData::new(labels, [n]), device),
-        }
-    }
-}
-
-/// Share of the items that the box names correctly under the prompt, or without one.
-fn accuracy<M>(model: Option<&M>, asked: &Asked, test: &[Item], device: &Device) -> Result<f64>
+/// Loss and accuracy of the box on the test images, under the prompt or without one.
+fn evaluate<M>(model: Option<&M>, asked: &Asked, test: &[Shot], device: &Device) -> Result<(f64, f64)>
 where
     M: ForwardModel<B, Input = Tensor<B, 4>, Output = Tensor<B, 2>>,
 {
-    let batch: ImageBatch<B> = burn::data::dataloader::batcher::Batcher::batch(&Batcher, test.to_vec(), device);
+    let batch: ShotBatch<B> = ShotBatcher.batch(test.to_vec(), device);
     let scores = match model {
         Some(model) => model.forward(batch.input, &mut Probe::clean()),
         None => asked.scores(batch.input, None),
     };
-    if let Some(error) = asked.failure() {
-        return Err(error.into());
+    match asked.failure() {
+        Some(error) => Err(error).context(STOPPED),
+        None => Ok(judged(&scores, batch.target)),
     }
-    let right = scores.argmax(1).reshape([test.len()]).equal(batch.target).int().sum().into_scalar().elem::<i64>();
-    Ok(right as f64 / test.len() as f64)
-}
-
-/// A step of the run, a row of `metrics.csv`.
-#[derive(Clone, Debug, Serialize)]
-struct Row {
-    step: usize,
-    queries: u64,
-    loss: f64,
-    accuracy: f64,
-    variance_vs_uniform: Option<f64>,
-}
-
-/// What tuning gave.
-struct Tuned<M> {
-    model: M,
-    rows: Vec<Row>,
 }
 
 /// The learning rate of a step.
 fn cosine(lr: f64, step: usize, steps: usize) -> f64 {
     lr * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos())
+}
+
+/// Batches of the training images, one for each step, shuffled anew in each epoch.
+fn batches<O: Send + 'static>(
+    args: &Args,
+    train: &[Shot],
+    batcher: impl Batcher<AB, Shot, O> + 'static,
+    device: &Device,
+) -> Result<impl Iterator<Item = O>> {
+    let data = Arc::new(InMemDataset::new(train.to_vec()));
+    let loader = EpochLoader::new(data, batcher, args.batch_size, device.clone())?.shuffled(args.seed);
+    Ok((0..).flat_map(move |_: usize| loader.iter().collect::<Vec<_>>()).take(args.steps()?))
 }
 
 /// Tunes by forward queries.
@@ -353,113 +243,79 @@ fn tune<M>(
     args: &Args,
     config: &ForwardConfig,
     spent: &dyn Fn() -> u64,
-    train: &[Item],
+    train: &[Shot],
     device: &Device,
-) -> Result<Tuned<M::InnerModule>>
+    history: &mut History,
+) -> Result<M::InnerModule>
 where
-    M: AutodiffModule<AB> + burn::module::ModuleDisplay + 'static,
-    M::InnerModule: ForwardModel<B, Input = Tensor<B, 4>, Target = Tensor<B, 1, Int>, Output = Tensor<B, 2>>
-        + burn::module::ModuleDisplay,
+    M: AutodiffModule<AB> + ModuleDisplay + 'static,
+    M::InnerModule:
+        ModuleDisplay + ForwardModel<B, Input = Tensor<B, 4>, Target = Tensor<B, 1, Int>, Output = Tensor<B, 2>>,
 {
     let allocator = AnyAllocator::<AB>::new(args.allocator_kind()?, device)?;
     let mut learner = ForwardLearner::new(model, allocator, config.clone())?;
     let mut optimizer = AdamConfig::new().init();
-    let loader: EpochLoader<AB, Item, ImageBatch<B>> =
-        EpochLoader::new(Arc::new(InMemDataset::new(train.to_vec())), Plain(Batcher), args.batch_size, device.clone())?
-            .shuffled(args.seed);
-    let (steps, mut rows, mut progress) = (args.steps()?, vec![], Progress::default());
-    'run: loop {
-        for batch in loader.iter() {
-            let step = rows.len();
-            if step == steps {
-                break 'run;
-            }
-            let output = learner.step(batch);
-            if let Some(error) = learner.monitor().error() {
-                return Err(error.into());
-            }
-            let accuracy = output.item.classification.as_ref().map_or(f64::NAN, |(scores, labels)| {
-                let n = labels.dims()[0];
-                let right = scores.clone().argmax(1).reshape([n]).equal(labels.clone()).int().sum();
-                right.into_scalar().elem::<i64>() as f64 / n as f64
-            });
-            rows.push(Row {
-                step: step + 1,
-                queries: spent(),
-                loss: output.item.losses.clone().mean().into_scalar().elem(),
-                accuracy,
-                variance_vs_uniform: output.item.stats.as_ref().map(|s| s.relative_variance),
-            });
-            learner = learner.optimize::<AB, _>(&mut optimizer, cosine(args.lr, step, steps), output.grads);
-            let last = &rows[step];
-            progress.at(step + 1, steps, || format!("steps, loss {:.3}, {} queries", last.loss, last.queries));
+    let (steps, mut progress) = (args.steps()?, Progress::default());
+    for (step, batch) in batches(args, train, Plain(ShotBatcher), device)?.enumerate() {
+        let output = learner.step(batch);
+        if let Some(error) = learner.monitor().error() {
+            return Err(error).context(STOPPED);
         }
+        let scored = output.item.classification.as_ref();
+        let (loss, accuracy) = scored.map_or((f64::NAN, f64::NAN), |(scores, labels)| judged(scores, labels.clone()));
+        history.push(Row {
+            step_queries: Some(spent().saturating_sub(history.queries())),
+            variance_vs_uniform: output.item.stats.as_ref().map(|s| s.relative_variance),
+            ceiling: output.item.stats.as_ref().map(|s| s.ceiling),
+            ..Row::new(Split::Train, 1, loss, accuracy)
+        });
+        learner = learner.optimize::<AB, _>(&mut optimizer, cosine(args.lr, step, steps), output.grads);
+        progress.at(step + 1, steps, || format!("steps, loss {loss:.3}, {} queries", history.queries()));
     }
-    Ok(Tuned { model: learner.valid().model, rows })
+    Ok(learner.valid().model)
 }
 
 /// Tunes by backpropagation through the classifier, which a black box does not allow; for as many steps.
-fn tune_open<M>(
+fn tune_open<M: AutodiffModule<AB>>(
     mut model: M,
     args: &Args,
-    forward: impl Fn(&M, &Classifier<AB>, Tensor<AB, 4>) -> Tensor<AB, 2>,
-    train: &[Item],
+    forward: impl Fn(&M, &Classifier<AB>, Tensor<AB, 4>) -> Result<Tensor<AB, 2>, BlackBoxError>,
+    train: &[Shot],
     device: &Device,
-) -> Result<Tuned<M::InnerModule>>
-where
-    M: AutodiffModule<AB>,
-{
+    history: &mut History,
+) -> Result<M::InnerModule> {
     let classifier = args.serving.classifier::<AB>(device)?;
     let mut optimizer = AdamConfig::new().init();
-    let loader: EpochLoader<AB, Item, ImageBatch<AB>> =
-        EpochLoader::new(Arc::new(InMemDataset::new(train.to_vec())), Batcher, args.batch_size, device.clone())?
-            .shuffled(args.seed);
-    let (steps, mut rows, mut progress) = (args.steps()?, vec![], Progress::default());
-    'run: loop {
-        for batch in loader.iter() {
-            let step = rows.len();
-            if step == steps {
-                break 'run;
-            }
-            let n = batch.ids.len();
-            let scores = forward(&model, &classifier, batch.input);
-            let right = scores.clone().argmax(1).reshape([n]).equal(batch.target.clone()).int().sum();
-            let loss = cross_entropy(scores, batch.target).mean();
-            rows.push(Row {
-                step: step + 1,
-                queries: 0,
-                loss: loss.clone().into_scalar().elem(),
-                accuracy: right.into_scalar().elem::<i64>() as f64 / n as f64,
-                variance_vs_uniform: None,
-            });
-            let grads = GradientsParams::from_grads(loss.backward(), &model);
-            model = optimizer.step(cosine(args.lr, step, steps), model, grads);
-            progress.at(step + 1, steps, || format!("steps, loss {:.3}", rows[step].loss));
-        }
+    let (steps, mut progress) = (args.steps()?, Progress::default());
+    for (step, batch) in batches(args, train, ShotBatcher, device)?.enumerate() {
+        let batch: ShotBatch<AB> = batch;
+        let scores = forward(&model, &classifier, batch.input)?;
+        let (loss, accuracy) = judged(&scores, batch.target.clone());
+        history.push(Row::new(Split::Train, 1, loss, accuracy));
+        let gradients = cross_entropy(scores, batch.target).mean().backward();
+        let gradients = GradientsParams::from_grads(gradients, &model);
+        model = optimizer.step(cosine(args.lr, step, steps), model, gradients);
+        progress.at(step + 1, steps, || format!("steps, loss {loss:.3}"));
     }
-    Ok(Tuned { model: model.valid(), rows })
+    Ok(model.valid())
 }
 
-/// A box and its books.
+/// A box under the cap and with the journal, and, over HTTP, what can say how it counts itself.
 struct Endpoint {
-    asked: Asked,
-    spent: Box<dyn Fn() -> u64>,
-    from_journal: Box<dyn Fn() -> u64>,
-    count: Box<dyn Fn() -> Option<u64>>,
-    server: Option<Supervised>,
+    metered: Arc<Metered<Box<dyn BlackBox>>>,
+    http: Option<Arc<HttpBlackBox>>,
+    /// Stopped with this value.
+    _server: Option<Supervised>,
 }
 
-/// How queries count against the cap: our own server charges by their content; of another nobody knows what it does with one that is sent again.
-fn charge(args: &Args) -> Charge {
-    if args.endpoint.is_some() { Charge::PerAttempt } else { Charge::PerAnswer }
-}
-
-/// The box that was asked for, under the cap and with the journal.
+/// The box that was asked for.
 fn endpoint(args: &Args, artifacts: &Artifacts, device: &Device) -> Result<Endpoint> {
-    let journal = artifacts.path("answers.journal");
-    fn metered<X: BlackBox + 'static>(inner: X, args: &Args, journal: &Path) -> Result<Arc<Metered<X>>> {
-        Ok(Arc::new(Metered::new(inner, args.cap).with_charge(charge(args)).with_journal(journal)?))
-    }
+    // our own server charges by the content of a query; of another nobody knows what it does with one that is sent again
+    let charge = if args.endpoint.is_some() { Charge::PerAttempt } else { Charge::PerAnswer };
+    let metered = |inner: Box<dyn BlackBox>| -> Result<Arc<Metered<Box<dyn BlackBox>>>> {
+        let metered = Metered::new(inner, args.cap).with_charge(charge);
+        Ok(Arc::new(metered.with_journal(artifacts.path("answers.journal"))?))
+    };
     if args.local {
         let classifier = args.serving.classifier::<B>(device)?;
         let info = classifier.info().clone();
@@ -470,33 +326,20 @@ fn endpoint(args: &Args, artifacts: &Artifacts, device: &Device) -> Result<Endpo
             // what the box cannot score is no number, which the seam refuses
             scores.unwrap_or_else(|_| Tensor::full([rows, classes], f32::NAN, &fallback))
         };
-        let metered = metered(InProcess::<B, _>::new(info, forward, 64, device)?, args, &journal)?;
-        let (spent, known) = (metered.clone(), metered.clone());
-        return Ok(Endpoint {
-            asked: Asked::new(metered),
-            spent: Box::new(move || spent.spent()),
-            from_journal: Box::new(move || known.answered_from_journal()),
-            count: Box::new(|| None),
-            server: None,
-        });
+        let inner = InProcess::<B, _>::new(info, forward, 64, device)?;
+        return Ok(Endpoint { metered: metered(Box::new(inner))?, http: None, _server: None });
     }
-    let server = match &args.endpoint {
-        Some(_) => None,
-        None => Some(Supervised::start(args, &artifacts.path("server.book"))?),
+    let (address, server) = match &args.endpoint {
+        Some(address) => (address.clone(), None),
+        None => {
+            let server = Supervised::start(&args.serving, &artifacts.path("server.book"))?;
+            (server.address.clone(), Some(server))
+        }
     };
-    let address =
-        args.endpoint.clone().or(server.as_ref().map(|s| s.address.clone())).context("there is no address")?;
     let http = HttpConfig::new(address).with_concurrency(args.concurrency).with_retries(30);
     let http = http.with_backoff(Duration::from_millis(250), Duration::from_secs(2));
-    let metered = metered(HttpBlackBox::connect(http)?, args, &journal)?;
-    let (spent, known, counted) = (metered.clone(), metered.clone(), metered.clone());
-    Ok(Endpoint {
-        asked: Asked::new(metered),
-        spent: Box::new(move || spent.spent()),
-        from_journal: Box::new(move || known.answered_from_journal()),
-        count: Box::new(move || counted.inner().count().ok()),
-        server,
-    })
+    let http = Arc::new(HttpBlackBox::connect(http)?);
+    Ok(Endpoint { metered: metered(Box::new(http.clone()))?, http: Some(http), _server: server })
 }
 
 /// Gives what an earlier run in the folder paid for another name: it is never thrown away.
@@ -535,86 +378,62 @@ fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let device = backend::device()?;
     let classes = args.serving.classes;
-    let train =
-        items(&Scenes::train(1, args.seed), classes, args.shots.saturating_mul(classes.names().len()), args.seed);
-    let test = items(&Scenes::test(1, args.seed), classes, args.test, args.seed);
+    let count = args.shots.saturating_mul(classes.names().len());
+    let train = shots(&Scenes::train(1, args.seed), classes, count, args.seed);
+    let test = shots(&Scenes::test(1, args.seed), classes, args.test, args.seed);
     let args = Args { test: test.len(), ..args };
     let endpoint = endpoint(&args, &artifacts, &device)?;
-    let asked = &endpoint.asked;
-    let stopped = || match args.resume || artifacts.path("answers.journal").exists() {
-        true => "stopped; every answer is kept, and --resume asks only what was never answered".to_string(),
-        false => "stopped".to_string(),
-    };
+    let (asked, spent) = (Asked::new(endpoint.metered.clone()), || endpoint.metered.spent());
     ensure!(
         asked.info().classes == classes.names(),
         "the endpoint scores {:?}, the images are labelled by {}; choose the classes it has with --classes",
         asked.info().classes,
         classes.name()
     );
-    let zero_shot = accuracy::<VisualPrompt<B>>(None, asked, &test, &device).with_context(stopped)?;
-    println!(
-        "{} training images, {} test images, zero-shot accuracy {:.1} %",
-        train.len(),
-        test.len(),
-        100.0 * zero_shot
-    );
+    let mut history = History::default();
+    let tested = |history: &mut History, epoch: usize, (loss, accuracy): (f64, f64)| {
+        let step_queries = Some(spent().saturating_sub(history.queries()));
+        history.push(Row { step_queries, ..Row::new(Split::Test, epoch, loss, accuracy) });
+        accuracy
+    };
+    let zero_shot = tested(&mut history, 0, evaluate::<VisualPrompt<B>>(None, &asked, &test, &device)?);
+    let (images, tests) = (train.len(), test.len());
+    println!("{images} training images, {tests} test images, zero-shot accuracy {:.1} %", 100.0 * zero_shot);
     <AB as burn::tensor::backend::Backend>::seed(&device, args.seed);
-    let (tuned, rows, seen) = match args.prompt {
+    let (tuned, seen) = match args.prompt {
         Prompt::Visual => {
             let model = VisualPrompt::<AB>::new(asked.clone(), args.hidden, &device)?;
-            let tuned = if args.method.is_forward() {
-                tune(model, &args, &config, &*endpoint.spent, &train, &device)
+            let model = if args.method.is_forward() {
+                tune(model, &args, &config, &spent, &train, &device, &mut history)?
             } else {
                 let forward = |m: &VisualPrompt<AB>, classifier: &Classifier<AB>, images| {
-                    let images = m.repaint(images, &mut Probe::clean());
-                    classifier.scores(classifier.embed_images(images), None).expect("there is no context to refuse")
+                    classifier.scores(classifier.embed_images(m.repaint(images, &mut Probe::clean())), None)
                 };
-                tune_open(model, &args, forward, &train, &device)
+                tune_open(model, &args, forward, &train, &device, &mut history)?
             };
-            let tuned = tuned.with_context(stopped)?;
-            let seen = pictures(&tuned.model, &test, &device);
-            (accuracy(Some(&tuned.model), asked, &test, &device).with_context(stopped)?, tuned.rows, Some(seen))
+            (evaluate(Some(&model), &asked, &test, &device)?, Some(pictures(&model, &test, &device)))
         }
         Prompt::Text => {
             let model = TextPrompt::<AB>::new(asked.clone(), &device)?;
-            let tuned = if args.method.is_forward() {
-                tune(model, &args, &config, &*endpoint.spent, &train, &device)
+            let model = if args.method.is_forward() {
+                tune(model, &args, &config, &spent, &train, &device, &mut history)?
             } else {
                 let forward = |m: &TextPrompt<AB>, classifier: &Classifier<AB>, images: Tensor<AB, 4>| {
                     let [_, tokens, dim] = m.context.dims();
                     let context = m.context.val().expand([images.dims()[0], tokens, dim]);
-                    let images = classifier.embed_images(images);
-                    classifier.scores(images, Some(context)).expect("the context has the classifier's shape")
+                    classifier.scores(classifier.embed_images(images), Some(context))
                 };
-                tune_open(model, &args, forward, &train, &device)
+                tune_open(model, &args, forward, &train, &device, &mut history)?
             };
-            let tuned = tuned.with_context(stopped)?;
-            (accuracy(Some(&tuned.model), asked, &test, &device).with_context(stopped)?, tuned.rows, None)
+            (evaluate(Some(&model), &asked, &test, &device)?, None)
         }
     };
-    let (used, server) = ((endpoint.spent)(), (endpoint.count)());
-    artifacts.write_csv("metrics.csv", &rows)?;
-    let x = |row: &Row| if args.method.is_forward() { row.queries as f64 } else { row.step as f64 };
-    let panel = |name: &str, of: &dyn Fn(&Row) -> f64, level: Option<(f64, f64)>| Panel {
-        title: name.into(),
-        axes: (if args.method.is_forward() { "queries" } else { "steps" }.into(), name.into()),
-        log: (false, false),
-        series: [Series::new("train", smoothed(&rows, &x, of))]
-            .into_iter()
-            .chain(level.map(|(before, after)| {
-                let ends = rows.first().zip(rows.last()).map_or((0.0, 1.0), |(a, b)| (x(a), x(b)));
-                Series::new("test, before and after", [(ends.0, before), (ends.1, after)])
-            }))
-            .collect(),
-    };
-    let svg = panels(
-        &format!("{} prompt of a black box, {}", settings["prompt"].as_str().unwrap_or(""), args.method.name()),
-        &[
-            panel("accuracy, %", &|row| 100.0 * row.accuracy, Some((100.0 * zero_shot, 100.0 * tuned))),
-            panel("loss", &|row| row.loss, None),
-        ],
-    )?;
-    artifacts.write("curves.svg", svg.as_bytes())?;
+    let tuned = tested(&mut history, 1, tuned);
+    let used = spent();
+    let server = endpoint.http.as_ref().and_then(|http| http.count().ok());
+    history.write(&artifacts)?;
+    let title = format!("{} prompt of a black box, {}", settings["prompt"].as_str().unwrap_or(""), args.method.name());
+    artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
     if let Some(seen) = &seen {
         let title = "as the camera gives them (left of each pair) and as the tuned prompt repaints them";
         artifacts.write("prompt.svg", contact_sheet(title, seen)?.as_bytes())?;
@@ -627,11 +446,12 @@ fn run(args: Args) -> Result<()> {
             "accuracy_tuned": tuned,
             "queries_used": used,
             "queries_server": server,
-            "answered_from_journal": (endpoint.from_journal)(),
-            "steps": rows.len(),
-            "loss_after": rows.last().map(|row| row.loss),
-            "train_images": train.len(),
-            "test_images": test.len(),
+            "answered_from_journal": endpoint.metered.answered_from_journal(),
+            "steps": history.steps(),
+            "loss_before": history.rows.first().map(|row| row.loss),
+            "loss_after": history.rows.last().map(|row| row.loss),
+            "train_images": images,
+            "test_images": tests,
             "seconds": started.elapsed().as_secs_f64(),
             "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
         }),
@@ -649,22 +469,13 @@ fn run(args: Args) -> Result<()> {
     }
     let more = if seen.is_some() { ", prompt.svg" } else { "" };
     println!("\n{} holds summary.json, metrics.csv, curves.svg{more} and answers.journal", artifacts.dir().display());
-    drop(endpoint.server);
     Ok(())
 }
 
-/// Steps in at most 40 stretches, each as its mean at its end.
-fn smoothed(rows: &[Row], x: &dyn Fn(&Row) -> f64, of: &dyn Fn(&Row) -> f64) -> Vec<(f64, f64)> {
-    let stretches = (rows.len() / 4).clamp(1, 40);
-    let parts = (0..stretches).map(|i| &rows[i * rows.len() / stretches..(i + 1) * rows.len() / stretches]);
-    let parts = parts.filter(|part| !part.is_empty());
-    parts.map(|part| (x(&part[part.len() - 1]), part.iter().map(of).sum::<f64>() / part.len() as f64)).collect()
-}
-
 /// Some test images, each before and after.
-fn pictures(model: &VisualPrompt<B>, test: &[Item], device: &Device) -> Vec<Picture> {
-    let some: Vec<Item> = test.iter().take(8).cloned().collect();
-    let batch: ImageBatch<B> = burn::data::dataloader::batcher::Batcher::batch(&Batcher, some.clone(), device);
+fn pictures(model: &VisualPrompt<B>, test: &[Shot], device: &Device) -> Vec<Picture> {
+    let some: Vec<Shot> = test.iter().take(8).cloned().collect();
+    let batch: ShotBatch<B> = ShotBatcher.batch(some.clone(), device);
     let painted: Vec<f32> = model.repaint(batch.input, &mut Probe::clean()).into_data().iter::<f32>().collect();
     let picture = |pixels: &[f32], line: &str| Picture {
         pixels: pixels.iter().map(|p| (255.0 * p).round() as u8).collect(),

@@ -22,6 +22,8 @@ pub mod recorder;
 pub mod renderer;
 pub mod server;
 pub mod sheet;
+pub mod shots;
+pub mod supervised;
 
 /// The version of Burn that the workspace is pinned to.
 pub const BURN_VERSION: &str = "0.21.0";

@@ -4,7 +4,40 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
 use crate::error::Error;
+
+/// The pool that one of several callers runs in, so that what is parallel inside a pass (matrix products of Burn's CPU backends) keeps to the
+/// caller's share of the cores: callers that all split their products over all cores wait for one another. Pools are kept for later passes.
+struct Share(Option<ThreadPool>);
+
+static IDLE: Mutex<Vec<ThreadPool>> = Mutex::new(Vec::new());
+
+impl Share {
+    /// One of `callers` equal parts of the cores, of one core at least.
+    fn of(callers: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = (cores / callers).max(1);
+        let mut idle = IDLE.lock().unwrap_or_else(|e| e.into_inner());
+        let kept = idle.iter().position(|pool| pool.current_num_threads() == threads).map(|i| idle.swap_remove(i));
+        // without threads to spare the caller works by itself
+        Self(kept.or_else(|| ThreadPoolBuilder::new().num_threads(threads).build().ok()))
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        IDLE.lock().unwrap_or_else(|e| e.into_inner()).extend(self.0.take());
+    }
+}
 
 /// Runs jobs `0..jobs`, each with the context of its thread, and folds the results in the order of the jobs.
 ///
@@ -36,7 +69,8 @@ pub(crate) fn in_order<C: Clone + Send, T: Send>(
             .into_iter()
             .map(|context| {
                 let (queue, waiting, work) = (&queue, &waiting, &work);
-                scope.spawn(move || -> Result<(), Error> {
+                let share = Share::of(threads);
+                let calls = move || -> Result<(), Error> {
                     loop {
                         let job = queue.fetch_add(1, Ordering::Relaxed);
                         if job >= jobs {
@@ -52,7 +86,8 @@ pub(crate) fn in_order<C: Clone + Send, T: Send>(
                             waiting.next += 1;
                         }
                     }
-                })
+                };
+                scope.spawn(move || share.run(calls))
             })
             .collect();
         let mut outcome = Ok(());

@@ -201,12 +201,12 @@ fn prefix_bytes(card: &Card) -> usize {
     3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>()
 }
 
-/// The data whose prefix in front of the scope may be kept: all, or none where they would take too much memory or change from epoch
-/// to epoch.
-fn prefix_cache(args: &Args, images: usize, card: &Card) -> usize {
-    let bytes = prefix_bytes(card);
-    let never = args.no_prefix_cache || args.augmentation().is_some();
-    if never || images.saturating_mul(bytes) > PREFIX_CACHE_BYTES { 0 } else { images }
+/// The training and the test images whose prefix in front of the scope may be kept: all, or none where they would take too much memory or
+/// change from epoch to epoch.
+fn prefix_caches(args: &Args, (train, test): (usize, usize), card: &Card) -> (usize, usize) {
+    let fits = |images: usize| images.saturating_mul(prefix_bytes(card)) <= PREFIX_CACHE_BYTES;
+    let train = if args.no_prefix_cache || args.augmentation().is_some() || !fits(train) { 0 } else { train };
+    (train, if args.no_prefix_cache || !fits(train + test) { 0 } else { test })
 }
 
 /// Mean loss and accuracy on the test images.
@@ -246,7 +246,8 @@ fn train(args: Args) -> Result<()> {
     let moves = Augment { flip: false, shift: args.shift, padding: Padding::Edge, seed: args.seed };
     let train_data = train_data.with_copies(args.copies(), &moves);
     let images = train_data.items.len();
-    config = config.with_prefix_cache(prefix_cache(&args, images, &card));
+    let (kept, evaluated) = prefix_caches(&args, (images, test_data.items.len()), &card);
+    config = config.with_prefix_cache(kept).with_evaluation_cache(evaluated);
     let lr = args.lr.unwrap_or(FineTuning::new(&card.config, args.scope).lr);
     let settings = args.settings(&config, lr)?;
     if args.resume {
@@ -331,6 +332,7 @@ fn train(args: Args) -> Result<()> {
         _ => {
             let learner = BackpropLearner::new(model)
                 .with_prefix_cache(config.prefix_cache)
+                .with_evaluation_cache(config.evaluation_cache)
                 .with_threads(config.estimator.threads);
             let fitted = fit(learner, loader.differentiable()?, test.clone(), history, plan(None))?;
             (fitted.learner.model, fitted.history, fitted.stopped, vec![])

@@ -10,7 +10,7 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use crate::batch::Batch;
 use crate::estimator::trained_parameters;
 use crate::metric::StepOutput;
-use crate::objective::{ForwardModel, infer};
+use crate::objective::{ForwardModel, infer_again};
 use crate::probe::{PrefixCache, Probe};
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss: same model, same batches, same metrics, the other gradient.
@@ -25,6 +25,8 @@ pub struct BackpropLearner<B: Backend, M: Module<B>> {
     #[module(skip)]
     prefixes: Arc<PrefixCache>,
     #[module(skip)]
+    evaluated: Arc<PrefixCache>,
+    #[module(skip)]
     backend: std::marker::PhantomData<B>,
 }
 
@@ -34,13 +36,20 @@ const ROWS: usize = 32;
 impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
     /// A learner for `model`; parameters frozen with `no_grad` stay as they are.
     pub fn new(model: M) -> Self {
-        Self { model, threads: 1, prefixes: Arc::default(), backend: std::marker::PhantomData }
+        let (prefixes, evaluated) = Default::default();
+        Self { model, threads: 1, prefixes, evaluated, backend: std::marker::PhantomData }
     }
 
     /// Keeps the frozen prefix of this many data from epoch to epoch. Only for data that are not augmented, since a datum is
     /// known by its id alone, and for frozen parameters that nobody changes.
     pub fn with_prefix_cache(mut self, data: usize) -> Self {
         self.prefixes = Arc::new(PrefixCache::new(data));
+        self
+    }
+
+    /// The same for data that are evaluated between epochs, all of one data set: their ids may be those of training data.
+    pub fn with_evaluation_cache(mut self, data: usize) -> Self {
+        self.evaluated = Arc::new(PrefixCache::new(data));
         self
     }
 
@@ -74,6 +83,7 @@ where
         // a trained parameter that is not called through the probe may act in any stage
         if surveyed.reached.len() == trained.len() {
             self.prefixes.keep(&batch.ids, &trained, &surveyed.stages.frozen());
+            self.evaluated.turn_to(&trained);
         }
         let item = report(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
@@ -89,7 +99,7 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
-        let output = infer(&self.model, &batch.input, batch.ids.len(), ROWS, self.threads);
+        let output = infer_again(&self.model, &batch, ROWS, self.threads, &self.evaluated);
         report(&self.model, output, batch.target)
     }
 }

@@ -72,14 +72,11 @@ struct SitePrediction {
 }
 
 impl Prediction {
-    /// Adds, to each row's part of the loss that is explained, γ·h_jᵀ(σε).
-    pub(crate) fn explain(&self, site: usize, rows: &[RowKey], perturbation: &[f32], explained: &mut [f64]) {
-        let Some(Some(predicted)) = self.sites.get(site) else { return };
-        let len = perturbation.len() / rows.len().max(1);
-        for ((row, noise), explained) in rows.iter().zip(perturbation.chunks_exact(len.max(1))).zip(explained) {
-            let start = row.position as usize * len;
-            *explained += predicted.gain * dot32(noise, &predicted.gradients[start..start + len]);
-        }
+    /// The part of a row's loss that is explained: γ·h_jᵀ(σε) for its `perturbation` σε.
+    pub(crate) fn explain(&self, site: usize, row: RowKey, perturbation: &[f32]) -> f64 {
+        let Some(Some(predicted)) = self.sites.get(site) else { return 0.0 };
+        let start = row.position as usize * perturbation.len();
+        predicted.gain * dot32(perturbation, &predicted.gradients[start..start + perturbation.len()])
     }
 
     /// Adds γ·h_j, times the weight of datum j, to what the queries measured of it, and looks at the sum.

@@ -64,6 +64,7 @@ pub mod loader;
 pub mod metric;
 pub mod noise;
 pub mod objective;
+pub mod ops;
 pub mod persist;
 pub mod probe;
 pub mod recipe;

@@ -319,30 +319,32 @@ impl NoiseSource {
         Xoshiro256PlusPlus::seed_from_u64(derive(&[self.seed, self.step, site as u64, position, direction]))
     }
 
-    /// σ·ε for `rows`, each of `len` numbers, `[rows, len]`.
-    pub fn perturbation(&self, site: usize, rows: &[RowKey], len: usize) -> Vec<f32> {
-        let mut out = vec![0f32; rows.len() * len];
+    /// Hands σ·ε, `len` numbers, to `take`, for each of `rows` that is perturbed at `site`, with the row's number.
+    pub fn perturb(&self, site: usize, rows: &[RowKey], len: usize, mut take: impl FnMut(usize, &[f32])) {
+        let mut noise = vec![0f32; len];
+        // the direction that lies in `noise`, taken with a positive sign
+        let mut drawn = None;
         for (r, row) in rows.iter().enumerate() {
             let (direction, sign) = self.sampling.direction(row.query);
             if self.reach(site, row.position, direction).is_none() {
                 continue;
             }
-            let (before, here) = out.split_at_mut(r * len);
-            let here = &mut here[..len];
-            // the second half of a pair is the negative of the row just drawn
-            let paired = sign < 0.0
-                && r > 0
-                && rows[r - 1].position == row.position
-                && self.sampling.direction(rows[r - 1].query) == (direction, 1.0);
-            if paired {
-                for (v, p) in here.iter_mut().zip(&before[(r - 1) * len..]) {
-                    *v = -p;
-                }
+            if sign < 0.0 && drawn.take() == Some((row.position, direction)) {
+                noise.iter_mut().for_each(|v| *v = -*v);
             } else {
                 let mut rng = self.stream(site, row.position, direction);
-                self.law.fill(&mut rng, sign * self.sigma as f32, here);
+                self.law.fill(&mut rng, sign * self.sigma as f32, &mut noise);
+                drawn = (sign > 0.0).then_some((row.position, direction));
             }
+            take(r, &noise);
         }
+    }
+
+    /// σ·ε for `rows`, each of `len` numbers, `[rows, len]`.
+    #[cfg(test)]
+    pub fn perturbation(&self, site: usize, rows: &[RowKey], len: usize) -> Vec<f32> {
+        let mut out = vec![0f32; rows.len() * len];
+        self.perturb(site, rows, len, |r, noise| out[r * len..][..len].copy_from_slice(noise));
         out
     }
 

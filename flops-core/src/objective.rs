@@ -3,9 +3,9 @@
 use burn::module::ParamId;
 use burn::prelude::*;
 
-use crate::batch::Rows;
+use crate::batch::{Batch, Rows};
 use crate::estimator::in_order;
-use crate::probe::Probe;
+use crate::probe::{Prefix, PrefixCache, Probe, Stages};
 
 /// A model that can be trained from forward passes alone.
 ///
@@ -147,6 +147,38 @@ pub fn infer<B: Backend, M: ForwardModel<B>>(
     };
     in_order(rows.div_ceil(max_rows), threads, (model.clone(), input.clone()), work, |_, output| outputs.push(output))
         .expect("a plain pass gives no error");
+    M::Output::cat(outputs)
+}
+
+/// [`infer`] on a batch that is evaluated again and again, as after every epoch: from the frozen prefixes that `cache` has of it, or keeping them.
+pub(crate) fn infer_again<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    batch: &Batch<M::Input, M::Target>,
+    max_rows: usize,
+    threads: usize,
+    cache: &PrefixCache,
+) -> M::Output {
+    let (n, trained) = (batch.ids.len(), cache.trained());
+    if trained.is_empty() {
+        return infer(model, &batch.input, n, max_rows, threads);
+    }
+    let prefix = cache.get(&batch.ids, &trained);
+    let (mut outputs, mut stages) = (vec![], vec![]);
+    let context = (model.clone(), batch.input.clone(), prefix.clone());
+    let work = |(model, input, prefix): &(M, M::Input, Option<Prefix>), job: usize| {
+        let index: Vec<usize> = (job * max_rows..n.min((job + 1) * max_rows)).collect();
+        let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), false);
+        let output = model.forward(input.rows(&index), &mut probe);
+        Ok((output, probe.surveyed().stages))
+    };
+    in_order(n.div_ceil(max_rows), threads, context, work, |_, (output, stage)| {
+        outputs.push(output);
+        stages.push(stage);
+    })
+    .expect("a plain pass gives no error");
+    if prefix.is_none() {
+        cache.keep(&batch.ids, &trained, &Stages::cat(stages, None).frozen());
+    }
     M::Output::cat(outputs)
 }
 

@@ -3,7 +3,7 @@
 use burn::module::{Param, ParamId};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn::tensor::activation::gelu;
+use flops_core::ops::gelu;
 use flops_core::{ForwardModel, Probe};
 
 use crate::contrastive::{self, PairEmbeddings, Pairs};

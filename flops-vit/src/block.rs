@@ -2,10 +2,8 @@
 
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
-use burn::tensor::activation::gelu;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use flops_core::Probe;
+use flops_core::ops::{attention, gelu};
 
 use crate::config::ViTConfig;
 use crate::lora::{Lora, adapted};
@@ -45,59 +43,16 @@ impl<B: Backend> Attention<B> {
         }
     }
 
-    fn split(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        split_heads(x, self.num_heads)
-    }
-
     /// Attention of `q` over keys and values, without the output projection.
     ///
     /// # Shapes
-    /// - q: `[rows, tokens, d]`, k and v: `[context_rows, heads, context_tokens, d / heads]`
+    /// - q: `[rows, tokens, d]`, k and v: `[context_rows, context_tokens, d]`
     /// - returns: `[rows, tokens, d]`
-    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 4>, v: Tensor<B, 4>, probe: &Probe<B>) -> Tensor<B, 3> {
+    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
         let [k, v] = probe.align([k, v]);
         let context = k.dims()[0];
-        probe.share_context(q, context, |q| {
-            merge_heads(attention(self.split(q), k, v, None, None, AttentionModuleOptions::default()))
-        })
+        probe.share_context(q, context, |q| attention(q, k, v, self.num_heads, None))
     }
-}
-
-/// The parts of each token that belong to a head.
-///
-/// # Shapes
-/// - x: `[rows, tokens, d]`, d a multiple of `num_heads`
-/// - returns: `[rows, num_heads, tokens, d / num_heads]`
-pub fn split_heads<B: Backend>(x: Tensor<B, 3>, num_heads: usize) -> Tensor<B, 4> {
-    let [rows, tokens, d] = x.dims();
-    swap_middle(x.reshape([rows, tokens, num_heads, d / num_heads]))
-}
-
-/// The way back from [`split_heads`].
-///
-/// # Shapes
-/// - x: `[rows, num_heads, tokens, d / num_heads]`
-/// - returns: `[rows, tokens, d]`
-pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
-    let [rows, heads, tokens, d] = x.dims();
-    swap_middle(x).reshape([rows, tokens, heads * d])
-}
-
-/// `[rows, a, b, d]` as `[rows, b, a, d]`.
-///
-/// On Flex a gather, because it copies a view with swapped axes element by element, which would take a quarter of a forward pass.
-fn swap_middle<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let [rows, a, b, d] = x.dims();
-    if a == 1 || b == 1 {
-        return x.reshape([rows, b, a, d]);
-    }
-    if !B::name(&x.device()).contains("flex") {
-        return x.swap_dims(1, 2);
-    }
-    let all = rows * a * b;
-    let index = Tensor::<B, 1, Int>::arange(0..all as i64, &x.device());
-    let index = index.reshape([rows, a, b]).swap_dims(1, 2).reshape([all]);
-    x.reshape([all, d]).select(0, index).reshape([rows, b, a, d])
 }
 
 /// x + attention(norm1(x)), then x + mlp(norm2(x)).
@@ -115,8 +70,8 @@ pub struct Block<B: Backend> {
     pub fc2: Linear<B>,
 }
 
-/// What the first tokens need of a block's input: `(x, norm1(x))` at these tokens, keys and values of all tokens by head.
-pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 4>, Tensor<B, 4>);
+/// What the first tokens need of a block's input: `(x, norm1(x))` at these tokens, keys and values of all tokens.
+pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>);
 
 impl<B: Backend> Block<B> {
     pub(crate) fn new(config: &ViTConfig, device: &B::Device) -> Self {
@@ -140,7 +95,7 @@ impl<B: Backend> Block<B> {
         let q = adapted(&self.attn.query, &self.attn.query_lora, h.clone(), probe);
         let k = probe.linear(&self.attn.key, h.clone());
         let v = adapted(&self.attn.value, &self.attn.value_lora, h, probe);
-        let a = self.attn.attend(q, self.attn.split(k), self.attn.split(v), probe);
+        let a = self.attn.attend(q, k, v, probe);
         let (x, h) = self.project((x, a), probe);
         let h = gelu(probe.linear(&self.fc1, h));
         let h = probe.linear(&self.fc2, h);
@@ -152,7 +107,7 @@ impl<B: Backend> Block<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
         let v = adapted(&self.attn.value, &self.attn.value_lora, h.clone(), probe);
-        (x.narrow(1, 0, seen), h.narrow(1, 0, seen), self.attn.split(k), self.attn.split(v))
+        (x.narrow(1, 0, seen), h.narrow(1, 0, seen), k, v)
     }
 
     /// The rest of the last block, for these tokens alone: a stage per layer, since a query on one starts there.

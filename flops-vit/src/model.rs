@@ -6,7 +6,7 @@ use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe, cross_entropy};
 
-pub use crate::block::{Attention, Block, merge_heads, split_heads};
+pub use crate::block::{Attention, Block};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::VitError;
 use crate::positions;

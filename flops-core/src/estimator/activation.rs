@@ -86,7 +86,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         .enumerate()
         .flat_map(|(i, start)| {
             let counts: Vec<usize> = start.queries.iter().map(Vec::len).collect();
-            chunks(&counts, p.max_rows, noise.sampling.group()).into_iter().map(move |chunk| (i, chunk))
+            chunks(&counts, p.rows(start.stages), noise.sampling.group()).into_iter().map(move |chunk| (i, chunk))
         })
         .collect();
     let queries = |job: usize| {

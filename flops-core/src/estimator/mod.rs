@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::feedback::{Observation, Prediction};
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
 use crate::objective::ForwardModel;
+use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe, Stages};
 pub use estimate::{Estimate, PassCost};
 pub(crate) use parallel::in_order;
@@ -162,6 +163,8 @@ pub struct CleanPass<B: Backend, O, T> {
     /// Rows that went through the model, and the seconds they took.
     pub cost: PassCost,
     pub(crate) stages: Stages,
+    /// Whether passes run on the host, where the widths of its layers limit the rows of a pass.
+    pub(crate) on_host: bool,
     /// Probability of each site under [`Placement::Single`] and [`Placement::Staged`]: equal, unless the caller knows better. They sum to
     /// one.
     pub site_probabilities: Vec<f64>,
@@ -206,8 +209,26 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
     /// Of noise on weights of low rank.
     pub rank: Option<usize>,
     pub max_rows: usize,
+    pub on_host: bool,
     pub threads: usize,
 }
+
+impl<B: Backend, M: ForwardModel<B>> Problem<'_, B, M> {
+    /// Rows of a pass that begins behind the first `stages` stages: `max_rows`, but on the host no more than leave the outputs of its layers in
+    /// the cache, which more rows in a pass would pay for with a third of the speed.
+    pub fn rows(&self, stages: usize) -> usize {
+        let width = if self.on_host { self.stages.width(stages) } else { 0 };
+        CACHED_NUMBERS
+            .checked_div(width)
+            .map_or(self.max_rows, |rows| rows.clamp(MIN_ROWS, self.max_rows.max(MIN_ROWS)).min(self.max_rows))
+    }
+}
+
+/// Numbers of a layer's output that are taken to fit a CPU's cache: 4 MiB in single precision.
+const CACHED_NUMBERS: usize = 1 << 20;
+
+/// Rows that a pass has even where fewer would fill the cache: enough for a matrix product to reach its speed.
+const MIN_ROWS: usize = 4;
 
 /// What a space forms from the weights of the queries.
 pub(crate) struct Formed<B: Backend> {
@@ -313,19 +334,20 @@ impl Estimator {
         let late = self.single();
         // of equal size, since a matrix product of one row may round differently
         let width = n.div_ceil(n.div_ceil(self.clean_rows()));
-        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix);
+        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
         let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
             let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
             let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
             let output = model.forward(input.rows(&index), &mut probe);
-            let losses = read(model.losses(output.clone(), target.rows(&index)), index.len())?;
-            Ok((losses, output, probe.surveyed()))
+            let losses = model.losses(output.clone(), target.rows(&index));
+            let on_host = ops::is_host::<B>(&losses.device());
+            Ok((read(losses, index.len())?, output, probe.surveyed(), on_host))
         };
         let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
-        let (mut reached, mut sites) = (HashSet::new(), 0);
-        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed)| {
+        let (mut reached, mut sites, mut on_host) = (HashSet::new(), 0, false);
+        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed, host)| {
             losses.extend(loss);
-            (reached, sites) = (surveyed.reached, surveyed.sites);
+            (reached, sites, on_host) = (surveyed.reached, surveyed.sites, host);
             outputs.push(output);
             stages.push(surveyed.stages);
             embeddings.extend(surveyed.embeddings);
@@ -349,7 +371,7 @@ impl Estimator {
         }
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
-        let stages = Stages::cat(stages);
+        let stages = Stages::cat(stages, prefix);
         Ok(CleanPass {
             site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
@@ -359,6 +381,7 @@ impl Estimator {
             embeddings,
             cost,
             stages,
+            on_host,
             site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
             prediction: None,
             reached,
@@ -416,6 +439,7 @@ impl Estimator {
             prediction: clean.prediction.as_ref().filter(|_| self.space == Space::Activation),
             rank: if let Space::LowRank(rank) = self.space { Some(rank) } else { None },
             max_rows: self.max_rows,
+            on_host: clean.on_host,
             threads: self.threads,
         };
         let start = Instant::now();

@@ -13,6 +13,7 @@ use crate::batch::Rows;
 use crate::error::Error;
 use crate::noise::{NoiseSource, RowKey, SHARED};
 use crate::objective::ForwardModel;
+use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe};
 
 /// θ + σε_q, in the trained parameters.
@@ -32,9 +33,13 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
         self.site += 1;
         let key = RowKey { position: SHARED, query: self.query };
         param.map(|value| {
-            let (shape, device, dtype) = (value.dims(), value.device(), value.dtype());
-            let noise = self.noise.perturbation(site, &[key], shape.iter().product());
-            value + Tensor::<B, D>::from_data(TensorData::new(noise, shape), &device).cast(dtype)
+            let shape = value.dims();
+            let len = shape.iter().product();
+            ops::add_numbers(value, shape, |values| {
+                self.noise.perturb(site, &[key], len, |_, noise| {
+                    values.iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                });
+            })
         })
     }
 }
@@ -46,7 +51,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     // the data that have a query q, for each q
     let directions: Vec<Vec<usize>> =
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
-    let (noise, max_rows) = (&p.noise, p.max_rows);
+    let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen());
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {

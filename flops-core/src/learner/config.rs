@@ -38,6 +38,8 @@ pub struct ForwardConfig {
     /// Data whose frozen prefix is kept from epoch to epoch, 0 for none. Only for data that are not augmented, since a datum is known
     /// by its id alone, and for frozen parameters that nobody changes.
     pub prefix_cache: usize,
+    /// The same for data that are evaluated between epochs, all of one data set: their ids may be those of training data.
+    pub evaluation_cache: usize,
     /// Steps in a row without any finite loss after which training stops, at least 1.
     pub max_failed_steps: usize,
     /// Resident memory in bytes beyond which [diagnostics](crate::diagnostics) speak up; `None` for no bound.
@@ -55,6 +57,7 @@ impl ForwardConfig {
             control_variate: ControlVariate::Feedback,
             normalisation: Normalisation::None,
             prefix_cache: 0,
+            evaluation_cache: 0,
             max_failed_steps: 5,
             memory_bound: None,
         }
@@ -155,6 +158,12 @@ impl ForwardConfig {
     /// Sets how many data's frozen prefix is kept over the epochs.
     pub fn with_prefix_cache(mut self, data: usize) -> Self {
         self.prefix_cache = data;
+        self
+    }
+
+    /// Sets how many evaluated data's frozen prefix is kept from one evaluation to the next.
+    pub fn with_evaluation_cache(mut self, data: usize) -> Self {
+        self.evaluation_cache = data;
         self
     }
 

@@ -30,7 +30,7 @@ use crate::estimator::{CleanPass, Estimate, Estimator, Space, trained_parameters
 use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
 use crate::metric::{StepOutput, StepStats};
 use crate::noise::{Placement, derive};
-use crate::objective::{ForwardModel, infer};
+use crate::objective::{ForwardModel, infer_again};
 use crate::persist::Persist;
 use crate::probe::PrefixCache;
 use crate::variance::{SiteTracker, VarianceEstimate, VarianceTracker, loss_proxy};
@@ -126,6 +126,8 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     pending: Arc<Mutex<Vec<Pending>>>,
     #[module(skip)]
     prefixes: Arc<PrefixCache>,
+    #[module(skip)]
+    evaluated: Arc<PrefixCache>,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -142,6 +144,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             allocator,
             state: Persist::new(LearnerState::default()),
             prefixes: Arc::new(PrefixCache::new(config.prefix_cache)),
+            evaluated: Arc::new(PrefixCache::new(config.evaluation_cache)),
             monitor: Monitor::of(&config),
             config: Arc::new(config),
             pending: Arc::default(),
@@ -214,6 +217,7 @@ where
         let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids, trained))?;
         if clean.reaches_all(trained) {
             self.prefixes.keep(&batch.ids, trained, &clean.stages.frozen());
+            self.evaluated.turn_to(trained);
         }
         let classification = model.classification(&clean.output, &clean.target);
         let device = Default::default();
@@ -487,9 +491,8 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
-        let Estimator { threads, .. } = self.config.estimator;
-        let rows = batch.ids.len();
-        let output = infer(&self.model, &batch.input, rows, self.config.estimator.clean_rows(), threads);
+        let estimator = &self.config.estimator;
+        let output = infer_again(&self.model, &batch, estimator.clean_rows(), estimator.threads, &self.evaluated);
         if let Some(why) = self.model.failure() {
             self.monitor.fail(Error::Model { why });
         }

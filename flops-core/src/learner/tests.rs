@@ -192,6 +192,31 @@ fn the_prefix_cache_changes_nothing() {
     assert_eq!((none, kept), (0, 5));
 }
 
+/// An evaluation from kept prefixes says what one from the input does, also once training has moved what lies behind them; with other data
+/// in training under the same ids, and with evaluations before the first step.
+#[test]
+fn the_evaluation_cache_changes_nothing() {
+    let run = |cache| {
+        let mut learner = learner(config().with_evaluation_cache(cache));
+        learner.model.conv = learner.model.conv.no_grad();
+        learner.model.table = learner.model.table.no_grad();
+        learner.model.cls = learner.model.cls.no_grad();
+        let mut optimizer = AdamConfig::new().init();
+        let mut losses = vec![];
+        for _ in 0..3 {
+            let evaluated = InferenceStep::step(&learner.valid(), zoo_batch::<B>(7, 1));
+            losses.push(evaluated.losses.into_data().iter::<f32>().collect::<Vec<_>>());
+            let output = TrainStep::step(&learner, zoo_batch::<B>(5, 0));
+            learner = learner.optimize::<AB, _>(&mut optimizer, 0.02, output.grads);
+        }
+        (losses, learner.evaluated.len())
+    };
+    let ((without, none), (with, kept)) = (run(0), run(100));
+    assert_eq!(without, with);
+    assert!(without[0] != without[1] && without[1] != without[2], "training moves the losses");
+    assert_eq!((none, kept), (0, 7));
+}
+
 /// A layer in a stage that the probe does not see.
 #[derive(Module, Debug)]
 struct Unseen<B: Backend> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::module::ParamId;
 
-use super::Prefix;
+use super::{Prefix, Skipped, State, cat_states};
 
 /// The frozen prefix of each datum, kept over the epochs in memory. Data are known by their ids alone; what is kept counts as long as
 /// the same parameters are trained.
@@ -19,7 +19,10 @@ pub(crate) struct PrefixCache {
 #[derive(Default)]
 struct Kept {
     trained: Arc<HashSet<ParamId>>,
-    prefixes: HashMap<u64, Prefix>,
+    /// The stages that no datum need run again.
+    skipped: Vec<Skipped>,
+    /// Of each datum what the last of them returned.
+    states: HashMap<u64, Box<dyn State>>,
 }
 
 impl std::fmt::Debug for PrefixCache {
@@ -44,30 +47,42 @@ impl PrefixCache {
         if kept.trained != *trained {
             return None;
         }
-        let parts: Option<Vec<Prefix>> = ids.iter().map(|id| kept.prefixes.get(id).cloned()).collect();
-        parts.filter(|p| !p.is_empty()).map(Prefix::cat)
+        let states = ids.iter().map(|id| kept.states.get(id).map(|state| state.clone_box())).collect();
+        cat_states(states).map(|state| Prefix { skipped: kept.skipped.clone(), state: Some(state) })
     }
 
     /// Takes in the prefix of a batch, row by row, as long as there is room.
     pub fn keep(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
-        if self.capacity == 0 || prefix.is_empty() {
-            return;
-        }
+        let (false, Some(state)) = (self.capacity == 0, &prefix.state) else { return };
+        self.turn_to(trained);
         let mut kept = self.kept();
-        if kept.trained != *trained {
-            *kept = Kept { trained: trained.clone(), prefixes: HashMap::new() };
+        if kept.states.is_empty() {
+            kept.skipped = prefix.skipped.clone();
         }
         for (i, &id) in ids.iter().enumerate() {
-            if kept.prefixes.len() >= self.capacity {
+            if kept.states.len() >= self.capacity {
                 return;
             }
-            kept.prefixes.entry(id).or_insert_with(|| prefix.rows(&[i]));
+            kept.states.entry(id).or_insert_with(|| state.rows_box(&[i]));
         }
+    }
+
+    /// Begins anew where other parameters are trained than before.
+    pub fn turn_to(&self, trained: &Arc<HashSet<ParamId>>) {
+        let mut kept = self.kept();
+        if self.capacity > 0 && kept.trained != *trained {
+            *kept = Kept { trained: trained.clone(), ..Kept::default() };
+        }
+    }
+
+    /// The parameters in front of which prefixes are kept; none where none are, or before the cache was told.
+    pub fn trained(&self) -> Arc<HashSet<ParamId>> {
+        self.kept().trained.clone()
     }
 
     /// Data it holds.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.kept().prefixes.len()
+        self.kept().states.len()
     }
 }

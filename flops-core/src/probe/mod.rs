@@ -20,6 +20,7 @@ use crate::batch::Rows;
 use crate::estimator::low_rank;
 use crate::feedback::Prediction;
 use crate::noise::{NoiseSource, RowKey};
+use crate::ops;
 pub(crate) use cache::PrefixCache;
 pub(crate) use site::{Gradients, Site, SiteInput};
 
@@ -81,6 +82,7 @@ impl Prefix {
     }
 
     /// Whether there is nothing to reuse.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.state.is_none()
     }
@@ -88,18 +90,6 @@ impl Prefix {
     /// The same prefix for some of its data.
     pub fn rows(&self, index: &[usize]) -> Self {
         Self { skipped: self.skipped.clone(), state: self.state.as_ref().map(|s| s.rows_box(index)) }
-    }
-
-    /// The prefixes of several data or chunks of a batch as one.
-    ///
-    /// # Panics
-    /// Where `parts` is empty.
-    pub fn cat(mut parts: Vec<Self>) -> Self {
-        if parts.len() == 1 {
-            return parts.remove(0);
-        }
-        let states = parts.iter_mut().map(|p| p.state.take()).collect();
-        Self { skipped: parts.swap_remove(0).skipped, state: cat_states(states) }
     }
 }
 
@@ -116,6 +106,9 @@ pub(crate) struct Stages {
     /// Multiply-adds of a row up to the end of each stage, and of the whole pass; of stages that were not run, none.
     work: Vec<f64>,
     total: f64,
+    /// Numbers of a row in the widest output of a layer in each stage, and behind the last; of stages that were not run, none.
+    widths: Vec<usize>,
+    tail: usize,
 }
 
 impl Stages {
@@ -124,10 +117,10 @@ impl Stages {
         let mut state = prefix.state;
         let stages = prefix.skipped.into_iter().enumerate();
         let stages = stages.map(|(i, s)| (s, if i + 1 == last { state.take() } else { None })).collect();
-        Self { stages, work: vec![0.0; last], total: 0.0 }
+        Self { stages, work: vec![0.0; last], total: 0.0, widths: vec![0; last], tail: 0 }
     }
 
-    fn push<T: Rows>(&mut self, output: &T, sites: usize) {
+    fn push<T: Rows>(&mut self, output: &T, sites: usize, width: usize) {
         if sites == 0
             && let Some((_, state)) = self.stages.last_mut()
         {
@@ -135,6 +128,12 @@ impl Stages {
         }
         self.stages.push((Skipped { row: Box::new(output.rows(&[0])), sites }, Some(Box::new(output.clone()))));
         self.work.push(self.total);
+        self.widths.push(width);
+    }
+
+    /// Numbers of a row in the widest output of a layer, of a pass that begins behind the first `stages` stages; 0 where nothing is known.
+    pub fn width(&self, stages: usize) -> usize {
+        self.widths[stages..].iter().copied().fold(self.tail, usize::max)
     }
 
     /// The part of a query's pass that one on `site`, counted from 1, takes, which begins behind the stages before it; 1 where nothing is
@@ -167,19 +166,25 @@ impl Stages {
         self.prefix(self.before(0))
     }
 
-    /// The stages of several chunks of a batch as one.
+    /// The stages of several chunks of a batch as one; `prefix` is what the chunks began with, where they began behind the input.
     ///
     /// # Panics
     /// Where `parts` is empty.
-    pub fn cat(mut parts: Vec<Self>) -> Self {
+    pub fn cat(mut parts: Vec<Self>, prefix: Option<Prefix>) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
         }
-        let stages = (0..parts[0].stages.len()).map(|i| {
+        // the state that the chunks began with is there in one piece
+        let (given, mut whole) = prefix.map_or((0, None), |prefix| (prefix.skipped.len(), prefix.state));
+        let mut stages = Vec::with_capacity(parts[0].stages.len());
+        for i in 0..parts[0].stages.len() {
             let states = parts.iter_mut().map(|p| p.stages[i].1.take()).collect();
-            (parts[0].stages[i].0.clone(), cat_states(states))
-        });
-        Self { stages: stages.collect(), work: std::mem::take(&mut parts[0].work), total: parts[0].total }
+            let state = if i + 1 == given { whole.take() } else { cat_states(states) };
+            stages.push((parts[0].stages[i].0.clone(), state));
+        }
+        let first = &parts[0];
+        let (work, total, widths, tail) = (first.work.clone(), first.total, first.widths.clone(), first.tail);
+        Self { stages, work, total, widths, tail }
     }
 }
 
@@ -263,6 +268,8 @@ pub struct Probe<B: Backend> {
     site: usize,
     /// Multiply-adds of a row so far.
     work: f64,
+    /// Numbers of a row in the widest output of a layer in this stage.
+    width: usize,
 }
 
 impl<B: Backend> Probe<B> {
@@ -295,7 +302,7 @@ impl<B: Backend> Probe<B> {
     }
 
     fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
-        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0 }
+        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0, width: 0 }
     }
 
     /// What the survey found.
@@ -304,6 +311,7 @@ impl<B: Backend> Probe<B> {
         match self.mode {
             Mode::Survey { embeddings, reached, mut stages, .. } => {
                 stages.total = self.work;
+                stages.tail = self.width;
                 Surveyed { stages, embeddings, reached, sites }
             }
             _ => Surveyed { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
@@ -348,7 +356,8 @@ impl<B: Backend> Probe<B> {
             && (*late || self.site == 0)
         {
             stages.total = self.work;
-            stages.push(&output, self.site);
+            stages.push(&output, self.site, self.width);
+            self.width = 0;
         }
         output
     }
@@ -377,7 +386,7 @@ impl<B: Backend> Probe<B> {
         let mut shape = x.dims();
         shape[D - 1] = d_out;
         let tokens: usize = shape[..D - 1].iter().product();
-        self.work += (tokens / shape[0].max(1) * d_in * d_out) as f64;
+        self.does(tokens / shape[0].max(1) * d_in * d_out, tokens / shape[0].max(1) * d_out);
         // one matrix product: some backends are three times slower on more than two axes
         let flat: Tensor<B, 2> = x.reshape([tokens, d_in]);
         let y = layer.forward(flat.clone()).reshape(shape);
@@ -408,7 +417,8 @@ impl<B: Backend> Probe<B> {
     pub fn conv2d(&mut self, layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let y = layer.forward(x.clone());
         let [_, channels, kh, kw] = layer.weight.dims();
-        self.work += (y.dims()[1..].iter().product::<usize>() * channels * kh * kw) as f64;
+        let width = y.dims()[1..].iter().product::<usize>();
+        self.does(width * channels * kh * kw, width);
         if layer.groups != 1 {
             return y;
         }
@@ -440,7 +450,17 @@ impl<B: Backend> Probe<B> {
     /// a + b, the rows of a datum repeated for its queries where only one of the two has a row per query.
     pub fn add<const D: usize>(&self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
         let rows = a.dims()[0].max(b.dims()[0]);
-        self.repeat_data(a, rows) + self.repeat_data(b, rows)
+        let (a, b) = (self.repeat_data(a, rows), self.repeat_data(b, rows));
+        let (shape, row) = (a.dims(), b.dims());
+        if shape[0] == row[0] || shape[1..] != row[1..] {
+            return a + b;
+        }
+        // one row for all: some backends are ten times slower on more than two axes
+        let flat = |x: Tensor<B, D>, [rows, n]: [usize; 2]| -> Tensor<B, 2> { x.reshape([rows, n]) };
+        let n = shape[1..].iter().product();
+        let mut all = shape;
+        all[0] = rows;
+        (flat(a, [shape[0], n]) + flat(b, [row[0], n])).reshape(all)
     }
 
     /// All tensors with the rows of the one that has most, rows repeated as in [`add`](Self::add).
@@ -518,6 +538,12 @@ impl<B: Backend> Probe<B> {
         }
     }
 
+    /// Takes note of a layer, by the multiply-adds of a row and the numbers it gives.
+    fn does(&mut self, work: usize, width: usize) {
+        self.work += work as f64;
+        self.width = self.width.max(width);
+    }
+
     fn is_site(&self, weight: Option<ParamId>, bias: Option<ParamId>) -> bool {
         !matches!(self.mode, Mode::Plain) && [weight, bias].into_iter().flatten().any(|id| self.trained.contains(&id))
     }
@@ -571,12 +597,16 @@ impl<B: Backend> Probe<B> {
                 } else {
                     y // a bare parameter: one row for all, added by broadcasting
                 };
-                let device = y.device();
-                let noise = query.noise.perturbation(index, &rows.keys, shape[1..].iter().product());
-                if let Some(prediction) = &query.prediction {
-                    prediction.explain(index, &rows.keys, &noise, &mut query.explained);
-                }
-                y + Tensor::from_data(TensorData::new(noise, shape), &device)
+                let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
+                let len = shape[1..].iter().product();
+                ops::add_numbers(y, shape, |values| {
+                    noise.perturb(index, &rows.keys, len, |r, noise| {
+                        values[r * len..][..len].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                        if let Some(prediction) = prediction {
+                            explained[r] += prediction.explain(index, rows.keys[r], noise);
+                        }
+                    });
+                })
             }
         }
     }

@@ -2,11 +2,10 @@
 
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
-use burn::tensor::activation::{gelu, sigmoid};
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::activation::sigmoid;
 use flops_core::Probe;
-use flops_vit::model::{linear, merge_heads, split_heads};
+use flops_core::ops::{attention, gelu};
+use flops_vit::model::linear;
 use serde::{Deserialize, Serialize};
 
 /// What an attention score loses where it must not look: e⁻¹⁰⁰⁰⁰ is zero in every precision, and 10,000 is a number in f16.
@@ -147,12 +146,13 @@ impl<B: Backend> EncoderLayer<B> {
 
     fn attend(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let q = probe.linear(&self.query, x.clone());
-        let k = split_heads(probe.linear(&self.key, x.clone()), self.num_heads);
-        let v = split_heads(probe.linear(&self.value, x), self.num_heads);
+        let k = probe.linear(&self.key, x.clone());
+        let v = probe.linear(&self.value, x);
         let (k, v, bias) = match bias {
             Some(bias) => {
-                let [k, v, bias] = probe.align([k, v, bias.clone()]);
-                (k, v, Some(bias))
+                let [rows, _, tokens, context] = bias.dims();
+                let [k, v, bias] = probe.align([k, v, bias.clone().reshape([rows, tokens, context])]);
+                (k, v, Some(bias.unsqueeze_dim(1)))
             }
             None => {
                 let [k, v] = probe.align([k, v]);
@@ -161,7 +161,7 @@ impl<B: Backend> EncoderLayer<B> {
         };
         let a = probe.share_context(q, k.dims()[0], |q| {
             let bias = bias.map(|bias| for_queries(bias, q.dims()[1]));
-            merge_heads(attention(split_heads(q, self.num_heads), k, v, None, bias, AttentionModuleOptions::default()))
+            attention(q, k, v, self.num_heads, bias)
         });
         probe.linear(&self.proj, a)
     }

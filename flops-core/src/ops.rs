@@ -1,0 +1,387 @@
+//! What forward passes spend their time in besides matrix products, vectorised where the numbers lie in host memory.
+//!
+//! Burn's CPU backends compute erf and exp one number at a time, and copy views with swapped axes element by element. On Flex and NdArray, in
+//! single precision, the functions here do so a register at a time, with what the CPU has (asked at run time), and in place where nothing
+//! else holds the numbers. Everywhere else, under Autodiff too, they are Burn's. Multiplications and additions are not contracted, so every CPU
+//! gives the same bits.
+
+use burn::prelude::*;
+use burn::tensor::activation;
+use burn::tensor::module;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{DType, TensorData};
+use pulp::Arch;
+
+/// Whether tensors of this backend lie in host memory.
+pub(crate) fn is_host<B: Backend>(device: &B::Device) -> bool {
+    let name = B::name(device);
+    name.starts_with("flex") || name.starts_with("ndarray")
+}
+
+/// Whether `x` is of single precision and lies in host memory.
+fn on_host<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
+    x.dtype() == DType::F32 && is_host::<B>(&x.device())
+}
+
+/// `x` after `f` of its numbers, in place where nothing else holds them.
+///
+/// # Panics
+/// Where `x` is not [`on_host`].
+fn in_place<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&mut [f32])) -> Tensor<B, D> {
+    let device = x.device();
+    let mut data = x.into_data();
+    f(data.as_mut_slice::<f32>().expect("single precision was checked"));
+    Tensor::from_data(data, &device)
+}
+
+/// `x` plus what `add` adds to numbers of `shape`, which `x` has or is broadcast to: to its own on the host, else to zeros that are brought to it.
+pub(crate) fn add_numbers<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    shape: [usize; D],
+    add: impl FnOnce(&mut [f32]),
+) -> Tensor<B, D> {
+    if on_host(&x) && x.dims() == shape {
+        return in_place(x, add);
+    }
+    let mut numbers = vec![0f32; shape.iter().product()];
+    add(&mut numbers);
+    let numbers = Tensor::<B, D>::from_data(TensorData::new(numbers, shape), &x.device());
+    let dtype = x.dtype();
+    x + numbers.cast(dtype)
+}
+
+/// x·Φ(x) with the exact normal distribution function Φ, within 10⁻⁶ for every x.
+///
+/// On the host x⁺ − ½|x|·erfc(|x|/√2) with erfc(a/√2) = p(a)⁻¹⁶, p of degree 7 (after Abramowitz and Stegun, 7.1.28; refitted: |error| ≤ 4·10⁻⁷ in
+/// single precision).
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    if !on_host(&x) {
+        return activation::gelu(x);
+    }
+    in_place(x, |x| vectorised(Map { x, f: gelu_of }))
+}
+
+/// p of [`gelu`], the coefficients of a⁷ to a⁰.
+const ERFC: [f32; 8] = [
+    7.157_445_3e-7,
+    -9.956_562_5e-7,
+    7.033_544_5e-5,
+    3.866_699_4e-6,
+    3.303_991_8e-3,
+    2.113_205_8e-2,
+    4.986_830_8e-2,
+    1.0,
+];
+
+#[inline(always)]
+fn gelu_of(x: f32) -> f32 {
+    // beyond 16 the tail is zero; a NaN stays one
+    let a = if x.abs() > 16.0 { 16.0 } else { x.abs() };
+    let mut p = ERFC[0];
+    for c in &ERFC[1..] {
+        p = p * a + c;
+    }
+    let p2 = p * p;
+    let p4 = p2 * p2;
+    let p8 = p4 * p4;
+    let positive = if x > 0.0 { x } else { 0.0 };
+    positive - 0.5 * a / (p8 * p8)
+}
+
+/// softmax(q·kᵀ/√(d/heads) + bias)·v of each head, the heads side by side in the last axis.
+///
+/// # Shapes
+/// - q: `[rows, tokens, d]`, d a multiple of `num_heads`
+/// - k, v: `[rows, context_tokens, d]`
+/// - bias: `[rows or 1, num_heads or 1, tokens or 1, context_tokens]`, added to the scores
+/// - returns: `[rows, tokens, d]`
+///
+/// # Panics
+/// Where the shapes do not go together.
+pub fn attention<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    num_heads: usize,
+    bias: Option<Tensor<B, 4>>,
+) -> Tensor<B, 3> {
+    let [rows, tokens, d] = q.dims();
+    if !on_host(&q) {
+        let [q, k, v] = [q, k, v].map(|x| swap_middle(split(x, num_heads)));
+        let out = module::attention(q, k, v, None, bias, AttentionModuleOptions::default());
+        return swap_middle(out).reshape([rows, tokens, d]);
+    }
+    // of views: a matrix product gathers its operands anyhow
+    let [q, k, v] = [q, k, v].map(|x| split(x, num_heads).swap_dims(1, 2));
+    let mut scale = ((d / num_heads) as f32).sqrt().recip();
+    let mut scores = q.matmul(k.transpose());
+    if let Some(bias) = bias {
+        scores = scores.mul_scalar(scale) + bias;
+        scale = 1.0;
+    }
+    let width = scores.dims()[3].max(1);
+    let weights = in_place(scores, |x| vectorised(Softmax { x, width, scale }));
+    merge(weights.matmul(v))
+}
+
+/// `[rows, tokens, d]` as `[rows, tokens, num_heads, d / num_heads]`.
+fn split<B: Backend>(x: Tensor<B, 3>, num_heads: usize) -> Tensor<B, 4> {
+    let [rows, tokens, d] = x.dims();
+    x.reshape([rows, tokens, num_heads, d / num_heads])
+}
+
+/// `[rows, heads, tokens, d]` as `[rows, tokens, heads·d]`, copied a head of a token at a time.
+fn merge<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [rows, heads, tokens, d] = x.dims();
+    if heads == 1 || tokens == 1 {
+        return x.reshape([rows, tokens, heads * d]);
+    }
+    let device = x.device();
+    let data = x.into_data();
+    let from = data.as_slice::<f32>().expect("single precision was checked");
+    let mut to = Vec::with_capacity(from.len());
+    for row in from.chunks_exact((heads * tokens * d).max(1)) {
+        for token in 0..tokens {
+            for head in 0..heads {
+                to.extend_from_slice(&row[(head * tokens + token) * d..][..d]);
+            }
+        }
+    }
+    Tensor::from_data(TensorData::new(to, [rows, tokens, heads * d]), &device)
+}
+
+/// `[rows, a, b, d]` as `[rows, b, a, d]`.
+///
+/// On Flex, reached with Autodiff around it, a gather: it copies a view with swapped axes element by element.
+fn swap_middle<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [rows, a, b, d] = x.dims();
+    if a == 1 || b == 1 {
+        return x.reshape([rows, b, a, d]);
+    }
+    if !B::name(&x.device()).contains("flex") {
+        return x.swap_dims(1, 2);
+    }
+    let all = rows * a * b;
+    let index = Tensor::<B, 1, Int>::arange(0..all as i64, &x.device());
+    let index = index.reshape([rows, a, b]).swap_dims(1, 2).reshape([all]);
+    x.reshape([all, d]).select(0, index).reshape([rows, b, a, d])
+}
+
+/// A loop that is compiled for every kind of register.
+trait Kernel {
+    fn run(self);
+}
+
+fn vectorised(kernel: impl Kernel) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || kernel.run(),
+    );
+}
+
+/// x ← f(x).
+struct Map<'a, F> {
+    x: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32> Kernel for Map<'_, F> {
+    #[inline(always)]
+    fn run(self) {
+        for x in self.x {
+            *x = (self.f)(*x);
+        }
+    }
+}
+
+/// Each `width` numbers x ← softmax(scale·x).
+struct Softmax<'a> {
+    x: &'a mut [f32],
+    width: usize,
+    scale: f32,
+}
+
+impl Kernel for Softmax<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for row in self.x.chunks_exact_mut(self.width) {
+            softmax_of(row, self.scale);
+        }
+    }
+}
+
+/// Numbers that are summed side by side.
+const LANES: usize = 16;
+
+/// A score of −∞ weighs next to nothing; a NaN makes all of the row NaN.
+#[inline(always)]
+fn softmax_of(row: &mut [f32], scale: f32) {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let (parts, rest) = row.as_chunks_mut::<LANES>();
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for part in &*parts {
+        for (top, &x) in tops.iter_mut().zip(part) {
+            *top = larger(x, *top);
+        }
+    }
+    let top = tops.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, |top, x| larger(x, top));
+    let mut sums = [0f32; LANES];
+    for part in parts {
+        for (sum, x) in sums.iter_mut().zip(part) {
+            *x = exp_of((*x - top) * scale);
+            *sum += *x;
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *x = exp_of((*x - top) * scale);
+        *sum += *x;
+    }
+    let scale = 1.0 / sums.into_iter().sum::<f32>();
+    for x in row {
+        *x *= scale;
+    }
+}
+
+/// eˣ for x ≤ 0.
+#[inline(always)]
+fn exp_of(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    // the nearest integer to x/ln 2, in the low bits of the mantissa
+    const MAGIC: f32 = 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = x - n * 0.693_359_375 - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = p * r + c;
+    }
+    let y = p * r * r + r + 1.0;
+    y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::{Autodiff, Flex, NdArray};
+
+    type Device = burn::backend::flex::FlexDevice;
+
+    /// erf in double precision: its power series, or behind 3 the continued fraction of erfc; both within 10⁻¹⁵.
+    fn erf(x: f64) -> f64 {
+        let a = x.abs();
+        let value = if a < 3.0 {
+            let (mut sum, mut term) = (a, a);
+            for n in 1..200 {
+                term *= -a * a / n as f64;
+                sum += term / (2 * n + 1) as f64;
+            }
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        } else {
+            let fraction = (1..200).rev().fold(a, |f, n| a + n as f64 / 2.0 / f);
+            1.0 - (-a * a).exp() / (fraction * std::f64::consts::PI.sqrt())
+        };
+        value.copysign(x)
+    }
+
+    fn exact_gelu(x: f32) -> f64 {
+        let x = f64::from(x);
+        0.5 * x * (1.0 + erf(x / 2f64.sqrt()))
+    }
+
+    #[test]
+    fn the_reference_is_erf() {
+        // Abramowitz and Stegun, table 7.1
+        for (x, y) in [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0), (-3.5, -0.999_999_256_9)]
+        {
+            assert!((erf(x) - y).abs() < 1e-10, "erf({x}) = {}", erf(x));
+        }
+        assert!((erf(2.999_999_9) - erf(3.000_000_1)).abs() < 1e-10);
+    }
+
+    fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+        x.into_data().iter::<f32>().collect()
+    }
+
+    #[test]
+    fn gelu_is_within_a_millionth_of_the_exact_one() {
+        let xs: Vec<f32> = (-1_000_000..=1_000_000).map(|i| i as f32 * 1e-5).collect();
+        let y = values(gelu(Tensor::<Flex, 1>::from_floats(xs.as_slice(), &Device::default())));
+        let worst = xs.iter().zip(&y).map(|(&x, &y)| (f64::from(y) - exact_gelu(x)).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-6, "off by {worst}");
+        let edges = [f32::NEG_INFINITY, -1e30, -100.0, 0.0, 100.0, 1e30, f32::INFINITY, f32::NAN];
+        let y = values(gelu(Tensor::<NdArray, 1>::from_floats(edges, &Default::default())));
+        assert_eq!(y[..7], [0.0, 0.0, 0.0, 0.0, 100.0, 1e30, f32::INFINITY]);
+        assert!(y[7].is_nan());
+    }
+
+    #[test]
+    fn what_else_holds_the_numbers_is_left_alone() {
+        let x = Tensor::<Flex, 1>::from_floats([-1.0, 2.0], &Device::default());
+        let y = gelu(x.clone());
+        assert_eq!(values(x), [-1.0, 2.0]);
+        assert_ne!(values(y), [-1.0, 2.0]);
+        let view = Tensor::<Flex, 2>::from_floats([[0.0, 1.0], [2.0, 3.0]], &Device::default()).transpose();
+        assert_eq!(values(gelu(view.clone())), values(gelu(view.slice([0..2, 0..2]) + 0.0)));
+    }
+
+    fn numbers<B: Backend, const D: usize>(shape: [usize; D], salt: f32) -> Tensor<B, D> {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..n).map(|i| 3.0 * (i as f32 * 0.37 + salt).sin()).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    /// Against Burn's, that Autodiff goes through, for one and several heads, tokens and rows, with and without a bias.
+    fn agrees<B: Backend>() {
+        for (rows, tokens, context, heads, d) in
+            [(1, 1, 1, 1, 4), (3, 5, 7, 2, 6), (2, 1, 65, 4, 32), (2, 40, 33, 3, 12)]
+        {
+            for shape in
+                [None, Some([1, 1, 1, context]), Some([rows, 1, tokens, context]), Some([rows, heads, tokens, context])]
+            {
+                let run = |salt| numbers::<B, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
+                let burn =
+                    |salt| numbers::<Autodiff<Flex>, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
+                let ours = attention(run(0.0), run(1.0), run(2.0), heads, shape.map(|s| numbers(s, 3.0)));
+                let theirs = attention(burn(0.0), burn(1.0), burn(2.0), heads, shape.map(|s| numbers(s, 3.0)));
+                assert_eq!(ours.dims(), [rows, tokens, d]);
+                for (a, b) in values(ours).into_iter().zip(values(theirs)) {
+                    assert!(
+                        (a - b).abs() < 1e-5,
+                        "{a} against {b} with {rows}×{tokens}×{context}, {heads} heads, bias {shape:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_burn_s() {
+        agrees::<Flex>();
+        agrees::<NdArray>();
+    }
+
+    #[test]
+    fn softmax_takes_scores_of_any_size() {
+        let mut row: Vec<f32> = (0..37).map(|i| -(i as f32)).collect();
+        row[20] = f32::NEG_INFINITY;
+        row[21] = -1e30;
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        let exact: Vec<f64> = row.iter().map(|&x| f64::from(x).exp() / sum).collect();
+        vectorised(Softmax { x: &mut row, width: 37, scale: 1.0 });
+        for (&a, b) in row.iter().zip(exact) {
+            assert!((f64::from(a) - b).abs() < 1e-7 * b.max(1e-30), "{a} against {b}");
+        }
+        let mut row = [0.0, f32::NAN, 1.0];
+        vectorised(Softmax { x: &mut row, width: 3, scale: 1.0 });
+        assert!(row.iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn gradients_pass_through() {
+        let x = Tensor::<Autodiff<Flex>, 3>::ones([1, 2, 4], &Default::default()).require_grad();
+        let loss = gelu(attention(x.clone(), x.clone(), x.clone(), 2, None)).sum();
+        let g = x.grad(&loss.backward()).expect("a gradient").sum().into_scalar();
+        // attention of equal tokens is the mean; gelu′(1) = 1.0833155
+        assert!((g - 8.0 * 1.083_315_5).abs() < 1e-4, "{g}");
+    }
+}

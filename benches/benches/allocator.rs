@@ -12,9 +12,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use flops_benches::{B, adam, images, learner, step};
+use flops_benches::{B, Case, micro};
 use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings};
-use flops_core::{QueryBudget, Space};
+use flops_core::{Placement, QueryBudget, Space};
 use flops_vit::Scope;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -104,11 +104,11 @@ fn main() {
 
     let mut steps = vec![];
     for (scope, repeats) in [(Scope::Full, 1), (Scope::ClsTail, 4)] {
-        let (batch, mut optimizer) = (images::<B>(BATCH), adam());
+        let case = Case { batch: BATCH, queries: QUERIES, kept: true, ..Case::new(scope, Space::Activation) };
+        let mut step = Case { placement: Placement::Single, ..case }.stepper(&micro(6));
         // the first step fills the cache of the prefix
-        let start = learner(scope, Space::Activation, QUERIES, 256, BATCH);
-        let mut learner = Some(step(start, &mut optimizer, batch.clone()));
-        let took = least(repeats, || learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone())));
+        step();
+        let took = least(repeats, step);
         steps.push((scope, took.as_secs_f64()));
     }
     println!("\nmilliseconds of an allocation, the mean of {CYCLE} steps, {QUERIES} queries per datum");

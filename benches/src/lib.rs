@@ -1,4 +1,7 @@
-//! What the benches share: the backend, the models, and plain inference to compare with.
+//! What the benches share: the backend, the models, the steps that are measured, and plain inference to compare with.
+
+use std::process::Command;
+use std::str::FromStr;
 
 use burn::backend::Autodiff;
 use burn::optim::{AdamConfig, Optimizer};
@@ -7,32 +10,46 @@ use burn::tensor::Distribution;
 use burn::train::TrainStep;
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
-    BackpropLearner, Batch, ForwardConfig, ForwardLearner, ForwardModel, Probe, QueryBudget, Rows, Space,
+    BackpropLearner, Batch, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Placement, QueryBudget, Rows,
+    Sampling, Space, infer,
 };
 use flops_vit::data::ImageBatch;
 use flops_vit::{Scope, ViT, ViTConfig};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod float {
+    #[cfg(not(feature = "bf16"))]
+    pub type F = f32;
+    #[cfg(feature = "bf16")]
+    pub type F = burn::tensor::bf16;
+}
 #[cfg(feature = "cuda")]
 mod chosen {
-    pub type B = burn::backend::Cuda;
+    pub type B = burn::backend::Cuda<super::float::F>;
+    pub const NAME: &str = "cuda";
 }
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
 mod chosen {
-    pub type B = burn::backend::Wgpu;
+    pub type B = burn::backend::Wgpu<super::float::F>;
+    pub const NAME: &str = "wgpu";
 }
 #[cfg(all(feature = "ndarray", not(any(feature = "cuda", feature = "wgpu"))))]
 mod chosen {
     pub type B = burn::backend::NdArray;
+    pub const NAME: &str = "ndarray";
 }
 #[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "ndarray")))]
 mod chosen {
     pub type B = burn::backend::Flex;
+    pub const NAME: &str = "flex";
 }
 
 /// The backend, by feature: cuda before wgpu before ndarray before flex.
 pub type B = chosen::B;
+/// What it is called.
+pub const BACKEND: &str = chosen::NAME;
 /// The same with a graph.
 pub type AB = Autodiff<B>;
 /// A forward-only learner of a ViT.
@@ -40,31 +57,151 @@ pub type Forward = ForwardLearner<AB, ViT<AB>, AnyAllocator<AB>>;
 /// A backpropagation learner of a ViT.
 pub type Backprop = BackpropLearner<AB, ViT<AB>>;
 
-/// Data of a step.
-pub const BATCH: usize = 16;
-/// Queries of a datum.
-pub const QUERIES: usize = 20;
-/// Rows of a forward pass where time is measured.
-pub const MAX_ROWS: usize = 64;
-/// Rows of a forward pass where memory is measured: the estimator's default.
-pub const MEMORY_ROWS: usize = 256;
 /// Callers of forward passes, for queries and for inference alike.
 pub const THREADS: usize = 2;
+/// Rows of a pass of plain inference where it is fastest: those of a query pass of `vit_micro_patch4_32` on a CPU, which the cache limits.
+pub const INFERENCE_ROWS: usize = 32;
+/// Set in the processes whose memory is measured, to what they are to do.
+pub const TASK: &str = "FLOPS_BENCH_TASK";
 
-/// The model that is measured.
-pub fn model(scope: Scope) -> ViT<AB> {
-    model_of(&ViTConfig::vit_micro_patch4_32(), scope)
+/// A step that is measured; as text its fields with spaces between.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Case {
+    /// What is trained.
+    pub scope: Scope,
+    /// Where the noise falls; none for a step of backpropagation.
+    pub space: Option<Space>,
+    /// Its law.
+    pub law: NoiseLaw,
+    /// One-sided or antithetic.
+    pub sampling: Sampling,
+    /// On all sites of a query or on one.
+    pub placement: Placement,
+    /// Data of a step.
+    pub batch: usize,
+    /// Queries of a datum.
+    pub queries: usize,
+    /// Rows of a pass at most.
+    pub max_rows: usize,
+    /// Whether the frozen prefix is kept from step to step.
+    pub kept: bool,
 }
 
-/// A model with random weights.
+impl Case {
+    /// A forward-only step with fresh signs on all that is trained for every query, 20 queries for each of 64 data.
+    pub fn new(scope: Scope, space: Space) -> Self {
+        Self {
+            scope,
+            space: Some(space),
+            law: NoiseLaw::Rademacher,
+            sampling: Sampling::OneSided,
+            placement: Placement::Joint,
+            batch: 64,
+            queries: 20,
+            max_rows: 256,
+            kept: false,
+        }
+    }
+
+    /// A step of backpropagation.
+    pub fn backprop(scope: Scope, batch: usize) -> Self {
+        Self { space: None, batch, queries: 1, ..Self::new(scope, Space::Activation) }
+    }
+
+    /// Rows that its queries evaluate; of backpropagation, those of the batch.
+    pub fn rows(&self) -> usize {
+        self.batch * self.queries
+    }
+
+    /// What takes the step, again and again on the same images.
+    ///
+    /// # Panics
+    /// Where the settings are unusable.
+    pub fn stepper(&self, config: &ViTConfig) -> Box<dyn FnMut()> {
+        let model = model_of(config, self.scope);
+        let device = Default::default();
+        let kept = if self.kept { self.batch } else { 0 };
+        match self.space {
+            None => {
+                let (batch, mut optimizer) = (images_of::<AB>(self.batch, config.img_size), adam());
+                let mut learner: Option<Backprop> = Some(BackpropLearner::new(model).with_prefix_cache(kept));
+                Box::new(move || {
+                    learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone()));
+                    B::sync(&device).expect("the device answers");
+                })
+            }
+            Some(space) => {
+                let budget = QueryBudget::new(self.queries, 1).expect("a valid budget");
+                let settings = ForwardConfig::new(budget)
+                    .with_space(space)
+                    .with_noise(self.law)
+                    .with_sampling(self.sampling)
+                    .with_placement(self.placement)
+                    .with_sigma(1e-3)
+                    .with_max_rows(self.max_rows)
+                    .with_threads(THREADS)
+                    .with_prefix_cache(kept);
+                let (batch, mut optimizer) = (images_of::<B>(self.batch, config.img_size), adam());
+                let mut learner = Some(learner_of(model, settings));
+                Box::new(move || {
+                    learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone()));
+                    B::sync(&device).expect("the device answers");
+                })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sampling = if self.sampling == Sampling::OneSided { "one-sided" } else { "antithetic" };
+        let placement = match self.placement {
+            Placement::Joint => "joint",
+            Placement::Single => "single",
+            Placement::Staged => "staged",
+        };
+        let space = self.space.map_or("backprop".to_string(), |space| space.to_string());
+        let Self { scope, law, batch, queries, max_rows, kept, .. } = self;
+        write!(f, "{scope} {space} {law} {sampling} {placement} {batch} {queries} {max_rows} {kept}")
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        fn read<T: FromStr<Err: std::fmt::Display>>(word: &str) -> Result<T, String> {
+            word.parse().map_err(|e| format!("'{word}': {e}"))
+        }
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [scope, space, law, sampling, placement, batch, queries, max_rows, kept] = words[..] else {
+            return Err(format!("'{text}' has not nine words"));
+        };
+        Ok(Self {
+            scope: read(scope)?,
+            space: if space == "backprop" { None } else { Some(read(space)?) },
+            law: read(law)?,
+            sampling: read(sampling)?,
+            placement: read(placement)?,
+            batch: read(batch)?,
+            queries: read(queries)?,
+            max_rows: read(max_rows)?,
+            kept: read(kept)?,
+        })
+    }
+}
+
+/// The model that is measured, `depth` blocks of it.
+pub fn micro(depth: usize) -> ViTConfig {
+    ViTConfig::vit_micro_patch4_32().with_depth(depth)
+}
+
+/// A model with random weights, and with adapters where the scope trains them.
 pub fn model_of(config: &ViTConfig, scope: Scope) -> ViT<AB> {
-    let model = config.init::<AB>(&Default::default()).and_then(|model| model.with_scope(scope));
+    let model = config.init::<AB>(&Default::default()).and_then(|model| match scope {
+        Scope::Lora(rank) => model.with_lora(rank, 0)?.with_scope(scope),
+        _ => model.with_scope(scope),
+    });
     model.expect("the preset and its scopes are valid")
-}
-
-/// Random images for it.
-pub fn images<P: Backend>(rows: usize) -> ImageBatch<P> {
-    images_of(rows, 32)
 }
 
 /// Random images of `side` pixels, of ten classes.
@@ -80,22 +217,10 @@ pub fn images_of<P: Backend>(rows: usize, side: usize) -> ImageBatch<P> {
     }
 }
 
-/// A forward-only learner with `queries` queries per datum, `max_rows` rows in a pass, no prefix kept.
-pub fn forward(scope: Scope, space: Space, queries: usize, max_rows: usize) -> Forward {
-    learner(scope, space, queries, max_rows, 0)
-}
-
-/// The same, keeping the frozen prefix of `kept` data.
-pub fn learner(scope: Scope, space: Space, queries: usize, max_rows: usize, kept: usize) -> Forward {
-    learner_of(model(scope), space, queries, max_rows, kept)
-}
-
-/// The same of another model.
-pub fn learner_of(model: ViT<AB>, space: Space, queries: usize, max_rows: usize, kept: usize) -> Forward {
-    let budget = QueryBudget::new(queries, 1).expect("a valid budget");
-    let config = ForwardConfig::new(budget).with_space(space).with_max_rows(max_rows).with_threads(THREADS);
+/// A forward-only learner with the Gaussian allocator.
+pub fn learner_of(model: ViT<AB>, config: ForwardConfig) -> Forward {
     let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
-    ForwardLearner::new(model, allocator, config.with_prefix_cache(kept)).expect("a valid configuration")
+    ForwardLearner::new(model, allocator, config).expect("a valid configuration")
 }
 
 /// One training step, the update included.
@@ -120,28 +245,39 @@ pub fn peak_memory() -> f64 {
     peak.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
 }
 
+/// What this program prints, in a process of its own, for `task`; empty where it fails.
+///
+/// `returning`: what is freed goes back to the system at once (glibc), so that a peak of memory is of what was in use together; otherwise glibc
+/// keeps freed blocks in an arena for each thread.
+pub fn in_a_process(task: &str, returning: bool) -> String {
+    let output = std::env::current_exe().and_then(|exe| {
+        let mut command = Command::new(exe);
+        if returning {
+            command.env("MALLOC_MMAP_THRESHOLD_", "262144");
+        }
+        command.env(TASK, task).output()
+    });
+    output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).unwrap_or_default()
+}
+
 /// Losses of `rows` rows by plain inference, `max_rows` at a time on [`THREADS`] threads; returns their sum.
 pub fn inference(model: &ViT<B>, batch: &ImageBatch<B>, rows: usize, max_rows: usize) -> f32 {
     let n = batch.ids.len();
-    let chunks: Vec<Vec<usize>> =
-        (0..rows).collect::<Vec<_>>().chunks(max_rows).map(|c| c.iter().map(|i| i % n).collect()).collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS)
-            .map(|_| {
-                let (model, batch, next, chunks) = (model.clone(), batch.clone(), &next, &chunks);
-                scope.spawn(move || {
-                    let mut sum = 0.0;
-                    loop {
-                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        let Some(index) = chunks.get(i) else { return sum };
-                        let logits = model.forward(batch.input.rows(index), &mut Probe::clean());
-                        let losses = model.losses(logits, batch.target.rows(index));
-                        sum += losses.sum().into_scalar().elem::<f32>();
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().map(|w| w.join().expect("inference does not panic")).sum()
-    })
+    let mut sum = 0.0;
+    for start in (0..rows).step_by(n.max(1)) {
+        let index: Vec<usize> = (0..n.min(rows - start)).collect();
+        let logits = infer(model, &batch.input.rows(&index), index.len(), max_rows, THREADS);
+        sum += model.losses(logits, batch.target.rows(&index)).sum().into_scalar().elem::<f32>();
+    }
+    sum
+}
+
+/// Multiply-adds of a row in a plain pass.
+pub fn multiply_adds(config: &ViTConfig) -> f64 {
+    let (d, hidden, tokens) = (config.embed_dim, config.mlp_dim(), config.num_tokens());
+    let patches = tokens * config.in_chans * config.patch_size * config.patch_size * d;
+    let block = tokens * (4 * d * d + 2 * d * hidden) + 2 * tokens * tokens * d;
+    // the last block computes keys and values for all tokens, the rest for the class token alone
+    let last = 2 * tokens * d * d + 2 * d * d + 2 * d * hidden + 2 * tokens * d;
+    (patches + (config.depth - 1) * block + last + d * config.num_classes) as f64
 }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::linalg::{cholesky, solve};
 use crate::noise::RowKey;
+use crate::ops;
 
 /// Weight of a step in the regression: a window of 50 steps.
 const RATE: f64 = 0.02;
@@ -72,11 +73,11 @@ struct SitePrediction {
 }
 
 impl Prediction {
-    /// The part of a row's loss that is explained: γ·h_jᵀ(σε) for its `perturbation` σε.
-    pub(crate) fn explain(&self, site: usize, row: RowKey, perturbation: &[f32]) -> f64 {
+    /// Of a row's loss what is explained by some of the `len` numbers of its perturbation σε, those from `start` on: their part of γ·h_jᵀ(σε).
+    pub(crate) fn explain(&self, site: usize, row: RowKey, len: usize, start: usize, perturbation: &[f32]) -> f64 {
         let Some(Some(predicted)) = self.sites.get(site) else { return 0.0 };
-        let start = row.position as usize * perturbation.len();
-        predicted.gain * dot32(perturbation, &predicted.gradients[start..start + perturbation.len()])
+        let start = row.position as usize * len + start;
+        predicted.gain * ops::dot(perturbation, &predicted.gradients[start..start + perturbation.len()])
     }
 
     /// Adds γ·h_j, times the weight of datum j, to what the queries measured of it, and looks at the sum.
@@ -105,8 +106,8 @@ impl Prediction {
                 let h = &predicted.gradients[j * len..(j + 1) * len];
                 let scale = (weight * predicted.gain) as f32;
                 gradient.iter_mut().zip(h).for_each(|(g, h)| *g += scale * h);
-                seen.along += dot32(gradient, h) / weight;
-                seen.squared += dot32(h, h);
+                seen.along += ops::dot(gradient, h) / weight;
+                seen.squared += ops::dot(h, h);
             }
             let signals = &self.signals[j * self.dim..(j + 1) * self.dim];
             for (row, &r) in seen.cross.chunks_exact_mut(len).zip(signals) {
@@ -246,12 +247,6 @@ impl FeedbackTracker {
             }
         }
     }
-}
-
-/// Σ a_i b_i of f32 values, in f64.
-fn dot32(a: &[f32], b: &[f32]) -> f64 {
-    // blocks bound the error of the f32 sums inside them
-    a.chunks(64).zip(b.chunks(64)).map(|(a, b)| f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>())).sum()
 }
 
 #[cfg(test)]

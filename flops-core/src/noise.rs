@@ -12,6 +12,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::ops;
 
 /// Law of the perturbation ε: zero mean, unit variance in every coordinate.
 ///
@@ -49,6 +50,11 @@ impl NoiseLaw {
             Self::Laplace => 2.0,
             Self::Gaussian | Self::Rademacher | Self::Uniform => 1.0,
         }
+    }
+
+    /// Fills `out` with draws of ε from the stream of `seed`, as the estimators draw a row of noise.
+    pub fn sample(self, seed: u64, out: &mut [f32]) {
+        self.fill(&mut Xoshiro256PlusPlus::seed_from_u64(seed), 1.0, out);
     }
 
     /// Fills `out` with `scale`·ε.
@@ -133,41 +139,44 @@ fn flip(v: f32, bit: u32) -> f32 {
     f32::from_bits(v.to_bits() ^ ((bit & 1) << 31))
 }
 
-/// Sign masks of the eight bits of a byte.
-static SIGNS: [[u32; 8]; 256] = {
-    let mut table = [[0u32; 8]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut bit = 0;
-        while bit < 8 {
-            table[byte][bit] = ((byte as u32 >> bit) & 1) << 31;
-            bit += 1;
-        }
-        byte += 1;
-    }
-    table
-};
-
+/// Calls `f` with each number of `out` and ±0 as a sign to flip by, 64 of them from each draw.
+#[inline(always)]
 fn for_signs(rng: &mut Xoshiro256PlusPlus, out: &mut [f32], f: impl Fn(&mut f32, u32)) {
-    for block in out.chunks_mut(64) {
-        let bytes = rng.next_u64().to_le_bytes();
-        for (eight, byte) in block.chunks_mut(8).zip(bytes) {
-            for (v, &sign) in eight.iter_mut().zip(&SIGNS[byte as usize]) {
-                f(v, sign);
-            }
+    let (blocks, rest) = out.as_chunks_mut::<32>();
+    let mut word = 0;
+    for (i, block) in blocks.iter_mut().enumerate() {
+        word = if i % 2 == 0 { rng.next_u64() } else { word >> 32 };
+        let bits = word as u32;
+        for (shift, v) in block.iter_mut().enumerate() {
+            f(v, (bits >> shift) << 31);
+        }
+    }
+    if !rest.is_empty() {
+        let bits = if blocks.len().is_multiple_of(2) { rng.next_u64() } else { word >> 32 } as u32;
+        for (shift, v) in rest.iter_mut().enumerate() {
+            f(v, (bits >> shift) << 31);
         }
     }
 }
 
 fn fill_signs(rng: &mut Xoshiro256PlusPlus, scale: f32, out: &mut [f32]) {
     let bits = scale.to_bits();
-    for_signs(rng, out, |v, sign| *v = f32::from_bits(bits ^ sign));
+    ops::vectorised(
+        #[inline(always)]
+        || for_signs(rng, out, |v, sign| *v = f32::from_bits(bits ^ sign)),
+    );
 }
 
 fn add_signs(rng: &mut Xoshiro256PlusPlus, weight: f32, out: &mut [f32]) {
     let bits = weight.to_bits();
-    for_signs(rng, out, |v, sign| *v += f32::from_bits(bits ^ sign));
+    ops::vectorised(
+        #[inline(always)]
+        || for_signs(rng, out, |v, sign| *v += f32::from_bits(bits ^ sign)),
+    );
 }
+
+/// Numbers of a row that are drawn at a time: they stay in the innermost cache, and every law takes whole draws for them.
+const BLOCK: usize = 4096;
 
 /// One-sided queries with the clean loss as baseline, or antithetic pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,24 +328,32 @@ impl NoiseSource {
         Xoshiro256PlusPlus::seed_from_u64(derive(&[self.seed, self.step, site as u64, position, direction]))
     }
 
-    /// Hands σ·ε, `len` numbers, to `take`, for each of `rows` that is perturbed at `site`, with the row's number.
-    pub fn perturb(&self, site: usize, rows: &[RowKey], len: usize, mut take: impl FnMut(usize, &[f32])) {
-        let mut noise = vec![0f32; len];
-        // the direction that lies in `noise`, taken with a positive sign
-        let mut drawn = None;
-        for (r, row) in rows.iter().enumerate() {
+    /// Hands σ·ε of each of `rows` that is perturbed at `site` to `take`, some of its `len` numbers at a time, with the number of the row and that of
+    /// the first of them. The halves of a pair that follow one another are drawn once.
+    pub fn perturb(&self, site: usize, rows: &[RowKey], len: usize, mut take: impl FnMut(usize, usize, &[f32])) {
+        let mut block = [0f32; BLOCK];
+        let mut r = 0;
+        while r < rows.len() {
+            let (row, first) = (rows[r], r);
             let (direction, sign) = self.sampling.direction(row.query);
+            r += 1;
             if self.reach(site, row.position, direction).is_none() {
                 continue;
             }
-            if sign < 0.0 && drawn.take() == Some((row.position, direction)) {
-                noise.iter_mut().for_each(|v| *v = -*v);
-            } else {
-                let mut rng = self.stream(site, row.position, direction);
-                self.law.fill(&mut rng, sign * self.sigma as f32, &mut noise);
-                drawn = (sign > 0.0).then_some((row.position, direction));
+            let pair = rows.get(r).filter(|next| {
+                next.position == row.position && self.sampling.direction(next.query) == (direction, -sign)
+            });
+            r += usize::from(pair.is_some());
+            let mut rng = self.stream(site, row.position, direction);
+            for start in (0..len).step_by(BLOCK) {
+                let noise = &mut block[..BLOCK.min(len - start)];
+                self.law.fill(&mut rng, sign * self.sigma as f32, noise);
+                take(first, start, noise);
+                if pair.is_some() {
+                    noise.iter_mut().for_each(|v| *v = -*v);
+                    take(first + 1, start, noise);
+                }
             }
-            take(r, &noise);
         }
     }
 
@@ -344,7 +361,7 @@ impl NoiseSource {
     #[cfg(test)]
     pub fn perturbation(&self, site: usize, rows: &[RowKey], len: usize) -> Vec<f32> {
         let mut out = vec![0f32; rows.len() * len];
-        self.perturb(site, rows, len, |r, noise| out[r * len..][..len].copy_from_slice(noise));
+        self.perturb(site, rows, len, |r, start, noise| out[r * len + start..][..noise.len()].copy_from_slice(noise));
         out
     }
 
@@ -361,9 +378,13 @@ impl NoiseSource {
     ) -> Vec<f32> {
         let mut out = vec![0f32; groups.len() * len];
         for (group, here) in groups.iter().zip(out.chunks_mut(len.max(1))) {
-            for (position, direction, weight) in self.directions(site, group.clone(), rows, weights) {
-                let mut rng = self.stream(site, position, direction);
-                self.law.add_score(&mut rng, weight as f32, here);
+            let directions = self.directions(site, group.clone(), rows, weights).into_iter();
+            let stream = |(position, direction, weight)| (self.stream(site, position, direction), weight as f32);
+            let mut streams: Vec<_> = directions.map(stream).collect();
+            for block in here.chunks_mut(BLOCK) {
+                for (rng, weight) in &mut streams {
+                    self.law.add_score(rng, *weight, block);
+                }
             }
         }
         out

@@ -31,7 +31,16 @@ fn in_place<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&mut [f3
     let device = x.device();
     let mut data = x.into_data();
     f(data.as_mut_slice::<f32>().expect("single precision was checked"));
-    Tensor::from_data(data, &device)
+    Tensor::from_data(data, (&device, DType::F32))
+}
+
+/// A tensor of single precision, whatever the backend's own is.
+pub(crate) fn single<B: Backend, const D: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
 
 /// `x` plus what `add` adds to numbers of `shape`, which `x` has or is broadcast to: to its own on the host, else to zeros that are brought to it.
@@ -45,9 +54,9 @@ pub(crate) fn add_numbers<B: Backend, const D: usize>(
     }
     let mut numbers = vec![0f32; shape.iter().product()];
     add(&mut numbers);
-    let numbers = Tensor::<B, D>::from_data(TensorData::new(numbers, shape), &x.device());
-    let dtype = x.dtype();
-    x + numbers.cast(dtype)
+    // in single precision: the sum is rounded once
+    let (numbers, dtype) = (single::<B, D>(numbers, shape, &x.device()), x.dtype());
+    (x.cast(DType::F32) + numbers).cast(dtype)
 }
 
 /// x·Φ(x) with the exact normal distribution function Φ, within 10⁻⁶ for every x.
@@ -58,13 +67,18 @@ pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     if !on_host(&x) {
         return activation::gelu(x);
     }
-    in_place(x, |x| vectorised(Map { x, f: gelu_of }))
+    in_place(x, |x| {
+        vectorised(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x = gelu_of(*x)),
+        );
+    })
 }
 
 /// p of [`gelu`], the coefficients of a⁷ to a⁰.
 const ERFC: [f32; 8] = [
     7.157_445_3e-7,
-    -9.956_562_5e-7,
+    -9.956_563e-7,
     7.033_544_5e-5,
     3.866_699_4e-6,
     3.303_991_8e-3,
@@ -120,7 +134,7 @@ pub fn attention<B: Backend>(
         scale = 1.0;
     }
     let width = scores.dims()[3].max(1);
-    let weights = in_place(scores, |x| vectorised(Softmax { x, width, scale }));
+    let weights = in_place(scores, |x| softmax(x, width, scale));
     merge(weights.matmul(v))
 }
 
@@ -147,7 +161,7 @@ fn merge<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
             }
         }
     }
-    Tensor::from_data(TensorData::new(to, [rows, tokens, heads * d]), &device)
+    single(to, [rows, tokens, heads * d], &device)
 }
 
 /// `[rows, a, b, d]` as `[rows, b, a, d]`.
@@ -167,51 +181,46 @@ fn swap_middle<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     x.reshape([all, d]).select(0, index).reshape([rows, b, a, d])
 }
 
-/// A loop that is compiled for every kind of register.
-trait Kernel {
-    fn run(self);
-}
-
-fn vectorised(kernel: impl Kernel) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || kernel.run(),
-    );
-}
-
-/// x ← f(x).
-struct Map<'a, F> {
-    x: &'a mut [f32],
-    f: F,
-}
-
-impl<F: Fn(f32) -> f32> Kernel for Map<'_, F> {
-    #[inline(always)]
-    fn run(self) {
-        for x in self.x {
-            *x = (self.f)(*x);
-        }
-    }
-}
-
-/// Each `width` numbers x ← softmax(scale·x).
-struct Softmax<'a> {
-    x: &'a mut [f32],
-    width: usize,
-    scale: f32,
-}
-
-impl Kernel for Softmax<'_> {
-    #[inline(always)]
-    fn run(self) {
-        for row in self.x.chunks_exact_mut(self.width) {
-            softmax_of(row, self.scale);
-        }
-    }
+/// Runs a loop as it is compiled for the registers that this CPU has; its closures must be inlined for that.
+#[inline]
+pub(crate) fn vectorised(run: impl FnOnce()) {
+    Arch::new().dispatch(run);
 }
 
 /// Numbers that are summed side by side.
 const LANES: usize = 16;
+
+/// Σ a_i b_i, in f64 but for runs of 64.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sum = 0.0;
+    vectorised(
+        #[inline(always)]
+        || {
+            for (a, b) in a.chunks(4 * LANES).zip(b.chunks(4 * LANES)) {
+                let mut sums = [0f32; LANES];
+                let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+                for (a, b) in a.iter().zip(b) {
+                    for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                        *sum += a * b;
+                    }
+                }
+                for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+                    *sum += a * b;
+                }
+                sum += f64::from(sums.into_iter().sum::<f32>());
+            }
+        },
+    );
+    sum
+}
+
+/// Each `width` numbers x ← softmax(scale·x).
+fn softmax(x: &mut [f32], width: usize, scale: f32) {
+    vectorised(
+        #[inline(always)]
+        || x.chunks_exact_mut(width).for_each(|row| softmax_of(row, scale)),
+    );
+}
 
 /// A score of −∞ weighs next to nothing; a NaN makes all of the row NaN.
 #[inline(always)]
@@ -250,7 +259,7 @@ fn exp_of(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + MAGIC;
     let n = shifted - MAGIC;
-    let r = x - n * 0.693_359_375 - n * -2.121_944_4e-4;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
         p = p * r + c;
@@ -367,12 +376,12 @@ mod tests {
         row[21] = -1e30;
         let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
         let exact: Vec<f64> = row.iter().map(|&x| f64::from(x).exp() / sum).collect();
-        vectorised(Softmax { x: &mut row, width: 37, scale: 1.0 });
+        softmax(&mut row, 37, 1.0);
         for (&a, b) in row.iter().zip(exact) {
             assert!((f64::from(a) - b).abs() < 1e-7 * b.max(1e-30), "{a} against {b}");
         }
         let mut row = [0.0, f32::NAN, 1.0];
-        vectorised(Softmax { x: &mut row, width: 3, scale: 1.0 });
+        softmax(&mut row, 3, 1.0);
         assert!(row.iter().all(|x| x.is_nan()));
     }
 

@@ -3,7 +3,6 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::prelude::{Backend, Tensor};
-use burn::tensor::TensorData;
 use rand::rngs::StdRng;
 use rand_distr::{Binomial, Distribution};
 
@@ -12,6 +11,7 @@ use super::mean::{Design, MeanModel};
 use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
 use crate::error::Error;
+use crate::ops;
 use crate::persist::Persist;
 
 /// Bounds of every coefficient of the logit.
@@ -62,7 +62,7 @@ impl BernoulliAllocatorConfig {
             self.mean.start((self.keep / (1.0 - self.keep)).ln(), 0.0)?.into_iter().map(|b| b as f32).collect();
         let n = beta.len();
         Ok(BernoulliAllocator {
-            beta: Param::from_tensor(Tensor::from_data(TensorData::new(beta, [n]), device)),
+            beta: Param::from_tensor(ops::single(beta, [n], device)),
             state: Persist::new(LearningState::default()),
             mean: self.mean,
             learning,

@@ -15,6 +15,7 @@ use super::{Allocator, DatumFeatures, set_values, values};
 use crate::budget::{Allocation, QueryBudget};
 use crate::error::Error;
 use crate::linalg::dot;
+use crate::ops;
 use crate::persist::Persist;
 
 /// Bounds of β₀, the other coefficients, σ and γ; the lower bound of σ in training is a setting. A larger γ would make the noise common
@@ -97,7 +98,7 @@ impl GaussianAllocatorConfig {
         let param = |values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
             let n = values.len();
-            Param::from_tensor(Tensor::from_data(TensorData::new(values, [n]), device))
+            Param::from_tensor(ops::single(values, [n], device))
         };
         Ok(GaussianAllocator {
             beta: param(&self.mean.start(1.0, 1.0)?),

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::feedback::Observation;
 use crate::noise::NoiseSource;
 use crate::objective::ForwardModel;
+use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Stages};
 
 /// Queries that begin behind the same stages.
@@ -165,7 +166,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
                 observed.sites.push(prediction.complete(index, &positions, &shares, &mut g));
             }
-            let g = Tensor::from_data(TensorData::new(g, [positions.len(), len]), &site.device());
+            let g = ops::single(g, [positions.len(), len], &site.device());
             for (all, energy) in energies.iter_mut().zip(site.energy(positions.len())) {
                 all.push(energy);
             }

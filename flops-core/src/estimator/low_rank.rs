@@ -10,11 +10,13 @@
 //! embedding and bare parameters are perturbed as in the activation space. A convolution's weight is a matrix from patches to channels.
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::module::unfold4d;
 use burn::tensor::ops::UnfoldOptions;
 
 use crate::batch::Rows;
 use crate::noise::{NoiseSource, RowKey};
+use crate::ops;
 use crate::probe::{Gradients, QueryRows, Site, SiteInput};
 
 /// What of a row's noise falls on what: A, B, then the vectors.
@@ -79,7 +81,7 @@ impl Layout {
         let rows = noise.len() / self.len().max(1);
         let values: Vec<f32> =
             noise.chunks_exact(self.len()).flat_map(|row| row[at..at + len].iter().copied()).collect();
-        Tensor::from_data(TensorData::new(values, [rows, len]), device)
+        ops::single(values, [rows, len], device)
     }
 }
 
@@ -97,7 +99,8 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
     rows: &QueryRows,
 ) -> Tensor<B, D> {
     let layout = Layout::new(&input, &y.dims(), trained.0, trained.1, rank);
-    let (len, left, device) = (layout.len(), layout.left(), y.device());
+    let (len, left, device, dtype) = (layout.len(), layout.left(), y.device(), y.dtype());
+    let (y, input) = (y.cast(DType::F32), input.single());
     let mut values = vec![0f32; rows.keys.len() * len];
     for (row, here) in rows.keys.iter().zip(values.chunks_exact_mut(len)) {
         if let Some((direction, sign)) = noise.signed(index, row) {
@@ -156,7 +159,7 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
         wide[if matches!(input, SiteInput::Conv { .. }) { 1 } else { D - 1 }] = layout.bias;
         sum = sum + part(at, layout.bias).reshape(wide);
     }
-    sum
+    sum.cast(dtype)
 }
 
 /// Adds the gradients of a site from the weights of its queries; gives E‖E‖², the same for all data.
@@ -196,8 +199,8 @@ pub(crate) fn gradients<B: Backend>(
         if n == 0 {
             gradients.add(id, Tensor::<B, 1>::zeros([inputs * width], &device));
         } else {
-            let a = Tensor::<B, 3>::from_data(TensorData::new(lefts, [n, inputs, rank]), &device);
-            let b = Tensor::<B, 2>::from_data(TensorData::new(rights, [n * rank, width]), &device);
+            let a = ops::single::<B, 3>(lefts, [n, inputs, rank], &device);
+            let b = ops::single(rights, [n * rank, width], &device);
             let product = a.swap_dims(0, 1).reshape([inputs, n * rank]).matmul(b);
             match site.input {
                 SiteInput::Conv { .. } => gradients.add(id, product.transpose()),
@@ -208,7 +211,7 @@ pub(crate) fn gradients<B: Backend>(
     let vector = |range: std::ops::Range<usize>| {
         let values: Vec<f32> = vectors[range].iter().map(|&v| v as f32).collect();
         let n = values.len();
-        Tensor::<B, 1>::from_data(TensorData::new(values, [n]), &device)
+        ops::single::<B, 1>(values, [n], &device)
     };
     if let Some(id) = site.weight.filter(|_| layout.scale > 0) {
         gradients.add(id, vector(0..layout.scale));
@@ -217,8 +220,7 @@ pub(crate) fn gradients<B: Backend>(
         gradients.add(id, vector(layout.scale..layout.scale + layout.bias));
     }
     if layout.output > 0 {
-        let g = Tensor::from_data(TensorData::new(outputs, [groups.len(), layout.output]), &device);
-        site.backward(g, gradients);
+        site.backward(ops::single(outputs, [groups.len(), layout.output], &device), gradients);
     }
     layout.energy()
 }

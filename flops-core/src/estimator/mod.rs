@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Rows};
@@ -458,7 +459,7 @@ impl Estimator {
             }
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
-        clean.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone()));
+        clean.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone().cast(DType::F32)));
         let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
         Ok(Estimate {
             gradients,

@@ -36,8 +36,8 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
             let shape = value.dims();
             let len = shape.iter().product();
             ops::add_numbers(value, shape, |values| {
-                self.noise.perturb(site, &[key], len, |_, noise| {
-                    values.iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                self.noise.perturb(site, &[key], len, |_, start, noise| {
+                    values[start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                 });
             })
         })
@@ -111,7 +111,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         |device, site| {
             let len = found[site].1;
             let g = noise.weighted_scores(site, std::slice::from_ref(&(0..queries)), &keys, &totals, len);
-            Ok(Tensor::<B, 1>::from_data(TensorData::new(g, [len]), device))
+            Ok(ops::single::<B, 1>(g, [len], device))
         },
         |site, g| gradients.add(found[site].0, g),
     )?;

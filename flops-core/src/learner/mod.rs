@@ -31,6 +31,7 @@ use crate::feedback::{ControlVariate, FeedbackTracker, Observation};
 use crate::metric::{StepOutput, StepStats};
 use crate::noise::{Placement, derive};
 use crate::objective::{ForwardModel, infer_again};
+use crate::ops;
 use crate::persist::Persist;
 use crate::probe::PrefixCache;
 use crate::variance::{SiteTracker, VarianceEstimate, VarianceTracker, loss_proxy};
@@ -222,11 +223,8 @@ where
         let classification = model.classification(&clean.output, &clean.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
-        let mut item = StepOutput {
-            losses: Tensor::from_data(TensorData::new(losses, [batch.ids.len()]), &device),
-            classification,
-            stats: None,
-        };
+        let mut item =
+            StepOutput { losses: ops::single(losses, [batch.ids.len()], &device), classification, stats: None };
         let mut pending = Pending {
             first: batch.ids[0],
             update: None,
@@ -500,5 +498,7 @@ where
     }
 }
 
+#[cfg(test)]
+mod half;
 #[cfg(test)]
 mod tests;

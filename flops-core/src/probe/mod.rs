@@ -574,7 +574,7 @@ impl<B: Backend> Probe<B> {
                     bias: keep(bias),
                     shape: y.dims().to_vec(),
                     device: y.device(),
-                    input: input(),
+                    input: input().single(),
                 });
                 y
             }
@@ -600,10 +600,10 @@ impl<B: Backend> Probe<B> {
                 let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
                 let len = shape[1..].iter().product();
                 ops::add_numbers(y, shape, |values| {
-                    noise.perturb(index, &rows.keys, len, |r, noise| {
-                        values[r * len..][..len].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                    noise.perturb(index, &rows.keys, len, |r, start, noise| {
+                        values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                         if let Some(prediction) = prediction {
-                            explained[r] += prediction.explain(index, rows.keys[r], noise);
+                            explained[r] += prediction.explain(index, rows.keys[r], len, start, noise);
                         }
                     });
                 })

@@ -6,8 +6,8 @@ use burn::module::ParamId;
 use burn::nn::conv::Conv2d;
 use burn::nn::{LayerNorm, PaddingConfig2d};
 use burn::prelude::*;
-use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, TensorPrimitive};
 
 /// The clean input of a site, in the form its gradient is a product of.
 pub(crate) enum SiteInput<B: Backend> {
@@ -31,6 +31,19 @@ impl<B: Backend> SiteInput<B> {
         unit.gamma = unit.gamma.map(|g| g.ones_like());
         unit.beta = None;
         Self::Norm { normalised: unit.forward(x.reshape([tokens, d])) }
+    }
+
+    /// The same in single precision, which products and sums of many rows need whatever the model's is.
+    pub fn single(self) -> Self {
+        match self {
+            Self::Linear { x } => Self::Linear { x: x.cast(DType::F32) },
+            Self::Norm { normalised } => Self::Norm { normalised: normalised.cast(DType::F32) },
+            Self::Conv { x, weight, stride, dilation } => {
+                Self::Conv { x: x.cast(DType::F32), weight: weight.cast(DType::F32), stride, dilation }
+            }
+            Self::Embedding { ids, table } => Self::Embedding { ids, table: table.cast(DType::F32) },
+            Self::Parameter => Self::Parameter,
+        }
     }
 
     pub fn conv(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Self {
@@ -96,7 +109,7 @@ impl<B: Backend> Site<B> {
                 SiteInput::Norm { normalised } => (per_row(normalised.clone()), 1.0),
                 SiteInput::Conv { x, weight, stride, dilation } => {
                     let [c_out, c_in, kh, kw] = weight.dims();
-                    let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], &x.device());
+                    let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], (&x.device(), DType::F32));
                     let patches = burn::tensor::module::conv2d(
                         x.clone().powi_scalar(2),
                         ones,

@@ -1,0 +1,64 @@
+//! PyTorch, in a process of its own that is asked task by task, in turn with ours.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use flops_benches::THREADS;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/pytorch.py");
+
+/// The process.
+pub struct Peer {
+    child: Child,
+    tasks: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    /// Its version, as it says.
+    pub version: String,
+}
+
+impl Peer {
+    /// Starts it, for the model of that name.
+    ///
+    /// # Errors
+    /// Where there is no Python, or no PyTorch.
+    pub fn start(python: &str, model: &str, batch: usize, device: Option<&str>, dtype: &str) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.args([SCRIPT, "--model", model, "--dtype", dtype]);
+        command.args(["--batch", &batch.to_string(), "--threads", &THREADS.to_string()]);
+        command.args(["--device", device.unwrap_or("cpu")]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("'{python}' cannot be started"))?;
+        let tasks = child.stdin.take().context("standard input is piped")?;
+        let answers = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        let mut peer = Self { child, tasks, answers, version: String::new() };
+        peer.version = peer.line()?;
+        ensure!(peer.version.starts_with("torch "), "PyTorch is {}", peer.version);
+        Ok(peer)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "PyTorch's process ended");
+        Ok(line.trim().to_string())
+    }
+
+    /// Seconds that a task took.
+    pub fn seconds(&mut self, task: &str) -> Result<f64> {
+        writeln!(self.tasks, "{task}")?;
+        let line = self.line()?;
+        line.parse().with_context(|| format!("PyTorch answered '{line}' to '{task}'"))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,254 @@
+//! The figures: as a table, a CSV, a picture and a summary.
+
+use anyhow::Result;
+use flops_benches::{BACKEND, Case, THREADS};
+use flops_core::Space;
+use flops_examples::experiment::print_table;
+use flops_examples::plot::{Panel, Series, panels};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Median, least and largest; NaN of nothing.
+fn spread(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
+    let middle = if n % 2 == 1 { at(n / 2) } else { 0.5 * (at((n / 2).wrapping_sub(1)) + at(n / 2)) };
+    [middle, at(0), at(n.wrapping_sub(1))]
+}
+
+/// One measured thing. What does not apply is empty.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    section: String,
+    name: String,
+    /// The case in words; empty for what is no step.
+    case: String,
+    scope: String,
+    space: String,
+    batch: usize,
+    queries: usize,
+    depth: usize,
+    seconds: f64,
+    seconds_min: f64,
+    seconds_max: f64,
+    /// Rows, queries or numbers a second.
+    rate: f64,
+    /// Seconds over those of as many rows of plain inference beside it.
+    over_inference: f64,
+    over_inference_min: f64,
+    over_inference_max: f64,
+    /// Peak memory of a process that does it.
+    pub peak_mib: f64,
+}
+
+impl Row {
+    fn empty(section: &str, name: &str) -> Self {
+        Self {
+            section: section.into(),
+            name: name.into(),
+            case: String::new(),
+            scope: String::new(),
+            space: String::new(),
+            batch: 0,
+            queries: 0,
+            depth: 0,
+            seconds: f64::NAN,
+            seconds_min: f64::NAN,
+            seconds_max: f64::NAN,
+            rate: f64::NAN,
+            over_inference: f64::NAN,
+            over_inference_min: f64::NAN,
+            over_inference_max: f64::NAN,
+            peak_mib: f64::NAN,
+        }
+    }
+
+    fn with_case(mut self, case: &Case, depth: usize) -> Self {
+        self.case = case.to_string();
+        self.scope = case.scope.to_string();
+        self.space = case.space.map_or("backprop".into(), |space| space.to_string());
+        (self.batch, self.queries, self.depth) = (case.batch, case.queries, depth);
+        self
+    }
+
+    /// What is no step: so many rows or numbers in these seconds.
+    pub fn plain(section: &str, name: &str, rows: usize, seconds: &[f64]) -> Self {
+        let [seconds, seconds_min, seconds_max] = spread(seconds.to_vec());
+        Self { seconds, seconds_min, seconds_max, rate: rows as f64 / seconds, ..Self::empty(section, name) }
+    }
+
+    /// A step, by pairs of its seconds and those of plain inference.
+    pub fn of(section: &str, name: &str, case: &Case, depth: usize, pairs: &[(f64, f64)]) -> Self {
+        let seconds: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
+        let [over_inference, over_inference_min, over_inference_max] =
+            spread(pairs.iter().map(|(took, reference)| took / reference).collect());
+        Self {
+            over_inference,
+            over_inference_min,
+            over_inference_max,
+            ..Self::plain(section, name, case.rows(), &seconds)
+        }
+        .with_case(case, depth)
+    }
+
+    /// The peak memory of a process.
+    pub fn memory(section: &str, name: &str, case: Option<&Case>, depth: usize, peak_mib: f64) -> Self {
+        let row = Self { depth, peak_mib, ..Self::empty(section, name) };
+        match case {
+            Some(case) => row.with_case(case, depth),
+            None => row,
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let number =
+            |value: f64, decimals: usize| if value.is_nan() { "-".into() } else { format!("{value:.decimals$}") };
+        let ratio = |value: f64| if value < 0.1 { number(value, 3) } else { number(value, 2) };
+        let over = match self.over_inference.is_nan() {
+            true => "-".into(),
+            false => format!(
+                "{} ({} – {})",
+                ratio(self.over_inference),
+                ratio(self.over_inference_min),
+                ratio(self.over_inference_max)
+            ),
+        };
+        let what = if self.case.is_empty() { self.name.clone() } else { format!("{}: {}", self.name, self.case) };
+        let depth = if self.depth == 0 { "-".into() } else { self.depth.to_string() };
+        let seconds = number(self.seconds, if self.seconds < 0.1 { 4 } else { 2 });
+        vec![what, depth, seconds, number(self.rate, 0), over, number(self.peak_mib, 0)]
+    }
+}
+
+/// All that was measured.
+pub struct Table {
+    model: String,
+    /// Multiply-adds of a row.
+    work: f64,
+    /// PyTorch's version, where it was measured.
+    pub torch: Option<String>,
+    /// What was measured, in order.
+    pub rows: Vec<Row>,
+}
+
+impl Table {
+    /// An empty one.
+    pub fn new(model: &str, work: f64) -> Self {
+        Self { model: model.into(), work, torch: None, rows: vec![] }
+    }
+
+    fn row(&self, section: &str, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.section == section && row.name == name)
+    }
+
+    fn rate(&self, name: &str) -> f64 {
+        self.row("rates", name).map_or(f64::NAN, |row| row.rate)
+    }
+
+    /// Prints it, a section at a time.
+    pub fn print(&self) {
+        let mut start = 0;
+        while start < self.rows.len() {
+            let section = &self.rows[start].section;
+            let end = start + self.rows[start..].iter().take_while(|row| row.section == *section).count();
+            println!("\n{section}");
+            let cells: Vec<Vec<String>> = self.rows[start..end].iter().map(Row::cells).collect();
+            let case = "scope space law sampling placement batch queries max_rows kept";
+            print_table(&[case, "depth", "seconds", "per second", "over inference", "peak, MiB"], &cells);
+            start = end;
+        }
+        println!();
+        if let Value::Object(summary) = self.summary() {
+            summary
+                .iter()
+                .filter(|(_, value)| value.is_number())
+                .for_each(|(name, value)| println!("  {name:<40}{value:>12.3}"));
+        }
+    }
+
+    /// Peak memory of a full step of that space over that of inference with so many rows in a pass.
+    fn memory_over_inference(&self, space: Space, rows: usize) -> f64 {
+        let of = |f: &dyn Fn(&Row) -> bool| {
+            self.rows.iter().find(|row| row.section == "memory" && f(row)).map_or(f64::NAN, |row| row.peak_mib)
+        };
+        let (space, inference) = (space.to_string(), format!("inference, {rows} rows"));
+        of(&|row| row.scope == "full" && row.space == space) / of(&|row| row.name.starts_with(&inference))
+    }
+
+    /// The figures that later versions are compared by.
+    pub fn summary(&self) -> Value {
+        let over = |name: &str| self.row("rates", name).map_or(f64::NAN, |row| row.over_inference);
+        let matmul = self.row("matmul", "multiply-adds").map_or(f64::NAN, |row| row.rate);
+        let number = |value: f64| if value.is_finite() { json!((value * 1e4).round() / 1e4) } else { Value::Null };
+        let full = self.rate("activation");
+        let torch = self.rate("torch weights");
+        json!({
+            "model": self.model,
+            "backend": BACKEND,
+            "threads": THREADS,
+            "torch": self.torch,
+            "inference_rows_per_second": number(self.rate("inference")),
+            "inference_share_of_matmul": number(self.rate("inference") * self.work / matmul),
+            "row_queries_per_second_full": number(full),
+            "row_queries_per_second_full_weights": number(self.rate("weights")),
+            "row_queries_per_second_full_single": number(self.rate("single")),
+            "step_over_inference_full": number(over("activation")),
+            "step_over_inference_full_weights": number(over("weights")),
+            "step_over_inference_full_single": number(over("single")),
+            "rate_last3_over_full": number(self.rate("last3") / full),
+            "rate_cls_tail_over_full": number(self.rate("cls_tail_kept") / full),
+            "rate_cls_tail_over_full_nothing_kept": number(self.rate("cls_tail") / full),
+            "memory_over_inference": number(self.memory_over_inference(Space::Activation, 256)),
+            "memory_over_inference_weights": number(self.memory_over_inference(Space::Weights, 256)),
+            "memory_over_inference_of_32_rows": number(self.memory_over_inference(Space::Activation, 32)),
+            "memory_over_inference_of_32_rows_weights": number(self.memory_over_inference(Space::Weights, 32)),
+            "over_torch_inference": number(self.rate("inference") / self.rate("torch inference")),
+            "over_torch_paper_recipe": number(full / torch),
+            "over_torch_paper_recipe_weights": number(self.rate("weights") / torch),
+            "over_torch_activation": number(full / self.rate("torch activation")),
+        })
+    }
+
+    /// Seconds and peak memory against queries, batch and depth.
+    pub fn picture(&self) -> Result<String> {
+        let panel = |of: &str, title: &str, value: fn(&Row) -> f64, unit: &str| {
+            let series = [Space::Activation, Space::Weights].map(|space| {
+                let rows = self.rows.iter().filter(|row| row.section == of && row.space == space.to_string());
+                let points = rows.map(|row| {
+                    let x = match of {
+                        "queries" => row.queries,
+                        "batch" => row.batch,
+                        _ => row.depth,
+                    };
+                    (x as f64, value(row))
+                });
+                // from the origin, so that the axes begin there
+                Series::new(format!("{space} noise"), std::iter::once((0.0, 0.0)).chain(points))
+            });
+            Panel { title: title.into(), axes: (of.into(), unit.into()), log: (false, false), series: series.into() }
+        };
+        let seconds = |of: &str, title: &str| panel(of, title, |row| row.seconds, "seconds");
+        panels(
+            "One full-scope step: cost is linear, memory flat",
+            &[
+                seconds("queries", "against queries per datum"),
+                seconds("batch", "against the batch"),
+                seconds("depth", "against depth"),
+                panel("queries", "peak memory", |row| row.peak_mib, "MiB"),
+            ],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_median_least_and_largest() {
+        assert_eq!(spread(vec![3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
+        assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
+        assert!(spread(vec![]).iter().all(|v| v.is_nan()));
+    }
+}

@@ -3,11 +3,12 @@
 Reads one task a line from standard input, does it, and answers with its seconds; `table` runs it in turn with its own work:
 
     inference ROWS      forward passes and losses of ROWS rows, BATCH at a time
-    weights QUERIES     the paper's recipe: a step in all parameters, antithetic normal noise on the weights, a pass over the batch for each query
-    activation QUERIES  a step in all parameters, normal noise on the outputs of all layers, QUERIES rows for each datum
+    weights QUERIES     a step in all parameters: antithetic normal noise on the weights, a pass over the batch for each of an even number of queries
+    activation QUERIES  a step in all parameters: signs on the outputs of all layers, QUERIES rows for each datum
     backprop            a step of backpropagation
 
-Each step ends with an update by Adam. The model is vit_micro_patch4_32 (or --model vit_base_patch16_224) with random weights.
+Each step ends with an update by Adam. The model is vit_micro_patch4_32 (or another --model) with random weights, and, as ours, computes in
+its last block what reaches the class token alone.
 """
 
 import argparse
@@ -24,20 +25,33 @@ except ImportError as error:
 
 SIZES = {
     "vit_micro_patch4_32": dict(image=32, patch=4, width=128, depth=6, heads=4, classes=10),
-    "vit_base_patch16_224": dict(image=224, patch=16, width=768, depth=12, heads=12, classes=1000),
+    "vit_tiny_patch16_224": dict(image=224, patch=16, width=192, depth=12, heads=3, classes=10),
+    "vit_small_patch16_224": dict(image=224, patch=16, width=384, depth=12, heads=6, classes=10),
+    "vit_base_patch16_224": dict(image=224, patch=16, width=768, depth=12, heads=12, classes=10),
 }
 
 
-class Noise:
-    """Adds noise to the outputs of layers, and keeps what their gradients are made of."""
+class Record:
+    """Keeps the inputs of layers."""
 
-    def __init__(self, sigma):
-        self.sigma = sigma
+    def __init__(self):
         self.sites = []
 
     def __call__(self, layer, x, y):
-        noise = torch.randn_like(y)
-        self.sites.append((layer, x, noise))
+        self.sites.append((layer, x, torch.zeros_like(y)))
+        return y
+
+
+class Noise:
+    """Adds signs to the outputs of layers, and sums those of a datum by its weights."""
+
+    def __init__(self, sigma):
+        self.sigma = sigma
+        self.noises = []
+
+    def __call__(self, layer, x, y):
+        noise = torch.empty_like(y).bernoulli_().mul_(2).sub_(1)
+        self.noises.append(noise)
         return y.add(noise, alpha=self.sigma)
 
 
@@ -53,14 +67,16 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.heads = heads
 
-    def forward(self, x, at):
+    def forward(self, x, at, seen):
+        """The first `seen` tokens of the result."""
         rows, tokens, width = x.shape
         call = lambda layer, x: at(layer, x, layer(x))
-        split = lambda x: x.view(rows, tokens, self.heads, width // self.heads).transpose(1, 2)
+        split = lambda x: x.view(rows, -1, self.heads, width // self.heads).transpose(1, 2)
         h = call(self.norm1, x)
-        q, k, v = (split(call(layer, h)) for layer in (self.query, self.key, self.value))
-        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, tokens, width)
-        x = x + call(self.proj, a)
+        q = split(call(self.query, h[:, :seen]))
+        k, v = (split(call(layer, h)) for layer in (self.key, self.value))
+        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, seen, width)
+        x = x[:, :seen] + call(self.proj, a)
         h = F.gelu(call(self.fc1, call(self.norm2, x)))
         return x + call(self.fc2, h)
 
@@ -79,8 +95,9 @@ class ViT(nn.Module):
         cls = at(self.cls_token, None, self.cls_token.expand(len(x), -1, -1))
         x = torch.cat([cls, x], 1)
         x = at(self.pos_embed, None, x + self.pos_embed)
-        for block in self.blocks:
-            x = block(x, at)
+        # nothing but the class token reaches the loss
+        for i, block in enumerate(self.blocks):
+            x = block(x, at, 1 if i + 1 == len(self.blocks) else x.shape[1])
         x = at(self.norm, x[:, 0], self.norm(x[:, 0]))
         return at(self.head, x, self.head(x))
 
@@ -93,12 +110,13 @@ def losses(model, images, labels, at=plain):
 def weights(model, optimizer, images, labels, queries, sigma=1e-3):
     """g = mean over pairs of (L(θ + σε) − L(θ − σε))/2σ · ε, a fresh ε for each pair, drawn again from its seed."""
     parameters = list(model.parameters())
-    generator = torch.Generator()
+    generator = torch.Generator(device=parameters[0].device)
+    draw = lambda p: torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
 
     def move(seed, scale):
         generator.manual_seed(seed)
         for p in parameters:
-            p.add_(torch.randn(p.shape, generator=generator), alpha=scale)
+            p.add_(draw(p), alpha=scale)
 
     coefficients = []
     for pair in range(queries // 2):
@@ -113,38 +131,40 @@ def weights(model, optimizer, images, labels, queries, sigma=1e-3):
     for pair, c in enumerate(coefficients):
         generator.manual_seed(pair)
         for p in parameters:
-            p.grad.add_(torch.randn(p.shape, generator=generator), alpha=c / len(coefficients))
+            p.grad.add_(draw(p), alpha=c / len(coefficients))
     optimizer.step()
 
 
 @torch.no_grad()
-def activation(model, optimizer, images, labels, queries, sigma=1e-2, max_rows=64):
-    """Likelihood ratio on the outputs of all layers, every query of every datum with noise of its own."""
-    clean = losses(model, images, labels)
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
+def activation(model, optimizer, images, labels, queries, sigma=1e-3, max_rows=64):
+    """Likelihood ratio on the outputs of all layers, every query of every datum with signs of its own; a product per datum with the clean input."""
+    record = Record()
+    clean = losses(model, images, labels, record)
     scale = 1.0 / (len(images) * queries)
     for start in range(0, len(images) * queries, max_rows):
-        datum = torch.arange(start, min(start + max_rows, len(images) * queries)) // queries
+        datum = torch.arange(start, min(start + max_rows, len(images) * queries), device=images.device) // queries
         noise = Noise(sigma)
         c = (losses(model, images[datum], labels[datum], noise) - clean[datum]) * (scale / sigma)
-        for layer, x, e in noise.sites:
-            e = e * c.view(-1, *[1] * (e.dim() - 1))
-            if isinstance(layer, nn.Parameter):
-                layer.grad.add_(e.sum(0, keepdim=True))
-            elif isinstance(layer, nn.Linear):
-                flat = e.reshape(-1, e.shape[-1])
-                layer.weight.grad.addmm_(flat.t(), x.reshape(-1, x.shape[-1]))
-                layer.bias.grad.add_(flat.sum(0))
-            elif isinstance(layer, nn.LayerNorm):
-                normed = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-                over = tuple(range(e.dim() - 1))
-                layer.weight.grad.add_((e * normed).sum(over))
-                layer.bias.grad.add_(e.sum(over))
-            else:
-                columns = F.unfold(x, layer.kernel_size, stride=layer.stride)
-                layer.weight.grad.add_(torch.einsum("nop,nip->oi", e.flatten(2), columns).view_as(layer.weight))
-                layer.bias.grad.add_(e.sum((0, 2, 3)))
+        for (_, _, total), e in zip(record.sites, noise.noises):
+            total.index_add_(0, datum, e.mul_(c.to(e.dtype).view(-1, *[1] * (e.dim() - 1))))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for layer, x, g in record.sites:
+        if isinstance(layer, nn.Parameter):
+            layer.grad.add_(g.sum(0, keepdim=True))
+        elif isinstance(layer, nn.Linear):
+            flat = g.reshape(-1, g.shape[-1])
+            layer.weight.grad.addmm_(flat.t(), x.reshape(-1, x.shape[-1]))
+            layer.bias.grad.add_(flat.sum(0))
+        elif isinstance(layer, nn.LayerNorm):
+            normed = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+            over = tuple(range(g.dim() - 1))
+            layer.weight.grad.add_((g * normed).sum(over))
+            layer.bias.grad.add_(g.sum(over))
+        else:
+            columns = F.unfold(x, layer.kernel_size, stride=layer.stride)
+            layer.weight.grad.add_(torch.einsum("nop,nip->oi", g.flatten(2), columns).view_as(layer.weight))
+            layer.bias.grad.add_(g.sum((0, 2, 3)))
     optimizer.step()
 
 

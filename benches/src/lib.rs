@@ -59,7 +59,7 @@ pub type Backprop = BackpropLearner<AB, ViT<AB>>;
 
 /// Callers of forward passes, for queries and for inference alike.
 pub const THREADS: usize = 2;
-/// Rows of a pass of plain inference where it is fastest: those of a query pass of `vit_micro_patch4_32` on a CPU, which the cache limits.
+/// Rows of a pass of plain inference where it is fastest: about those of a query pass of `vit_micro_patch4_32` on a CPU, which the cache limits.
 pub const INFERENCE_ROWS: usize = 32;
 /// Set in the processes whose memory is measured, to what they are to do.
 pub const TASK: &str = "FLOPS_BENCH_TASK";

@@ -81,10 +81,11 @@ where
         let output = self.model.forward(batch.input, &mut probe);
         let surveyed = probe.surveyed();
         // a trained parameter that is not called through the probe may act in any stage
-        if surveyed.reached.len() == trained.len() {
+        let reaches_all = surveyed.reached.len() == trained.len();
+        if reaches_all {
             self.prefixes.keep(&batch.ids, &trained, &surveyed.stages.frozen());
-            self.evaluated.turn_to(&trained);
         }
+        self.evaluated.turn_to(if reaches_all { trained } else { Arc::default() });
         let item = report(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
     }

@@ -140,14 +140,21 @@ pub fn infer<B: Backend, M: ForwardModel<B>>(
     threads: usize,
 ) -> M::Output {
     assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
-    let mut outputs = Vec::with_capacity(rows.div_ceil(max_rows));
+    let width = even(rows, max_rows);
+    let mut outputs = Vec::with_capacity(rows.div_ceil(width));
     let work = |(model, input): &(M, M::Input), job: usize| {
-        let index: Vec<usize> = (job * max_rows..rows.min((job + 1) * max_rows)).collect();
+        let index: Vec<usize> = (job * width..rows.min((job + 1) * width)).collect();
         Ok(model.forward(input.rows(&index), &mut Probe::clean()))
     };
-    in_order(rows.div_ceil(max_rows), threads, (model.clone(), input.clone()), work, |_, output| outputs.push(output))
+    in_order(rows.div_ceil(width), threads, (model.clone(), input.clone()), work, |_, output| outputs.push(output))
         .expect("a plain pass gives no error");
     M::Output::cat(outputs)
+}
+
+/// Rows of a pass where `rows` are to be split into passes of at most `max_rows`: equal ones, since a matrix product of a row or two may round
+/// differently, and costs nearly as much as a whole one.
+pub(crate) fn even(rows: usize, max_rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(max_rows).max(1)).max(1)
 }
 
 /// [`infer`] on a batch that is evaluated again and again, as after every epoch: from the frozen prefixes that `cache` has of it, or keeping them.
@@ -159,19 +166,20 @@ pub(crate) fn infer_again<B: Backend, M: ForwardModel<B>>(
     cache: &PrefixCache,
 ) -> M::Output {
     let (n, trained) = (batch.ids.len(), cache.trained());
-    if trained.is_empty() {
+    let prefix = cache.get(&batch.ids, &trained);
+    if trained.is_empty() || prefix.is_none() && !cache.has_room(n) {
         return infer(model, &batch.input, n, max_rows, threads);
     }
-    let prefix = cache.get(&batch.ids, &trained);
+    let width = even(n, max_rows);
     let (mut outputs, mut stages) = (vec![], vec![]);
     let context = (model.clone(), batch.input.clone(), prefix.clone());
     let work = |(model, input, prefix): &(M, M::Input, Option<Prefix>), job: usize| {
-        let index: Vec<usize> = (job * max_rows..n.min((job + 1) * max_rows)).collect();
+        let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
         let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), false);
         let output = model.forward(input.rows(&index), &mut probe);
         Ok((output, probe.surveyed().stages))
     };
-    in_order(n.div_ceil(max_rows), threads, context, work, |_, (output, stage)| {
+    in_order(n.div_ceil(width), threads, context, work, |_, (output, stage)| {
         outputs.push(output);
         stages.push(stage);
     })

@@ -10,7 +10,6 @@
 //! embedding and bare parameters are perturbed as in the activation space. A convolution's weight is a matrix from patches to channels.
 
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::module::unfold4d;
 use burn::tensor::ops::UnfoldOptions;
 
@@ -100,7 +99,7 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
 ) -> Tensor<B, D> {
     let layout = Layout::new(&input, &y.dims(), trained.0, trained.1, rank);
     let (len, left, device, dtype) = (layout.len(), layout.left(), y.device(), y.dtype());
-    let (y, input) = (y.cast(DType::F32), input.single());
+    let (y, input) = (y.cast(ops::working::<B>()), input.working());
     let mut values = vec![0f32; rows.keys.len() * len];
     for (row, here) in rows.keys.iter().zip(values.chunks_exact_mut(len)) {
         if let Some((direction, sign)) = noise.signed(index, row) {

@@ -20,7 +20,6 @@ use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Rows};
@@ -28,7 +27,7 @@ use crate::budget::Allocation;
 use crate::error::Error;
 use crate::feedback::{Observation, Prediction};
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
-use crate::objective::ForwardModel;
+use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe, Stages};
 pub use estimate::{Estimate, PassCost};
@@ -164,8 +163,6 @@ pub struct CleanPass<B: Backend, O, T> {
     /// Rows that went through the model, and the seconds they took.
     pub cost: PassCost,
     pub(crate) stages: Stages,
-    /// Whether passes run on the host, where the widths of its layers limit the rows of a pass.
-    pub(crate) on_host: bool,
     /// Probability of each site under [`Placement::Single`] and [`Placement::Staged`]: equal, unless the caller knows better. They sum to
     /// one.
     pub site_probabilities: Vec<f64>,
@@ -215,14 +212,16 @@ pub(crate) struct Problem<'a, B: Backend, M: ForwardModel<B>> {
 }
 
 impl<B: Backend, M: ForwardModel<B>> Problem<'_, B, M> {
-    /// Rows of a pass that begins behind the first `stages` stages: `max_rows`, but on the host no more than leave the outputs of its layers in
-    /// the cache, which more rows in a pass would pay for with a third of the speed.
+    /// Rows of a pass that begins behind the first `stages` stages.
     pub fn rows(&self, stages: usize) -> usize {
-        let width = if self.on_host { self.stages.width(stages) } else { 0 };
-        CACHED_NUMBERS
-            .checked_div(width)
-            .map_or(self.max_rows, |rows| rows.clamp(MIN_ROWS, self.max_rows.max(MIN_ROWS)).min(self.max_rows))
+        if self.on_host { cached_rows(self.stages.width(stages), self.max_rows) } else { self.max_rows }
     }
+}
+
+/// Rows of a pass on the host: `max_rows`, but no more than leave the outputs of its layers, of at most `width` numbers a row (0 where that is not
+/// known), in the cache; more of them would cost up to half the speed.
+fn cached_rows(width: usize, max_rows: usize) -> usize {
+    CACHED_NUMBERS.checked_div(width).map_or(max_rows, |rows| rows.max(MIN_ROWS).min(max_rows))
 }
 
 /// Numbers of a layer's output that are taken to fit a CPU's cache: 4 MiB in single precision.
@@ -333,22 +332,20 @@ impl Estimator {
         }
         let start = Instant::now();
         let late = self.single();
-        // of equal size, since a matrix product of one row may round differently
-        let width = n.div_ceil(n.div_ceil(self.clean_rows()));
+        let width = even(n, self.clean_rows());
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
         let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
             let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
             let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
             let output = model.forward(input.rows(&index), &mut probe);
-            let losses = model.losses(output.clone(), target.rows(&index));
-            let on_host = ops::is_host::<B>(&losses.device());
-            Ok((read(losses, index.len())?, output, probe.surveyed(), on_host))
+            let losses = read(model.losses(output.clone(), target.rows(&index)), index.len())?;
+            Ok((losses, output, probe.surveyed()))
         };
         let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
-        let (mut reached, mut sites, mut on_host) = (HashSet::new(), 0, false);
-        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed, host)| {
+        let (mut reached, mut sites) = (HashSet::new(), 0);
+        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed)| {
             losses.extend(loss);
-            (reached, sites, on_host) = (surveyed.reached, surveyed.sites, host);
+            (reached, sites) = (surveyed.reached, surveyed.sites);
             outputs.push(output);
             stages.push(surveyed.stages);
             embeddings.extend(surveyed.embeddings);
@@ -382,7 +379,6 @@ impl Estimator {
             embeddings,
             cost,
             stages,
-            on_host,
             site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
             prediction: None,
             reached,
@@ -440,7 +436,7 @@ impl Estimator {
             prediction: clean.prediction.as_ref().filter(|_| self.space == Space::Activation),
             rank: if let Space::LowRank(rank) = self.space { Some(rank) } else { None },
             max_rows: self.max_rows,
-            on_host: clean.on_host,
+            on_host: model.devices().first().is_some_and(|device| ops::is_host::<B>(device)),
             threads: self.threads,
         };
         let start = Instant::now();
@@ -459,7 +455,7 @@ impl Estimator {
             }
             Space::Weights => weights::gradients(&problem, &weighted.weights)?,
         };
-        clean.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone().cast(DType::F32)));
+        clean.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone().cast(ops::working::<B>())));
         let (second_moments, site_moments) = self.moments(&problem.noise, &weighted, &energies);
         Ok(Estimate {
             gradients,

@@ -15,7 +15,8 @@ struct Share(Option<ThreadPool>);
 static IDLE: Mutex<Vec<ThreadPool>> = Mutex::new(Vec::new());
 
 impl Share {
-    /// One of `callers` equal parts of the cores, of one core at least.
+    /// One of `callers` equal parts of the cores, of one core at least. That some callers may have nothing to do changes nothing: there are pools of
+    /// one size for each number of callers that a program uses.
     fn of(callers: usize) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = (cores / callers).max(1);
@@ -49,8 +50,8 @@ pub(crate) fn in_order<C: Clone + Send, T: Send>(
     work: impl Fn(&C, usize) -> Result<T, Error> + Sync,
     mut take: impl FnMut(usize, T) + Send,
 ) -> Result<(), Error> {
-    let threads = threads.min(jobs);
-    if threads <= 1 {
+    let callers = threads.min(jobs);
+    if callers <= 1 {
         for job in 0..jobs {
             take(job, work(&context, job)?);
         }
@@ -63,7 +64,7 @@ pub(crate) fn in_order<C: Clone + Send, T: Send>(
     }
     let queue = AtomicUsize::new(0);
     let waiting = Mutex::new(Waiting { next: 0, done: BTreeMap::new(), take: &mut take });
-    let contexts: Vec<C> = (0..threads).map(|_| context.clone()).collect();
+    let contexts: Vec<C> = (0..callers).map(|_| context.clone()).collect();
     std::thread::scope(|scope| {
         let workers: Vec<_> = contexts
             .into_iter()

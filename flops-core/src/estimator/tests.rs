@@ -476,3 +476,20 @@ fn a_model_without_sites_trains_in_the_weights_space_alone() {
     }
     assert!(matches!(estimate(Space::Weights, &Arc::default()), Err(Error::NothingTrained)));
 }
+
+/// A width that is not known limits nothing, and no width asks for more rows than are allowed.
+#[test]
+fn passes_are_no_wider_than_the_cache() {
+    let widest = 65 * 512;
+    assert_eq!(
+        [0, 1, widest, 1 << 19, 1 << 30].map(|width| cached_rows(width, 256)),
+        [256, 256, 31, MIN_ROWS, MIN_ROWS]
+    );
+    assert_eq!([0, 1, widest, 1 << 30].map(|width| cached_rows(width, 2)), [2; 4]);
+}
+
+/// What is split into passes of at most so many rows lies in passes of nearly as many each.
+#[test]
+fn passes_have_as_many_rows_each() {
+    assert_eq!([(64, 31), (32, 31), (5, 8), (1, 1), (0, 4)].map(|(rows, most)| even(rows, most)), [22, 16, 5, 1, 1]);
+}

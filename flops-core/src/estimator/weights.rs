@@ -12,7 +12,7 @@ use super::{Formed, Problem, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::noise::{NoiseSource, RowKey, SHARED};
-use crate::objective::ForwardModel;
+use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe};
 
@@ -57,7 +57,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
         let mut values = Vec::with_capacity(directions[query].len());
-        for positions in directions[query].chunks(max_rows) {
+        for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
             values.extend(read(perturbed.losses(output, target.rows(positions)), positions.len())?);

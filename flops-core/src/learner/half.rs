@@ -100,8 +100,8 @@ fn trainer(dtype: DType, space: Space) -> ForwardLearner<AB, Mlp<AB>, Uniform> {
 
 /// A thousand steps of perturbations that move nothing: the weights are the same to the bit.
 #[test]
-fn perturbations_leave_weights_of_16_bits_alone() {
-    for dtype in [DType::BF16, DType::F16] {
+fn perturbations_leave_weights_alone() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
         for space in Space::ALL {
             let mut learner = trainer(dtype, space);
             let (before, batch) = (numbers(&learner.model), data(dtype));
@@ -143,7 +143,9 @@ fn training_in_16_bits_ends_where_training_in_32_does() {
         let (start, full) = trained(DType::F32);
         for dtype in [DType::BF16, DType::F16] {
             let (_, half) = trained(dtype);
-            assert!(half < 0.2 * start, "{dtype:?}, {space}: {start} to {half}, {full} in f32");
+            // 8 bits hold a weight to 2⁻⁸ of its size
+            let bound = 2.0 * full + if dtype == DType::BF16 { 0.03 } else { 0.005 };
+            assert!(half < bound && full < 0.1 * start, "{dtype:?}, {space}: {start} to {half}, {full} in f32");
         }
     }
 }

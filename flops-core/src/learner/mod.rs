@@ -216,10 +216,12 @@ where
         let estimator = &self.config.estimator;
         let state = &self.state.value;
         let mut clean = estimator.clean_from(model, &batch, trained, self.prefixes.get(&batch.ids, trained))?;
-        if clean.reaches_all(trained) {
+        let reaches_all = clean.reaches_all(trained);
+        if reaches_all {
             self.prefixes.keep(&batch.ids, trained, &clean.stages.frozen());
-            self.evaluated.turn_to(trained);
         }
+        // an evaluation does not know what is trained: where it must not keep anything, nothing is
+        self.evaluated.turn_to(if reaches_all { trained.clone() } else { Arc::default() });
         let classification = model.classification(&clean.output, &clean.target);
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();

@@ -54,7 +54,7 @@ impl PrefixCache {
     /// Takes in the prefix of a batch, row by row, as long as there is room.
     pub fn keep(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
         let (false, Some(state)) = (self.capacity == 0, &prefix.state) else { return };
-        self.turn_to(trained);
+        self.turn_to(trained.clone());
         let mut kept = self.kept();
         if kept.states.is_empty() {
             kept.skipped = prefix.skipped.clone();
@@ -68,16 +68,21 @@ impl PrefixCache {
     }
 
     /// Begins anew where other parameters are trained than before.
-    pub fn turn_to(&self, trained: &Arc<HashSet<ParamId>>) {
+    pub fn turn_to(&self, trained: Arc<HashSet<ParamId>>) {
         let mut kept = self.kept();
-        if self.capacity > 0 && kept.trained != *trained {
-            *kept = Kept { trained: trained.clone(), ..Kept::default() };
+        if self.capacity > 0 && kept.trained != trained {
+            *kept = Kept { trained, ..Kept::default() };
         }
     }
 
     /// The parameters in front of which prefixes are kept; none where none are, or before the cache was told.
     pub fn trained(&self) -> Arc<HashSet<ParamId>> {
         self.kept().trained.clone()
+    }
+
+    /// Whether so many data more can be kept.
+    pub fn has_room(&self, data: usize) -> bool {
+        self.kept().states.len() + data <= self.capacity
     }
 
     /// Data it holds.

@@ -574,7 +574,7 @@ impl<B: Backend> Probe<B> {
                     bias: keep(bias),
                     shape: y.dims().to_vec(),
                     device: y.device(),
-                    input: input().single(),
+                    input: input().working(),
                 });
                 y
             }

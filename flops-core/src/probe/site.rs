@@ -7,7 +7,9 @@ use burn::nn::conv::Conv2d;
 use burn::nn::{LayerNorm, PaddingConfig2d};
 use burn::prelude::*;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{DType, TensorPrimitive};
+
+use crate::ops;
+use burn::tensor::TensorPrimitive;
 
 /// The clean input of a site, in the form its gradient is a product of.
 pub(crate) enum SiteInput<B: Backend> {
@@ -33,15 +35,16 @@ impl<B: Backend> SiteInput<B> {
         Self::Norm { normalised: unit.forward(x.reshape([tokens, d])) }
     }
 
-    /// The same in single precision, which products and sums of many rows need whatever the model's is.
-    pub fn single(self) -> Self {
+    /// The same in the precision that products and sums of many rows need, whatever the model's is.
+    pub fn working(self) -> Self {
+        let dtype = ops::working::<B>();
         match self {
-            Self::Linear { x } => Self::Linear { x: x.cast(DType::F32) },
-            Self::Norm { normalised } => Self::Norm { normalised: normalised.cast(DType::F32) },
+            Self::Linear { x } => Self::Linear { x: x.cast(dtype) },
+            Self::Norm { normalised } => Self::Norm { normalised: normalised.cast(dtype) },
             Self::Conv { x, weight, stride, dilation } => {
-                Self::Conv { x: x.cast(DType::F32), weight: weight.cast(DType::F32), stride, dilation }
+                Self::Conv { x: x.cast(dtype), weight: weight.cast(dtype), stride, dilation }
             }
-            Self::Embedding { ids, table } => Self::Embedding { ids, table: table.cast(DType::F32) },
+            Self::Embedding { ids, table } => Self::Embedding { ids, table: table.cast(dtype) },
             Self::Parameter => Self::Parameter,
         }
     }
@@ -109,7 +112,7 @@ impl<B: Backend> Site<B> {
                 SiteInput::Norm { normalised } => (per_row(normalised.clone()), 1.0),
                 SiteInput::Conv { x, weight, stride, dilation } => {
                     let [c_out, c_in, kh, kw] = weight.dims();
-                    let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], (&x.device(), DType::F32));
+                    let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], (&x.device(), x.dtype()));
                     let patches = burn::tensor::module::conv2d(
                         x.clone().powi_scalar(2),
                         ones,

@@ -199,14 +199,14 @@ impl Table {
             "rate_last3_over_full": number(self.rate("last3") / full),
             "rate_cls_tail_over_full": number(self.rate("cls_tail_kept") / full),
             "rate_cls_tail_over_full_nothing_kept": number(self.rate("cls_tail") / full),
-            "memory_over_inference": number(self.memory_over_inference(Space::Activation, 256)),
-            "memory_over_inference_weights": number(self.memory_over_inference(Space::Weights, 256)),
-            "memory_over_inference_of_32_rows": number(self.memory_over_inference(Space::Activation, 32)),
-            "memory_over_inference_of_32_rows_weights": number(self.memory_over_inference(Space::Weights, 32)),
+            "memory_over_inference": number(self.memory_over_inference(Space::Activation, 32)),
+            "memory_over_inference_weights": number(self.memory_over_inference(Space::Weights, 32)),
+            "memory_over_inference_of_256_rows": number(self.memory_over_inference(Space::Activation, 256)),
+            "memory_over_inference_of_256_rows_weights": number(self.memory_over_inference(Space::Weights, 256)),
             "over_torch_inference": number(self.rate("inference") / self.rate("torch inference")),
-            "over_torch_paper_recipe": number(full / torch),
-            "over_torch_paper_recipe_weights": number(self.rate("weights") / torch),
+            "over_torch_weights": number(self.rate("weights") / torch),
             "over_torch_activation": number(full / self.rate("torch activation")),
+            "activation_over_torch_weights": number(full / torch),
         })
     }
 

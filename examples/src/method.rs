@@ -92,7 +92,7 @@ pub struct Spending {
     /// Queries that every image gets.
     #[arg(long, default_value_t = 1)]
     pub min_queries: usize,
-    /// Rows of a forward pass: more take more memory.
+    /// Rows of a forward pass at most: more take more memory.
     #[arg(long, default_value_t = 256)]
     pub max_rows: usize,
     /// Threads that evaluate queries [default: one per core, at most 8].

@@ -128,7 +128,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
 ) -> Result<Formed<B>, Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
-    let width = (p.max_rows / 16).max(1);
+    let width = (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1);
     let jobs = n.div_ceil(width);
     let (noise, prediction, rank) = (&p.noise, p.prediction, p.rank);
     let trained = p.trained.clone();

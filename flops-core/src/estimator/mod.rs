@@ -124,7 +124,7 @@ pub struct Estimator {
     pub sigma: f64,
     /// Seed of the noise.
     pub seed: u64,
-    /// Rows of a forward pass, at least 2: it bounds the memory.
+    /// Rows of a forward pass at most, at least 2: it bounds the memory. On a CPU a pass has fewer where its layers would not fit the cache.
     pub max_rows: usize,
     /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it.
     pub threads: usize,

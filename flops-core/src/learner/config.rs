@@ -143,7 +143,7 @@ impl ForwardConfig {
         self
     }
 
-    /// Sets the rows of a forward pass.
+    /// Sets the rows of a forward pass at most.
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.estimator.max_rows = max_rows;
         self

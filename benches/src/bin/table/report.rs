@@ -223,19 +223,25 @@ impl Table {
                     };
                     (x as f64, value(row))
                 });
-                // from the origin, so that the axes begin there
-                Series::new(format!("{space} noise"), std::iter::once((0.0, 0.0)).chain(points))
+                let name = format!("{} noise", if space == Space::Weights { "weight" } else { "activation" });
+                // no queries, data or blocks take no time
+                let origin = (unit == "seconds").then_some((0.0, 0.0));
+                Series::new(name, origin.into_iter().chain(points))
             });
             Panel { title: title.into(), axes: (of.into(), unit.into()), log: (false, false), series: series.into() }
         };
         let seconds = |of: &str, title: &str| panel(of, title, |row| row.seconds, "seconds");
+        let mut memory = panel("queries", "peak memory", |row| row.peak_mib, "MiB");
+        let inference = self.rows.iter().filter(|row| row.section == "memory" && row.case.is_empty());
+        let across = [0.0, 40.0];
+        memory.series.extend(inference.map(|row| Series::new(&row.name, across.map(|x| (x, row.peak_mib)))));
         panels(
             "One full-scope step: cost is linear, memory flat",
             &[
                 seconds("queries", "against queries per datum"),
                 seconds("batch", "against the batch"),
                 seconds("depth", "against depth"),
-                panel("queries", "peak memory", |row| row.peak_mib, "MiB"),
+                memory,
             ],
         )
     }
@@ -250,5 +256,29 @@ mod tests {
         assert_eq!(spread(vec![3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
         assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
         assert!(spread(vec![]).iter().all(|v| v.is_nan()));
+    }
+    #[test]
+    fn a_picture_has_every_line() {
+        let mut table = Table::new("tiny", 1.0);
+        for space in [Space::Activation, Space::Weights] {
+            for (of, case, depth) in [5, 10, 40].into_iter().flat_map(|n| {
+                let case = Case::new(flops_vit::Scope::Full, space);
+                [
+                    ("queries", Case { queries: n, ..case }, 6),
+                    ("batch", Case { batch: n, ..case }, 6),
+                    ("depth", case, n),
+                ]
+            }) {
+                let mut row = Row::of(of, "step", &case, depth, &[(0.1 * depth as f64, 0.2)]);
+                row.peak_mib = 40.0;
+                table.rows.push(row);
+            }
+        }
+        table.rows.push(Row::memory("memory", "inference, 32 rows in a pass", None, 6, 27.0));
+        let picture = table.picture().unwrap();
+        for text in ["activation noise", "weight noise", "inference, 32 rows in a pass", "peak memory", "against depth"]
+        {
+            assert!(picture.contains(text), "no '{text}' in the picture");
+        }
     }
 }

@@ -290,8 +290,13 @@ mod tests {
     fn estimates_are_autodiff_s_gradient_in_the_mean() {
         let (pairs, config) = (6, AlignmentConfig::new(5, 7).with_embed_dim(4).with_hidden_dim(6));
         let device = Default::default();
-        <AB as burn::tensor::backend::Backend>::seed(&device, 3);
-        let model = config.with_logit_scale(1.2).init::<AB>(&device).unwrap();
+        let mut model = config.with_logit_scale(1.2).init::<AB>(&device).unwrap();
+        // weights of its own: the generator behind `init` is shared with the tests beside this one
+        for (i, layer) in model.image.layers.iter_mut().chain(&mut model.text.layers).enumerate() {
+            let [d_in, d_out] = layer.weight.dims();
+            layer.weight = Param::from_tensor(features::<AB>(10 + i as u64, d_in, d_out).mul_scalar(0.6));
+            layer.bias = Some(Param::from_tensor(Tensor::zeros([d_out], &device)));
+        }
         let input = (features::<AB>(1, pairs, 5), features::<AB>(2, pairs, 7));
         let said = model.forward(input.clone(), &mut Probe::clean());
         let gradients = model.losses(said, Pairs::new(pairs)).mean().backward();

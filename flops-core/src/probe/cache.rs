@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::module::ParamId;
 
-use super::{Prefix, Skipped, State, cat_states};
+use super::stages::{Prefix, Skipped, State, cat_states};
 
 /// The frozen prefix of each datum, kept over the epochs in memory. Data are known by their ids alone; what is kept counts as long as
 /// the same parameters are trained.

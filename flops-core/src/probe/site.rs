@@ -6,10 +6,10 @@ use burn::module::ParamId;
 use burn::nn::conv::Conv2d;
 use burn::nn::{LayerNorm, PaddingConfig2d};
 use burn::prelude::*;
+use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::ConvOptions;
 
 use crate::ops;
-use burn::tensor::TensorPrimitive;
 
 /// The clean input of a site, in the form its gradient is a product of.
 pub(crate) enum SiteInput<B: Backend> {

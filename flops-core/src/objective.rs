@@ -139,15 +139,33 @@ pub fn infer<B: Backend, M: ForwardModel<B>>(
     max_rows: usize,
     threads: usize,
 ) -> M::Output {
+    passes(model, (input, rows), (max_rows, threads), None, |_| Probe::clean(), drop)
+}
+
+/// The passes of [`infer`], in order: `probe` makes the probe of each from its rows of `prefix`, `seen` takes it afterwards.
+fn passes<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    (input, rows): (&M::Input, usize),
+    (max_rows, threads): (usize, usize),
+    prefix: Option<Prefix>,
+    probe: impl Fn(Option<Prefix>) -> Probe<B> + Sync,
+    mut seen: impl FnMut(Probe<B>) + Send,
+) -> M::Output {
     assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
     let width = even(rows, max_rows);
     let mut outputs = Vec::with_capacity(rows.div_ceil(width));
-    let work = |(model, input): &(M, M::Input), job: usize| {
+    let context = (model.clone(), input.clone(), prefix);
+    let work = |(model, input, prefix): &(M, M::Input, Option<Prefix>), job: usize| {
         let index: Vec<usize> = (job * width..rows.min((job + 1) * width)).collect();
-        Ok(model.forward(input.rows(&index), &mut Probe::clean()))
+        let mut probe = probe(prefix.as_ref().map(|p| p.rows(&index)));
+        let output = model.forward(input.rows(&index), &mut probe);
+        Ok((output, probe))
     };
-    in_order(rows.div_ceil(width), threads, (model.clone(), input.clone()), work, |_, output| outputs.push(output))
-        .expect("a plain pass gives no error");
+    in_order(rows.div_ceil(width), threads, context, work, |_, (output, probe)| {
+        outputs.push(output);
+        seen(probe);
+    })
+    .expect("a plain pass gives no error");
     M::Output::cat(outputs)
 }
 
@@ -170,24 +188,16 @@ pub(crate) fn infer_again<B: Backend, M: ForwardModel<B>>(
     if trained.is_empty() || prefix.is_none() && !cache.has_room(n) {
         return infer(model, &batch.input, n, max_rows, threads);
     }
-    let width = even(n, max_rows);
-    let (mut outputs, mut stages) = (vec![], vec![]);
-    let context = (model.clone(), batch.input.clone(), prefix.clone());
-    let work = |(model, input, prefix): &(M, M::Input, Option<Prefix>), job: usize| {
-        let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-        let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), false);
-        let output = model.forward(input.rows(&index), &mut probe);
-        Ok((output, probe.surveyed().stages))
-    };
-    in_order(n.div_ceil(width), threads, context, work, |_, (output, stage)| {
-        outputs.push(output);
-        stages.push(stage);
-    })
-    .expect("a plain pass gives no error");
-    if prefix.is_none() {
+    let known = prefix.is_some();
+    let mut stages = vec![];
+    let survey = |prefix| Probe::survey(trained.clone(), prefix, false);
+    let output = passes(model, (&batch.input, n), (max_rows, threads), prefix, survey, |probe| {
+        stages.push(probe.surveyed().stages);
+    });
+    if !known {
         cache.keep(&batch.ids, &trained, &Stages::cat(stages, None).frozen());
     }
-    M::Output::cat(outputs)
+    output
 }
 
 /// Cross-entropy of each datum, in f32 whatever the precision of the logits.

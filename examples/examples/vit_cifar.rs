@@ -423,6 +423,7 @@ fn dry_run(
         epochs: args.epochs,
         queries: if args.method.is_forward() { args.spending.queries } else { 0 },
         prefix_bytes: if config.prefix_cache > 0 { prefix_bytes(card) } else { 0 },
+        evaluation_bytes: config.evaluation_cache * prefix_bytes(card),
     };
     let parameters = parameters(&model);
     let loader = Training { data, batcher, args, epoch: 0, device: device.clone() };

@@ -26,6 +26,8 @@ pub struct Planned {
     pub queries: usize,
     /// Bytes that the kept prefixes of an image take; 0 where none are kept.
     pub prefix_bytes: usize,
+    /// Bytes that the prefixes of evaluated images take.
+    pub evaluation_bytes: usize,
 }
 
 /// What a step was measured to take, first for images not seen before, then for the same again.
@@ -97,7 +99,7 @@ pub fn forecast(plan: &Planned, measured: &Measured, (trained, all): (usize, usi
     // tests between the epochs come on top
     lines.push(("seconds of training, about", thousands(seconds.ceil() as u64)));
     if let Some(now) = measured.memory {
-        let kept = (plan.images - plan.batch_size.min(plan.images)) * plan.prefix_bytes;
+        let kept = (plan.images - plan.batch_size.min(plan.images)) * plan.prefix_bytes + plan.evaluation_bytes;
         lines.push(("memory, about", format!("{} MiB", thousands((now + kept as u64) >> 20))));
     }
     lines
@@ -109,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_forecast_counts_images_epochs_and_kept_prefixes() {
-        let plan = Planned { images: 100, batch_size: 40, epochs: 3, queries: 20, prefix_bytes: 1 << 20 };
+        let plan =
+            Planned { images: 100, batch_size: 40, epochs: 3, queries: 20, prefix_bytes: 1 << 20, evaluation_bytes: 0 };
         let measured = Measured {
             first: Duration::from_secs(4),
             again: Duration::from_secs(2),

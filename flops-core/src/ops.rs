@@ -43,7 +43,7 @@ pub(crate) fn working<B: Backend>() -> DType {
 }
 
 /// Numbers made on the host, in [`working`] precision.
-pub(crate) fn single<B: Backend, const D: usize>(
+pub(crate) fn from_host<B: Backend, const D: usize>(
     values: Vec<f32>,
     shape: [usize; D],
     device: &B::Device,
@@ -63,7 +63,7 @@ pub(crate) fn add_numbers<B: Backend, const D: usize>(
     let mut numbers = vec![0f32; shape.iter().product()];
     add(&mut numbers);
     // the sum is rounded once
-    let (numbers, dtype) = (single::<B, D>(numbers, shape, &x.device()), x.dtype());
+    let (numbers, dtype) = (from_host::<B, D>(numbers, shape, &x.device()), x.dtype());
     (x.cast(working::<B>()) + numbers).cast(dtype)
 }
 
@@ -169,7 +169,7 @@ fn merge<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
             }
         }
     }
-    single(to, [rows, tokens, heads * d], &device)
+    Tensor::from_data(TensorData::new(to, [rows, tokens, heads * d]), (&device, DType::F32))
 }
 
 /// `[rows, a, b, d]` as `[rows, b, a, d]`.

@@ -62,7 +62,7 @@ impl BernoulliAllocatorConfig {
             self.mean.start((self.keep / (1.0 - self.keep)).ln(), 0.0)?.into_iter().map(|b| b as f32).collect();
         let n = beta.len();
         Ok(BernoulliAllocator {
-            beta: Param::from_tensor(ops::single(beta, [n], device)),
+            beta: Param::from_tensor(ops::from_host(beta, [n], device)),
             state: Persist::new(LearningState::default()),
             mean: self.mean,
             learning,

@@ -98,7 +98,7 @@ impl GaussianAllocatorConfig {
         let param = |values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
             let n = values.len();
-            Param::from_tensor(ops::single(values, [n], device))
+            Param::from_tensor(ops::from_host(values, [n], device))
         };
         Ok(GaussianAllocator {
             beta: param(&self.mean.start(1.0, 1.0)?),

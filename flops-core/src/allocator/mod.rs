@@ -163,7 +163,7 @@ fn values<B: Backend>(param: &Param<Tensor<B, 1>>) -> Vec<f64> {
 fn set_values<B: Backend>(param: Param<Tensor<B, 1>>, values: &[f64]) -> Param<Tensor<B, 1>> {
     let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
     param.map(|old| {
-        let new = ops::single(values, [old.dims()[0]], &old.device());
+        let new = ops::from_host(values, [old.dims()[0]], &old.device());
         new.set_require_grad(old.is_require_grad())
     })
 }

@@ -166,7 +166,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
                 observed.sites.push(prediction.complete(index, &positions, &shares, &mut g));
             }
-            let g = ops::single(g, [positions.len(), len], &site.device());
+            let g = ops::from_host(g, [positions.len(), len], &site.device());
             for (all, energy) in energies.iter_mut().zip(site.energy(positions.len())) {
                 all.push(energy);
             }

@@ -80,7 +80,7 @@ impl Layout {
         let rows = noise.len() / self.len().max(1);
         let values: Vec<f32> =
             noise.chunks_exact(self.len()).flat_map(|row| row[at..at + len].iter().copied()).collect();
-        ops::single(values, [rows, len], device)
+        ops::from_host(values, [rows, len], device)
     }
 }
 
@@ -196,10 +196,10 @@ pub(crate) fn gradients<B: Backend>(
     if let (Some((inputs, width)), Some(id)) = (layout.matrix, site.weight) {
         let n = lefts.len() / left.max(1);
         if n == 0 {
-            gradients.add(id, Tensor::<B, 1>::zeros([inputs * width], &device));
+            gradients.add(id, ops::from_host::<B, 1>(vec![0.0; inputs * width], [inputs * width], &device));
         } else {
-            let a = ops::single::<B, 3>(lefts, [n, inputs, rank], &device);
-            let b = ops::single(rights, [n * rank, width], &device);
+            let a = ops::from_host::<B, 3>(lefts, [n, inputs, rank], &device);
+            let b = ops::from_host(rights, [n * rank, width], &device);
             let product = a.swap_dims(0, 1).reshape([inputs, n * rank]).matmul(b);
             match site.input {
                 SiteInput::Conv { .. } => gradients.add(id, product.transpose()),
@@ -210,7 +210,7 @@ pub(crate) fn gradients<B: Backend>(
     let vector = |range: std::ops::Range<usize>| {
         let values: Vec<f32> = vectors[range].iter().map(|&v| v as f32).collect();
         let n = values.len();
-        ops::single::<B, 1>(values, [n], &device)
+        ops::from_host::<B, 1>(values, [n], &device)
     };
     if let Some(id) = site.weight.filter(|_| layout.scale > 0) {
         gradients.add(id, vector(0..layout.scale));
@@ -219,7 +219,7 @@ pub(crate) fn gradients<B: Backend>(
         gradients.add(id, vector(layout.scale..layout.scale + layout.bias));
     }
     if layout.output > 0 {
-        site.backward(ops::single(outputs, [groups.len(), layout.output], &device), gradients);
+        site.backward(ops::from_host(outputs, [groups.len(), layout.output], &device), gradients);
     }
     layout.energy()
 }

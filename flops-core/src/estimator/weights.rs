@@ -111,7 +111,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         |device, site| {
             let len = found[site].1;
             let g = noise.weighted_scores(site, std::slice::from_ref(&(0..queries)), &keys, &totals, len);
-            Ok(ops::single::<B, 1>(g, [len], device))
+            Ok(ops::from_host::<B, 1>(g, [len], device))
         },
         |site, g| gradients.add(found[site].0, g),
     )?;

@@ -226,7 +226,7 @@ where
         let device = Default::default();
         let losses = clean.losses.iter().map(|&l| l as f32).collect::<Vec<_>>();
         let mut item =
-            StepOutput { losses: ops::single(losses, [batch.ids.len()], &device), classification, stats: None };
+            StepOutput { losses: ops::from_host(losses, [batch.ids.len()], &device), classification, stats: None };
         let mut pending = Pending {
             first: batch.ids[0],
             update: None,

@@ -35,7 +35,9 @@ fn timed(mut run: impl FnMut()) -> Duration {
 /// Median ratio of a step to as many rows of inference, run in turn; criterion reports the step.
 fn ratio(criterion: &mut Criterion, case: &Case) -> f64 {
     let config = micro(6);
-    let (plain, batch) = (model_of(&config, case.scope).valid(), images_of::<B>(case.batch, config.img_size));
+    // passes of inference are full, for every caller, however small the step's batch is
+    let data = case.batch.max(THREADS * INFERENCE_ROWS);
+    let (plain, batch) = (model_of(&config, case.scope).valid(), images_of::<B>(data, config.img_size));
     let mut step = case.stepper(&config);
     let ratios = RefCell::new(vec![]);
     let mut group = criterion.benchmark_group("step");

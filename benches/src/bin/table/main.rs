@@ -113,7 +113,8 @@ impl Plain {
 
 /// Seconds of a case and of as many rows of plain inference, in turn.
 fn paired(case: &Case, config: &ViTConfig, rounds: usize, inference_rows: usize) -> Vec<(f64, f64)> {
-    let plain = Plain::new(config, case.batch, inference_rows);
+    // passes of inference are full, for every caller, however small the step's batch is
+    let plain = Plain::new(config, case.batch.max(THREADS * inference_rows), inference_rows);
     let mut step = case.stepper(config);
     step();
     (0..rounds)
@@ -150,7 +151,7 @@ fn rated(args: &Args) -> Vec<(&'static str, Case)> {
 /// Rates of the cases above, in turn with plain inference and with PyTorch.
 fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Progress) -> Result<()> {
     let cases = rated(args);
-    let plain = Plain::new(config, args.batch, args.inference_rows);
+    let plain = Plain::new(config, args.batch.max(THREADS * args.inference_rows), args.inference_rows);
     let mut steps: Vec<_> = cases.iter().map(|(_, case)| case.stepper(config)).collect();
     let mut peer = Peer::start(&args.python, &args.model, args.batch, args.torch_device.as_deref(), &args.torch_dtype);
     match &peer {

@@ -2,9 +2,9 @@
 
 Reads one task a line from standard input, does it, and answers with its seconds; `table` runs it in turn with its own work:
 
-    inference ROWS      forward passes and losses of ROWS rows, BATCH at a time
+    inference ROWS      forward passes and losses of ROWS rows, MAX_ROWS at a time
     weights QUERIES     a step in all parameters: antithetic normal noise on the weights, a pass over the batch for each of an even number of queries
-    activation QUERIES  a step in all parameters: signs on the outputs of all layers, QUERIES rows for each datum
+    activation QUERIES  a step in all parameters: signs on the outputs of all layers, QUERIES rows for each datum, MAX_ROWS at a time
     backprop            a step of backpropagation
 
 Each step ends with an update by Adam. The model is vit_micro_patch4_32 (or another --model) with random weights, and, as ours, computes in
@@ -125,7 +125,9 @@ def weights(model, optimizer, images, labels, queries, sigma=1e-3):
         move(pair, -2 * sigma)
         minus = losses(model, images, labels).mean()
         move(pair, sigma)
-        coefficients.append((plus - minus).item() / (2 * sigma))
+        coefficients.append((plus - minus) / (2 * sigma))
+    # one wait for the device
+    coefficients = torch.stack(coefficients).tolist()
     for p in parameters:
         p.grad = torch.zeros_like(p)
     for pair, c in enumerate(coefficients):
@@ -136,7 +138,7 @@ def weights(model, optimizer, images, labels, queries, sigma=1e-3):
 
 
 @torch.no_grad()
-def activation(model, optimizer, images, labels, queries, sigma=1e-3, max_rows=64):
+def activation(model, optimizer, images, labels, queries, max_rows, sigma=1e-3):
     """Likelihood ratio on the outputs of all layers, every query of every datum with signs of its own; a product per datum with the clean input."""
     record = Record()
     clean = losses(model, images, labels, record)
@@ -175,16 +177,17 @@ def backprop(model, optimizer, images, labels):
 
 
 @torch.no_grad()
-def inference(model, images, labels, rows):
-    for start in range(0, rows, len(images)):
-        n = min(len(images), rows - start)
-        losses(model, images[:n], labels[:n]).sum().item()
+def inference(model, images, labels, rows, max_rows):
+    for start in range(0, rows, max_rows):
+        datum = torch.arange(start, min(start + max_rows, rows), device=images.device) % len(images)
+        losses(model, images[datum], labels[datum]).sum()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="vit_micro_patch4_32")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--max-rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -198,9 +201,9 @@ def main():
     labels = torch.arange(args.batch, device=args.device) % size["classes"]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     tasks = {
-        "inference": lambda rows: inference(model, images, labels, rows),
+        "inference": lambda rows: inference(model, images, labels, rows, args.max_rows),
         "weights": lambda queries: weights(model, optimizer, images, labels, queries),
-        "activation": lambda queries: activation(model, optimizer, images, labels, queries),
+        "activation": lambda queries: activation(model, optimizer, images, labels, queries, args.max_rows),
         "backprop": lambda: backprop(model, optimizer, images, labels),
     }
     print(f"torch {torch.__version__}", flush=True)

@@ -29,27 +29,33 @@ mod float {
 mod chosen {
     pub type B = burn::backend::Cuda<super::float::F>;
     pub const NAME: &str = "cuda";
+    pub const ON_HOST: bool = false;
 }
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
 mod chosen {
     pub type B = burn::backend::Wgpu<super::float::F>;
     pub const NAME: &str = "wgpu";
+    pub const ON_HOST: bool = false;
 }
 #[cfg(all(feature = "ndarray", not(any(feature = "cuda", feature = "wgpu"))))]
 mod chosen {
     pub type B = burn::backend::NdArray;
     pub const NAME: &str = "ndarray";
+    pub const ON_HOST: bool = true;
 }
 #[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "ndarray")))]
 mod chosen {
     pub type B = burn::backend::Flex;
     pub const NAME: &str = "flex";
+    pub const ON_HOST: bool = true;
 }
 
 /// The backend, by feature: cuda before wgpu before ndarray before flex.
 pub type B = chosen::B;
 /// What it is called.
 pub const BACKEND: &str = chosen::NAME;
+/// Whether its tensors lie in host memory.
+pub const ON_HOST: bool = chosen::ON_HOST;
 /// The same with a graph.
 pub type AB = Autodiff<B>;
 /// A forward-only learner of a ViT.
@@ -280,4 +286,80 @@ pub fn multiply_adds(config: &ViTConfig) -> f64 {
     // the last block computes keys and values for all tokens, the rest for the class token alone
     let last = 2 * tokens * d * d + 2 * d * d + 2 * d * hidden + 2 * tokens * d;
     (patches + (config.depth - 1) * block + last + d * config.num_classes) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
+    use flops_core::estimator::{Estimate, Estimator, trained_parameters};
+    use flops_core::{Allocation, cross_entropy};
+    use std::collections::HashMap;
+
+    struct Exact<'a>(&'a <AB as burn::tensor::backend::AutodiffBackend>::Gradients, HashMap<ParamId, Vec<f64>>);
+    impl ModuleVisitor<AB> for Exact<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
+            if let Some(g) = param.val().grad(self.0) {
+                self.1.insert(param.id, g.into_data().iter::<f64>().collect());
+            }
+        }
+    }
+
+    /// The inner product of an estimate with a gradient.
+    struct Along<'a>(&'a Estimate<B>, &'a HashMap<ParamId, Vec<f64>>, f64);
+    impl ModuleVisitor<B> for Along<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if let (Some(estimate), Some(exact)) = (self.0.gradient(param), self.1.get(&param.id)) {
+                self.2 += estimate.into_data().iter::<f64>().zip(exact).map(|(a, b)| a * b).sum::<f64>();
+            }
+        }
+    }
+
+    /// On the backend that the benches are built for, in single precision: the projection of 300 estimates of 32 queries for each of 4 data on
+    /// backpropagation's gradient is in the mean within 5 standard errors of its squared norm and 1 % for the smoothing (false-failure rate of 3·10⁻⁶ for the five cases). A wrong
+    /// scale shows, and so do streams that depend on one another.
+    #[cfg(not(feature = "bf16"))]
+    #[test]
+    fn estimates_are_backpropagation_s_gradient_in_the_mean() {
+        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(1);
+        let config = config.with_num_heads(2).with_mlp_ratio(2.0).with_num_classes(4);
+        let with_graph = model_of(&config, Scope::Full);
+        let device = Default::default();
+        let batch = |labels: Tensor<B, 1, Int>| Batch { target: labels, ..images_of::<B>(4, 8) };
+        let batch = batch(Tensor::from_data([0, 0, 0, 1], &device));
+        let labels = Tensor::<AB, 1, Int>::from_inner(batch.target.clone());
+        let logits = with_graph.forward(Tensor::from_inner(batch.input.clone()), &mut flops_core::Probe::<AB>::clean());
+        let gradients = cross_entropy(logits, labels).mean().backward();
+        let mut exact = Exact(&gradients, HashMap::new());
+        with_graph.visit(&mut exact);
+        let exact = exact.1;
+        let squared: f64 = exact.values().flatten().map(|g| g * g).sum();
+        let (trained, model) = (trained_parameters(&with_graph), with_graph.valid());
+        let allocation = Allocation::project(&[1.0, 3.0, 2.0, 0.5], &QueryBudget::new(32, 1).unwrap()).unwrap();
+        for (law, space, sampling, placement) in [
+            (NoiseLaw::Rademacher, Space::Activation, Sampling::OneSided, Placement::Joint),
+            (NoiseLaw::Laplace, Space::Activation, Sampling::Antithetic, Placement::Joint),
+            (NoiseLaw::Uniform, Space::Activation, Sampling::OneSided, Placement::Single),
+            (NoiseLaw::Gaussian, Space::Weights, Sampling::Antithetic, Placement::Joint),
+            (NoiseLaw::Rademacher, Space::LowRank(2), Sampling::OneSided, Placement::Joint),
+        ] {
+            let estimator =
+                Estimator { noise: law, sampling, placement, seed: 5, sigma: 3e-4, ..Estimator::new(space) };
+            let clean = estimator.clean(&model, &batch, &trained).unwrap();
+            let along: Vec<f64> = (0..300)
+                .map(|step| {
+                    let estimate = estimator.estimate(&model, &batch, &trained, &clean, &allocation, step).unwrap();
+                    let mut along = Along(&estimate, &exact, 0.0);
+                    model.visit(&mut along);
+                    along.2 / squared
+                })
+                .collect();
+            let mean = along.iter().sum::<f64>() / 300.0;
+            let variance = along.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / 299.0;
+            let error = (variance / 300.0).sqrt();
+            println!("{law} {space} {placement:?}: {mean:.3} ± {error:.3}");
+            assert!((mean - 1.0).abs() < 5.0 * error + 0.01, "{law} {space} {placement:?}: {mean} ± {error}");
+            assert!(error < 0.05, "{law} {space} {placement:?}: ± {error} shows nothing");
+        }
+    }
 }

@@ -80,6 +80,11 @@ impl Prediction {
         predicted.gain * ops::dot(perturbation, &predicted.gradients[start..start + perturbation.len()])
     }
 
+    /// Whether a site of so many coordinates a row takes part: its noise and its gradients must be seen on the host.
+    pub(crate) fn looks_at(&self, len: usize) -> bool {
+        (1..=MAX_COORDINATES).contains(&len)
+    }
+
     /// Adds γ·h_j, times the weight of datum j, to what the queries measured of it, and looks at the sum.
     ///
     /// # Shapes
@@ -93,7 +98,7 @@ impl Prediction {
         gradients: &mut [f32],
     ) -> Option<SiteObservation> {
         let len = gradients.len() / positions.len().max(1);
-        if !(1..=MAX_COORDINATES).contains(&len) {
+        if !self.looks_at(len) {
             return None;
         }
         let predicted = self.sites.get(site).and_then(Option::as_ref);

@@ -4,7 +4,7 @@ use burn::module::ParamId;
 use burn::prelude::*;
 
 use crate::batch::{Batch, Rows};
-use crate::estimator::in_order;
+use crate::estimator::{callers, in_order};
 use crate::probe::{Prefix, PrefixCache, Probe, Stages};
 
 /// A model that can be trained from forward passes alone.
@@ -128,7 +128,8 @@ pub trait ForwardModel<B: Backend>: Module<B> {
 
 /// Plain inference on the `rows` rows of `input`, at most `max_rows` of them at a time, by `threads` callers.
 ///
-/// On a CPU several callers are faster than one whose matrix products are parallel. The result does not depend on `threads`.
+/// On a CPU several callers are faster than one whose matrix products are parallel; on other devices there is one, whatever `threads` says. The result does
+/// not depend on it.
 ///
 /// # Panics
 /// Where `rows` or `max_rows` is 0.
@@ -161,7 +162,7 @@ fn passes<B: Backend, M: ForwardModel<B>>(
         let output = model.forward(input.rows(&index), &mut probe);
         Ok((output, probe))
     };
-    in_order(rows.div_ceil(width), threads, context, work, |_, (output, probe)| {
+    in_order(rows.div_ceil(width), callers(model, threads), context, work, |_, (output, probe)| {
         outputs.push(output);
         seen(probe);
     })

@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::{Formed, Problem, low_rank, parallel::in_order, read};
+use super::{Formed, Problem, counted, low_rank, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::feedback::Observation;
 use crate::noise::NoiseSource;
 use crate::objective::ForwardModel;
 use crate::ops;
-use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Stages};
+use crate::probe::{Energy, Gradients, Prefix, Probe, Query, QueryRows, Stages};
 
 /// Queries that begin behind the same stages.
 struct Start {
@@ -104,18 +104,21 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         let query = Query::new(rows, noise.clone(), prediction.cloned(), rank);
         let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query);
         let output = model.forward(input.rows(positions), &mut probe);
-        let mut losses = read(model.losses(output, target.rows(&of_rows)), of_rows.len())?;
-        losses.iter_mut().zip(probe.explained()).for_each(|(loss, explained)| *loss -= explained);
-        Ok(losses)
+        Ok((counted(model.losses(output, target.rows(&of_rows)), of_rows.len())?, probe.explained()))
     };
-    in_order(jobs.len(), p.threads, context, work, |job, values| {
-        let mut values = values.into_iter();
-        for (&j, queries) in jobs[job].1.positions.iter().zip(queries(job)) {
+    let (mut found, mut explained) = (Vec::with_capacity(jobs.len()), vec![]);
+    in_order(jobs.len(), p.threads, context, work, |_, (losses, of_rows)| {
+        found.push(losses);
+        explained.extend(of_rows);
+    })?;
+    let mut values = read(found).into_iter().zip(explained).map(|(loss, explained)| loss - explained);
+    for (job, (_, chunk)) in jobs.iter().enumerate() {
+        for (&j, queries) in chunk.positions.iter().zip(queries(job)) {
             for (&query, value) in queries.iter().zip(&mut values) {
                 losses[j][query] = value;
             }
         }
-    })?;
+    }
     let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
     Ok((losses, jobs.iter().map(rows).max().unwrap_or(0)))
 }
@@ -130,12 +133,17 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1);
     let jobs = n.div_ceil(width);
-    let (noise, prediction, rank) = (&p.noise, p.prediction, p.rank);
+    // of directions that are summed side by side there are to be as many for each
+    let mut order: Vec<usize> = (0..n).collect();
+    if p.noise.on_device {
+        order.sort_by_key(|&j| std::cmp::Reverse(weights[j].len()));
+    }
+    let (noise, prediction, rank, max_rows) = (&p.noise, p.prediction, p.rank, p.max_rows);
     let trained = p.trained.clone();
     let context = (p.model.clone(), p.batch.input.clone(), p.stages.frozen());
     let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
-        let positions: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-        let rows = QueryRows::new(&positions, positions.iter().map(|&j| 0..weights[j].len()));
+        let positions = &order[job * width..n.min((job + 1) * width)];
+        let rows = QueryRows::new(positions, positions.iter().map(|&j| 0..weights[j].len()));
         let flat: Vec<f64> = positions.iter().flat_map(|&j| weights[j].iter().copied()).collect();
         let record = |positions: &[usize]| {
             let mut probe = Probe::record(trained.clone(), prefix.rows(positions));
@@ -143,48 +151,69 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             probe.recorded()
         };
         // noise of low rank asks no more than the shapes of the sites, which one datum tells, but for what an embedding looked up
-        let mut sites = record(if rank.is_some() { &positions[..1] } else { &positions });
+        let mut sites = record(if rank.is_some() { &positions[..1] } else { positions });
         let mut recorded = if rank.is_some() { 1 } else { positions.len() };
         if rank.is_some() && positions.len() > 1 && sites.iter().any(|site| site.needs_every_row()) {
-            sites = record(&positions);
+            sites = record(positions);
             recorded += positions.len();
         }
         let mut gradients = Gradients::default();
-        let mut energies = vec![vec![]; positions.len()];
+        let mut energies = Vec::with_capacity(sites.len());
         // a datum without any finite query has no part in the estimate, in its prediction neither
         let shares: Vec<f64> = positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect();
-        let mut observed = prediction.map(|p| p.observe(&positions, &shares));
+        let mut observed = prediction.map(|p| p.observe(positions, &shares));
+        let mut shared = None;
         for (index, site) in sites.into_iter().enumerate() {
             if let Some(rank) = rank {
                 let source = (index, noise);
                 let energy = low_rank::gradients(&site, rank, source, &rows.groups, &rows.keys, &flat, &mut gradients);
-                energies.iter_mut().for_each(|all| all.push(energy));
+                energies.push(Energy { squares: None, factor: 1.0, constant: energy });
                 continue;
             }
-            let len = site.len();
-            let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
-            if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
-                observed.sites.push(prediction.complete(index, &positions, &shares, &mut g));
-            }
-            let g = ops::from_host(g, [positions.len(), len], &site.device());
-            for (all, energy) in energies.iter_mut().zip(site.energy(positions.len())) {
-                all.push(energy);
-            }
+            let (len, device) = (site.len(), site.device());
+            let g = if noise.on_device && !prediction.is_some_and(|p| p.looks_at(len)) {
+                if let Some(observed) = &mut observed {
+                    observed.sites.push(None);
+                }
+                if noise.sites.is_some() {
+                    shared = None;
+                }
+                let of_site = || noise.directions_of(index, &rows.groups, &rows.keys, &flat, max_rows, &device);
+                noise.scores(index, shared.get_or_insert_with(of_site), positions.len(), len, &device)
+            } else {
+                let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
+                if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
+                    observed.sites.push(prediction.complete(index, positions, &shares, &mut g));
+                }
+                ops::from_host(g, [positions.len(), len], &device)
+            };
+            energies.push(site.energy(positions.len()));
             site.backward(g, &mut gradients);
         }
         Ok((gradients, energies, observed, recorded as u64))
     };
-    let (mut sum, mut energies, mut observed) = (Gradients::default(), Vec::with_capacity(n), None::<Observation>);
+    let (mut sum, mut found, mut observed) = (Gradients::default(), Vec::with_capacity(jobs), None::<Observation>);
     let mut recorded = 0;
-    in_order(jobs, p.threads, context, work, |_, (gradients, energy, seen, rows)| {
+    in_order(jobs, p.threads, context, work, |_, (gradients, energies, seen, rows)| {
         recorded += rows;
         sum.merge(gradients);
-        energies.extend(energy);
+        found.push(energies);
         match (&mut observed, seen) {
             (Some(observed), Some(seen)) => observed.merge(seen),
             (observed, seen) => *observed = seen,
         }
     })?;
+    let mut squares = read(found.iter().flatten().filter_map(|energy| energy.squares.clone()).collect()).into_iter();
+    let mut energies = vec![vec![]; n];
+    for (job, of_sites) in found.iter().enumerate() {
+        let positions = &order[job * width..n.min((job + 1) * width)];
+        for energy in of_sites {
+            for &j in positions {
+                let square = energy.squares.as_ref().and_then(|_| squares.next()).unwrap_or(0.0);
+                energies[j].push(energy.constant + energy.factor * square);
+            }
+        }
+    }
     Ok(Formed { gradients: sum, energies, recorded, observed })
 }
 

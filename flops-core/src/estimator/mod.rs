@@ -26,12 +26,13 @@ use crate::batch::{Batch, Rows};
 use crate::budget::Allocation;
 use crate::error::Error;
 use crate::feedback::{Observation, Prediction};
+use crate::noise::device::makes_noise;
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, derive};
 use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe, Stages};
 pub use estimate::{Estimate, PassCost};
-pub(crate) use parallel::in_order;
+pub(crate) use parallel::{callers, in_order};
 
 /// Where the noise falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,9 +295,9 @@ impl Estimator {
         if matches!(self.space, Space::LowRank(_)) { 1.0 } else { self.noise.score_second_moment() }
     }
 
-    /// Rows of a pass over the data themselves: a fraction of `max_rows`, so that a batch is several chunks, for several callers.
-    pub(crate) fn clean_rows(&self) -> usize {
-        (self.max_rows / 8).max(8).min(self.max_rows)
+    /// Rows of a pass over the data themselves: a fraction of `max_rows` on the host, so that a batch is several chunks, for several callers.
+    pub(crate) fn clean_rows<B: Backend, M: Module<B>>(&self, model: &M) -> usize {
+        if on_host::<B, _>(model) { (self.max_rows / 8).max(8).min(self.max_rows) } else { self.max_rows }
     }
 
     /// Whether a direction falls on one site alone.
@@ -332,19 +333,19 @@ impl Estimator {
         }
         let start = Instant::now();
         let late = self.single();
-        let width = even(n, self.clean_rows());
+        let width = even(n, self.clean_rows(model));
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
         let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
             let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
             let mut probe = Probe::survey(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
             let output = model.forward(input.rows(&index), &mut probe);
-            let losses = read(model.losses(output.clone(), target.rows(&index)), index.len())?;
+            let losses = counted(model.losses(output.clone(), target.rows(&index)), index.len())?;
             Ok((losses, output, probe.surveyed()))
         };
-        let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], Vec::with_capacity(n));
+        let (mut outputs, mut stages, mut embeddings, mut losses) = (vec![], vec![], vec![], vec![]);
         let (mut reached, mut sites) = (HashSet::new(), 0);
-        in_order(n.div_ceil(width), self.threads, context, work, |_, (loss, output, surveyed)| {
-            losses.extend(loss);
+        in_order(n.div_ceil(width), callers(model, self.threads), context, work, |_, (loss, output, surveyed)| {
+            losses.push(loss);
             (reached, sites) = (surveyed.reached, surveyed.sites);
             outputs.push(output);
             stages.push(surveyed.stages);
@@ -354,11 +355,12 @@ impl Estimator {
         let output = M::Output::cat(outputs);
         let coupled = model.couple(&output, &batch.target);
         if let Some(target) = &coupled {
-            losses = read(model.losses(output.clone(), target.clone()), n)?;
+            losses = vec![counted(model.losses(output.clone(), target.clone()), n)?];
         }
+        let losses = read(losses);
         let target = coupled.unwrap_or_else(|| batch.target.clone());
         let difficulty = match model.difficulty(&output, &target) {
-            Some(difficulty) => read(difficulty, n)?,
+            Some(difficulty) => read(vec![counted(difficulty, n)?]),
             None => losses.clone(),
         };
         let mut exact = model.exact_gradients(&output, &target);
@@ -423,8 +425,9 @@ impl Estimator {
         let seed = derive(&[self.seed, batch.ids.first().copied().unwrap_or(0)]);
         let sites = self.single().then(|| clean.site_probabilities.clone().into());
         let spread = self.placement == Placement::Staged;
-        let noise =
-            NoiseSource { law: self.noise, sampling: self.sampling, sigma: self.sigma, seed, step, sites, spread };
+        let on_device = model.devices().first().is_some_and(makes_noise::<B>);
+        let (law, sampling, sigma) = (self.noise, self.sampling, self.sigma);
+        let noise = NoiseSource { law, sampling, sigma, seed, step, sites, spread, on_device };
         let problem = Problem {
             model,
             batch,
@@ -436,8 +439,8 @@ impl Estimator {
             prediction: clean.prediction.as_ref().filter(|_| self.space == Space::Activation),
             rank: if let Space::LowRank(rank) = self.space { Some(rank) } else { None },
             max_rows: self.max_rows,
-            on_host: model.devices().first().is_some_and(|device| ops::is_host::<B>(device)),
-            threads: self.threads,
+            on_host: on_host::<B, _>(model),
+            threads: callers(model, self.threads),
         };
         let start = Instant::now();
         let (losses, largest) = match self.space {
@@ -544,18 +547,30 @@ fn loss_spread(losses: &[Vec<f64>], clean: &[f64]) -> f64 {
     (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (means.len() - 1) as f64).sqrt()
 }
 
+/// Whether a model's tensors lie in host memory.
+fn on_host<B: Backend, M: Module<B>>(model: &M) -> bool {
+    model.devices().first().is_some_and(ops::is_host::<B>)
+}
+
 /// Whether the model had an answer to all it was asked.
 fn answers<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
     model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
 }
 
-/// Losses of a pass as numbers on the host, reduced in f32 or better whatever the model's precision.
-pub(crate) fn read<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Vec<f64>, Error> {
-    let got = losses.dims()[0];
-    if got != rows {
-        return Err(Error::Length { name: "losses returned by the model", got, expected: rows });
+/// The losses of a pass, if there is one for each row.
+fn counted<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Tensor<B, 1>, Error> {
+    match losses.dims()[0] {
+        got if got == rows => Ok(losses),
+        got => Err(Error::Length { name: "losses returned by the model", got, expected: rows }),
     }
-    Ok(losses.into_data().iter::<f64>().collect())
+}
+
+/// Numbers of several passes on the host, in turn: a device is waited for once.
+fn read<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
+    if parts.is_empty() {
+        return vec![];
+    }
+    Tensor::cat(parts, 0).into_data().iter::<f64>().collect()
 }
 
 #[cfg(test)]

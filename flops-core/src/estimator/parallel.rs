@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::module::Module;
+use burn::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Error;
+use crate::ops;
 
 /// The pool that one of several callers runs in, so that what is parallel inside a pass (matrix products of Burn's CPU backends) keeps to the
 /// caller's share of the cores: callers that all split their products over all cores wait for one another. Pools are kept for later passes.
@@ -37,6 +40,15 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         IDLE.lock().unwrap_or_else(|e| e.into_inner()).extend(self.0.take());
+    }
+}
+
+/// Callers of the passes of a model: as many as `threads` says where its tensors lie in host memory. The queue of another device is fed by one:
+/// several would each have a queue and memory of their own there.
+pub(crate) fn callers<B: Backend, M: Module<B>>(model: &M, threads: usize) -> usize {
+    match model.devices().first() {
+        Some(device) if !ops::is_host::<B>(device) => 1,
+        _ => threads,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures};
 use crate::budget::QueryBudget;
+use crate::noise::device::forced;
 use crate::testing::{AB, B, Zoo, ZooBatch, flat, plain, true_gradient, zoo, zoo_batch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -84,20 +85,30 @@ fn mean_and_variance(samples: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
 /// the gradient within 4.5, which a biased scale would miss. At σ = 10⁻² the smoothing bias, O(σ²), is below 10⁻⁴ of the gradient.
 #[test]
 fn unbiased_for_every_space_law_sampling_and_allocator() {
+    // every allocator on the two variants that the recipes use, the default one on the others
+    let recipes = [(Sampling::OneSided, Placement::Single), (Sampling::Antithetic, Placement::Joint)];
+    unbiased(&Space::ALL, |kind, variant| recipes.contains(&variant) || kind == AllocatorKind::Gaussian);
+}
+
+/// The same with noise that the device makes, by the default allocator: 28 cases.
+#[test]
+fn unbiased_with_noise_of_the_device() {
+    let spaces = [Space::Activation, Space::Weights];
+    forced::on(|| unbiased(&spaces, |kind, _| kind == AllocatorKind::Gaussian));
+}
+
+fn unbiased(spaces: &[Space], takes: impl Fn(AllocatorKind, (Sampling, Placement)) -> bool) {
     let f = fixture(4);
     let target = true_gradient(&f.with_graph, zoo_batch(4, 2));
     let norm = target.iter().map(|g| g * g).sum::<f64>().sqrt();
     let budget = QueryBudget::new(16, 1).unwrap();
-    for space in Space::ALL {
+    for &space in spaces {
         for noise in NoiseLaw::ALL {
             for (sampling, placement) in VARIANTS {
                 if space == Space::Weights && placement != Placement::Joint {
                     continue;
                 }
-                // every allocator on the two variants that the recipes use, the default one on the others
-                let recipes = [(Sampling::OneSided, Placement::Single), (Sampling::Antithetic, Placement::Joint)];
-                let every = recipes.contains(&(sampling, placement));
-                for kind in ALLOCATORS.into_iter().filter(|&kind| every || kind == AllocatorKind::Gaussian) {
+                for kind in ALLOCATORS.into_iter().filter(|&kind| takes(kind, (sampling, placement))) {
                     let name = format!("{space:?} × {noise} × {sampling:?} × {placement:?} × {kind:?}");
                     let estimator =
                         Estimator { noise, sampling, placement, max_rows: 64, seed: 11, ..Estimator::new(space) };
@@ -238,6 +249,7 @@ fn staged_queries_meet_the_budget_in_passes() {
             step,
             sites: Some(sites.clone()),
             spread: true,
+            on_device: false,
         };
         for position in 0..12 {
             let mut own = vec![0usize; 6];
@@ -339,6 +351,11 @@ fn one(f: &Fixture, estimator: &Estimator) -> Vec<f64> {
 /// what is left falls as 1/σ.
 #[test]
 fn chunks_and_threads_do_not_change_the_result() {
+    chunked();
+    forced::on(chunked);
+}
+
+fn chunked() {
     let f = fixture(5);
     for (sigma, tolerance) in [(0.01, 2e-4), (0.5, 1e-5)] {
         for space in Space::ALL {

@@ -8,23 +8,25 @@
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
-use super::{Formed, Problem, parallel::in_order, read};
+use super::{Formed, Problem, counted, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
+use crate::noise::device::{Indices, matrix_of};
 use crate::noise::{NoiseSource, RowKey, SHARED};
 use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe};
 
 /// θ + σε_q, in the trained parameters.
-struct Perturb<'a> {
+struct Perturb<'a, B: Backend> {
     noise: &'a NoiseSource,
     query: usize,
     trained: &'a std::collections::HashSet<ParamId>,
     site: usize,
+    indices: &'a Indices<B>,
 }
 
-impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
+impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         if !self.trained.contains(&param.id) {
             return param;
@@ -33,6 +35,9 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
         self.site += 1;
         let key = RowKey { position: SHARED, query: self.query };
         param.map(|value| {
+            if self.noise.on_device {
+                return self.noise.add_to_parameter(value, site, self.query, self.indices);
+            }
             let shape = value.dims();
             let len = shape.iter().product();
             ops::add_numbers(value, shape, |values| {
@@ -41,6 +46,39 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_> {
                 });
             })
         })
+    }
+}
+
+/// The trained parameters in the order of their sites, each laid out as a [matrix](matrix_of), and where they lie.
+struct Trained<B: Backend> {
+    parameters: Vec<(ParamId, (usize, usize))>,
+    device: B::Device,
+}
+
+impl<B: Backend> Trained<B> {
+    fn of<M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Self, Error> {
+        struct Find<'a, B: Backend> {
+            trained: &'a std::collections::HashSet<ParamId>,
+            parameters: Vec<(ParamId, (usize, usize))>,
+            device: Option<B::Device>,
+        }
+        impl<B: Backend> ModuleVisitor<B> for Find<'_, B> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                if self.trained.contains(&param.id) {
+                    let value = param.val();
+                    self.parameters.push((param.id, matrix_of(&value.dims())));
+                    self.device.get_or_insert(value.device());
+                }
+            }
+        }
+        let mut find = Find::<B> { trained: p.trained, parameters: vec![], device: None };
+        p.model.visit(&mut find);
+        let device = find.device.ok_or(Error::NothingTrained)?;
+        Ok(Self { parameters: find.parameters, device })
+    }
+
+    fn indices(&self) -> Indices<B> {
+        Indices::new(self.parameters.iter().map(|&(_, shape)| shape), &self.device)
     }
 }
 
@@ -53,22 +91,27 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
     let trained = p.trained.clone();
-    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen());
-    let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Prefix), query: usize| {
-        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0 });
-        let mut values = Vec::with_capacity(directions[query].len());
+    let indices = if noise.on_device { Trained::of(p)?.indices() } else { Indices::default() };
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), indices);
+    let work = |(model, input, target, prefix, indices): &(M, M::Input, M::Target, Prefix, Indices<B>),
+                query: usize| {
+        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, indices });
+        let mut values = vec![];
         for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
-            values.extend(read(perturbed.losses(output, target.rows(positions)), positions.len())?);
+            values.push(counted(perturbed.losses(output, target.rows(positions)), positions.len())?);
         }
         Ok(values)
     };
-    in_order(directions.len(), p.threads, context, work, |query, values| {
-        for (&j, value) in directions[query].iter().zip(values) {
+    let mut found = vec![];
+    in_order(directions.len(), p.threads, context, work, |_, values| found.extend(values))?;
+    let mut values = read(found).into_iter();
+    for (query, data) in directions.iter().enumerate() {
+        for (&j, value) in data.iter().zip(&mut values) {
             losses[j][query] = value;
         }
-    })?;
+    }
     let largest = directions.iter().map(|data| data.len().min(max_rows)).max().unwrap_or(0);
     Ok((losses, largest))
 }
@@ -82,38 +125,29 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
-
-    struct Sizes<'a, B: Backend> {
-        trained: &'a std::collections::HashSet<ParamId>,
-        found: Vec<(ParamId, usize)>,
-        device: Option<B::Device>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.trained.contains(&param.id) {
-                let value = param.val();
-                self.found.push((param.id, value.shape().num_elements()));
-                self.device.get_or_insert(value.device());
-            }
-        }
-    }
-    let mut sizes = Sizes::<B> { trained: p.trained, found: vec![], device: None };
-    p.model.visit(&mut sizes);
-    let Some(device) = sizes.device else { return Err(Error::NothingTrained) };
-    let found = sizes.found;
-    let dimensions: usize = found.iter().map(|(_, n)| n).sum();
-    let noise = &p.noise;
+    let Trained { parameters, device } = Trained::<B>::of(p)?;
+    let dimensions: usize = parameters.iter().map(|(_, (rows, columns))| rows * columns).sum();
+    let (noise, all) = (&p.noise, 0..queries);
     let mut gradients = Gradients::default();
     in_order(
-        found.len(),
+        parameters.len(),
         p.threads,
         device,
         |device, site| {
-            let len = found[site].1;
-            let g = noise.weighted_scores(site, std::slice::from_ref(&(0..queries)), &keys, &totals, len);
+            let shape = parameters[site].1;
+            if noise.on_device {
+                return Ok(noise.parameter_scores(
+                    site,
+                    &noise.directions(site, all.clone(), &keys, &totals),
+                    shape,
+                    device,
+                ));
+            }
+            let len = shape.0 * shape.1;
+            let g = noise.weighted_scores(site, std::slice::from_ref(&all), &keys, &totals, len);
             Ok(ops::from_host::<B, 1>(g, [len], device))
         },
-        |site, g| gradients.add(found[site].0, g),
+        |site, g| gradients.add(parameters[site].0, g),
     )?;
     Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0, observed: None })
 }

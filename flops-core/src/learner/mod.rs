@@ -492,7 +492,8 @@ where
 
     fn step(&self, batch: Self::Input) -> Self::Output {
         let estimator = &self.config.estimator;
-        let output = infer_again(&self.model, &batch, estimator.clean_rows(), estimator.threads, &self.evaluated);
+        let output =
+            infer_again(&self.model, &batch, estimator.clean_rows(&self.model), estimator.threads, &self.evaluated);
         if let Some(why) = self.model.failure() {
             self.monitor.fail(Error::Model { why });
         }

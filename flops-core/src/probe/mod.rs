@@ -19,10 +19,10 @@ use burn::prelude::*;
 use crate::batch::Rows;
 use crate::estimator::low_rank;
 use crate::feedback::Prediction;
-use crate::noise::{NoiseSource, RowKey};
+use crate::noise::{NoiseSource, RowKey, device};
 use crate::ops;
 pub(crate) use cache::PrefixCache;
-pub(crate) use site::{Gradients, Site, SiteInput};
+pub(crate) use site::{Energy, Gradients, Site, SiteInput};
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
 
@@ -52,7 +52,7 @@ impl QueryRows {
 }
 
 /// What a perturbed pass needs to know.
-pub(crate) struct Query {
+pub(crate) struct Query<B: Backend> {
     rows: Arc<QueryRows>,
     noise: NoiseSource,
     prediction: Option<Arc<Prediction>>,
@@ -60,9 +60,11 @@ pub(crate) struct Query {
     explained: Vec<f64>,
     /// Rank of noise on weights; noise falls on outputs where there is none.
     rank: Option<usize>,
+    /// What the device makes the rows' noise from.
+    streams: Option<device::Streams<B>>,
 }
 
-impl Query {
+impl<B: Backend> Query<B> {
     pub fn new(
         rows: Arc<QueryRows>,
         noise: NoiseSource,
@@ -70,7 +72,7 @@ impl Query {
         rank: Option<usize>,
     ) -> Self {
         let explained = vec![0.0; rows.keys.len()];
-        Self { rows, noise, prediction, explained, rank }
+        Self { rows, noise, prediction, explained, rank, streams: None }
     }
 }
 
@@ -87,7 +89,7 @@ enum Mode<B: Backend> {
     Plain,
     Survey { embeddings: Option<Tensor<B, 2>>, reached: HashSet<ParamId>, stages: Stages, late: bool },
     Record { sites: Vec<Site<B>> },
-    Query(Query),
+    Query(Query<B>),
 }
 
 /// The handle that a model's layers are called through; see the [module](self).
@@ -135,7 +137,7 @@ impl<B: Backend> Probe<B> {
     }
 
     /// A perturbed pass.
-    pub(crate) fn query(trained: Arc<HashSet<ParamId>>, prefix: Prefix, query: Query) -> Self {
+    pub(crate) fn query(trained: Arc<HashSet<ParamId>>, prefix: Prefix, query: Query<B>) -> Self {
         Self::new(Mode::Query(query), trained, prefix)
     }
 
@@ -437,6 +439,9 @@ impl<B: Backend> Probe<B> {
                 };
                 let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
                 let len = shape[1..].iter().product();
+                if noise.on_device && !prediction.as_ref().is_some_and(|p| p.looks_at(len)) {
+                    return noise.add_to(y, shape, index, &rows.keys, &mut query.streams);
+                }
                 ops::add_numbers(y, shape, |values| {
                     noise.perturb(index, &rows.keys, len, |r, start, noise| {
                         values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);

@@ -98,18 +98,19 @@ impl<B: Backend> Site<B> {
     /// E‖∂‖²/(c²·E s²) of each datum: the squared norm of a query's gradient estimate per squared coefficient.
     ///
     /// For a linear layer it is d_out·(‖x_j‖² + T), the T for the bias; alike for the others.
-    pub fn energy(&self, data: usize) -> Vec<f64> {
-        let mut out = vec![0.0; data];
+    pub fn energy(&self, data: usize) -> Energy<B> {
         let len = self.len() as f64;
-        let per_row = |t: Tensor<B, 2>| -> Vec<f64> {
+        let mut out = Energy { squares: None, factor: 1.0, constant: if self.bias.is_some() { len } else { 0.0 } };
+        let per_row = |t: Tensor<B, 2>| -> Tensor<B, 1> {
             let n = t.shape().num_elements() / data.max(1);
-            let sums = t.reshape([data, n]).powi_scalar(2).sum_dim(1);
-            sums.into_data().iter::<f64>().collect()
+            t.reshape([data, n]).powi_scalar(2).sum_dim(1).reshape([data])
         };
         if self.weight.is_some() {
-            let (squares, factor) = match &self.input {
-                SiteInput::Linear { x } => (per_row(x.clone()), *self.shape.last().unwrap_or(&1) as f64),
-                SiteInput::Norm { normalised } => (per_row(normalised.clone()), 1.0),
+            match &self.input {
+                SiteInput::Linear { x } => {
+                    (out.squares, out.factor) = (Some(per_row(x.clone())), *self.shape.last().unwrap_or(&1) as f64)
+                }
+                SiteInput::Norm { normalised } => out.squares = Some(per_row(normalised.clone())),
                 SiteInput::Conv { x, weight, stride, dilation } => {
                     let [c_out, c_in, kh, kw] = weight.dims();
                     let ones = Tensor::<B, 4>::ones([1, c_in, kh, kw], (&x.device(), x.dtype()));
@@ -120,18 +121,10 @@ impl<B: Backend> Site<B> {
                         ConvOptions::new(*stride, [0, 0], *dilation, 1),
                     );
                     let n = patches.shape().num_elements() / data.max(1);
-                    let sums = patches.reshape([data, n]).sum_dim(1).into_data().iter::<f64>().collect();
-                    (sums, c_out as f64)
+                    let sums = patches.reshape([data, n]).sum_dim(1).reshape([data]);
+                    (out.squares, out.factor) = (Some(sums), c_out as f64);
                 }
-                SiteInput::Embedding { .. } | SiteInput::Parameter => (vec![len; data], 1.0),
-            };
-            for (o, s) in out.iter_mut().zip(squares) {
-                *o += factor * s;
-            }
-        }
-        if self.bias.is_some() {
-            for o in &mut out {
-                *o += len;
+                SiteInput::Embedding { .. } | SiteInput::Parameter => out.constant += len,
             }
         }
         out
@@ -199,6 +192,13 @@ impl<B: Backend> Site<B> {
             }
         }
     }
+}
+
+/// [`energy`](Site::energy) of the data of a pass at a site, constant + factor·squares, its squares not yet waited for.
+pub(crate) struct Energy<B: Backend> {
+    pub squares: Option<Tensor<B, 1>>,
+    pub factor: f64,
+    pub constant: f64,
 }
 
 /// Gradients per parameter, flat, summed as they come.

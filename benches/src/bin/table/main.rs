@@ -22,7 +22,7 @@ use burn::prelude::*;
 use burn::tensor::Distribution;
 use clap::Parser;
 use flops_benches::{
-    B, BACKEND, Case, INFERENCE_ROWS, TASK, THREADS, images_of, in_a_process, inference, micro, model_of,
+    B, BACKEND, Case, INFERENCE_ROWS, ON_HOST, TASK, THREADS, images_of, in_a_process, inference, micro, model_of,
     multiply_adds, peak_memory,
 };
 use flops_core::{NoiseLaw, Placement, Sampling, Space};
@@ -54,15 +54,18 @@ struct Args {
     /// Rows of a pass at most
     #[arg(long, default_value_t = 256)]
     max_rows: usize,
-    /// Rows of a pass of plain inference
-    #[arg(long, default_value_t = INFERENCE_ROWS)]
-    inference_rows: usize,
+    /// Rows of a pass of plain inference; on a device that is not the host as many as of a query pass unless given
+    #[arg(long)]
+    inference_rows: Option<usize>,
     /// How often each is measured
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Measure the rates alone: no scopes, no laws, no dependence on batch, queries and depth, no memory
     #[arg(long)]
     rates_only: bool,
+    /// The rates to measure, of weights, activation, single, last3, cls_tail, cls_tail_kept and backprop; all of them unless given
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// The Python that has PyTorch; without one its figures are left out
     #[arg(long, default_value = "python3")]
     python: String,
@@ -72,6 +75,15 @@ struct Args {
     /// PyTorch's numbers: float32 or bfloat16
     #[arg(long, default_value = "float32")]
     torch_dtype: String,
+    /// Rows of a pass of PyTorch's inference and queries
+    #[arg(long, default_value_t = 64)]
+    torch_rows: usize,
+}
+
+impl Args {
+    fn inference_rows(&self) -> usize {
+        self.inference_rows.unwrap_or(if ON_HOST { INFERENCE_ROWS } else { self.max_rows })
+    }
 }
 
 /// The model's configuration by its name.
@@ -146,25 +158,41 @@ fn rated(args: &Args) -> Vec<(&'static str, Case)> {
         ("cls_tail_kept", Case { kept: true, ..of(Scope::ClsTail, Space::Activation) }),
         ("backprop", Case::backprop(Scope::Full, args.batch)),
     ]
+    .into_iter()
+    .filter(|(name, _)| args.only.is_empty() || args.only.iter().any(|only| only == name))
+    .collect()
+}
+
+/// What PyTorch's process is told.
+fn peer_arguments(args: &Args) -> Vec<String> {
+    let (batch, rows, threads) = (args.batch.to_string(), args.torch_rows.to_string(), THREADS.to_string());
+    let device = args.torch_device.as_deref().unwrap_or("cpu");
+    let words = ["--model", &args.model, "--dtype", &args.torch_dtype, "--device", device];
+    let numbers = ["--batch", &batch, "--max-rows", &rows, "--threads", &threads];
+    words.iter().chain(&numbers).map(|word| word.to_string()).collect()
 }
 
 /// Rates of the cases above, in turn with plain inference and with PyTorch.
 fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Progress) -> Result<()> {
     let cases = rated(args);
-    let plain = Plain::new(config, args.batch.max(THREADS * args.inference_rows), args.inference_rows);
+    let wide = args.inference_rows();
+    let plain = Plain::new(config, args.batch.max(THREADS * wide), wide);
     let mut steps: Vec<_> = cases.iter().map(|(_, case)| case.stepper(config)).collect();
-    let mut peer = Peer::start(&args.python, &args.model, args.batch, args.torch_device.as_deref(), &args.torch_dtype);
+    let mut peer = Peer::start(&args.python, &peer_arguments(args));
     match &peer {
         Ok(peer) => table.torch = Some(peer.version.clone()),
         Err(why) => println!("without PyTorch: {why:#}"),
     }
     let rows = args.batch * args.queries;
-    let asked = [
+    let asked: Vec<_> = [
         ("inference", format!("inference {rows}"), rows),
         ("weights", format!("weights {}", args.queries), rows),
         ("activation", format!("activation {}", args.queries), rows),
         ("backprop", "backprop".into(), args.batch),
-    ];
+    ]
+    .into_iter()
+    .filter(|(name, ..)| *name == "inference" || cases.iter().any(|(case, _)| case == name))
+    .collect();
     // what is made on first use is not measured
     steps.iter_mut().for_each(|step| step());
     plain.run(rows);
@@ -216,8 +244,20 @@ fn parts(rounds: usize, table: &mut Table) {
         table.rows.push(Row::plain("noise", law.name(), numbers.len(), &found));
     }
     let device = Default::default();
-    let n = 2048;
-    let a = Tensor::<B, 2>::random([n, n], Distribution::Default, &device);
+    if !ON_HOST {
+        let n = 1 << 24;
+        for law in NoiseLaw::ALL {
+            let draw = |seed| {
+                black_box(law.sample_on::<B>(seed, n, &device));
+                B::sync(&device).expect("the device answers");
+            };
+            draw(0);
+            let found: Vec<f64> = (0..rounds as u64).map(|seed| timed(|| draw(seed))).collect();
+            table.rows.push(Row::plain("noise", &format!("{law}, made by the device"), n, &found));
+        }
+    }
+    let n = if ON_HOST { 2048 } else { 8192 };
+    let a = Tensor::<B, 2>::random([n, n], Distribution::Normal(0.0, 1.0), &device);
     let product = || {
         black_box(a.clone().matmul(a.clone()));
         B::sync(&device).expect("the device answers");
@@ -305,14 +345,14 @@ fn scopes(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Pro
         progress.at(i, SCOPES.len(), || format!("scope {scope}"));
         for space in Space::ALL {
             let case = small(Case::new(scope, space));
-            let found = paired(&case, config, args.rounds, args.inference_rows);
+            let found = paired(&case, config, args.rounds, args.inference_rows());
             table.rows.push(Row::of("scopes", "step", &case, config.depth, &found));
         }
         let single = Case { placement: Placement::Single, ..small(Case::new(scope, Space::Activation)) };
-        let found = paired(&single, config, args.rounds, args.inference_rows);
+        let found = paired(&single, config, args.rounds, args.inference_rows());
         table.rows.push(Row::of("scopes", "step", &single, config.depth, &found));
         let case = Case::backprop(scope, 64);
-        let found = paired(&case, config, args.rounds, args.inference_rows);
+        let found = paired(&case, config, args.rounds, args.inference_rows());
         table.rows.push(Row::of("scopes", "backprop", &case, config.depth, &found));
     }
     for (i, law) in NoiseLaw::ALL.into_iter().enumerate() {
@@ -320,7 +360,7 @@ fn scopes(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Pro
         for space in [Space::Activation, Space::Weights] {
             for sampling in [Sampling::OneSided, Sampling::Antithetic] {
                 let case = Case { law, sampling, ..small(Case::new(Scope::Full, space)) };
-                let found = paired(&case, config, args.rounds, args.inference_rows);
+                let found = paired(&case, config, args.rounds, args.inference_rows());
                 table.rows.push(Row::of("laws", "step", &case, config.depth, &found));
             }
         }
@@ -330,7 +370,15 @@ fn scopes(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Pro
 fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds 0: use at least 1");
     ensure!(args.batch > 0 && args.queries > 0, "--batch and --queries must be at least 1");
-    ensure!(args.inference_rows > 0 && args.max_rows > 1, "--inference-rows must be at least 1, --max-rows at least 2");
+    let narrow = args.inference_rows() == 0 || args.torch_rows == 0;
+    ensure!(
+        !narrow && args.max_rows > 1,
+        "--inference-rows and --torch-rows must be at least 1, --max-rows at least 2"
+    );
+    let names: Vec<&str> = rated(&Args { only: vec![], ..args.clone() }).iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = args.only.iter().find(|only| !names.contains(&only.as_str())) {
+        bail!("--only {unknown}: use some of {}", names.join(", "));
+    }
     let config = config_of(&args.model)?;
     ensure!(
         args.rates_only || args.model == "vit_micro_patch4_32",
@@ -389,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_not_there_is_left_out() {
-        let missing = Peer::start("no-such-python", "vit_micro_patch4_32", 2, None, "float32");
+        let missing = Peer::start("no-such-python", &[]);
         assert!(missing.err().is_some_and(|e| e.to_string().contains("no-such-python")));
     }
 

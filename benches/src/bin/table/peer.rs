@@ -5,8 +5,6 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use flops_benches::THREADS;
-
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/pytorch.py");
 
 /// The process.
@@ -19,15 +17,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts it, for the model of that name.
+    /// Starts it with these arguments.
     ///
     /// # Errors
     /// Where there is no Python, or no PyTorch.
-    pub fn start(python: &str, model: &str, batch: usize, device: Option<&str>, dtype: &str) -> Result<Self> {
+    pub fn start(python: &str, arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(python);
-        command.args([SCRIPT, "--model", model, "--dtype", dtype]);
-        command.args(["--batch", &batch.to_string(), "--threads", &THREADS.to_string()]);
-        command.args(["--device", device.unwrap_or("cpu")]);
+        command.arg(SCRIPT).args(arguments);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

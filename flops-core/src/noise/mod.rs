@@ -2,7 +2,9 @@
 //!
 //! Every row of noise has its own stream, derived from (seed, step, site, position, direction). A row therefore
 //! holds the same numbers however the queries are chunked and on however many threads they run, and noise is drawn
-//! again for the update instead of being kept.
+//! again for the update instead of being kept. Noise of tensors that do not lie in host memory is made by their device (`device.rs`).
+
+pub(crate) mod device;
 
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ impl NoiseLaw {
         }
     }
 
-    /// Fills `out` with draws of ε from the stream of `seed`, as the estimators draw a row of noise.
+    /// Fills `out` with draws of ε from the stream of `seed`, as the estimators draw a row of noise on the host.
     pub fn sample(self, seed: u64, out: &mut [f32]) {
         self.fill(&mut Xoshiro256PlusPlus::seed_from_u64(seed), 1.0, out);
     }
@@ -270,6 +272,8 @@ pub(crate) struct NoiseSource {
     pub sites: Option<Arc<[f64]>>,
     /// Whether the directions of a datum are spread evenly over the sites instead of drawn independently.
     pub spread: bool,
+    /// Whether noise is [made by the device](device), where nothing on the host needs to see it.
+    pub on_device: bool,
 }
 
 /// 1/golden ratio: its multiples fill the unit interval most evenly, however many are taken.
@@ -449,7 +453,7 @@ mod tests {
     use super::*;
 
     fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
-        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false }
+        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: false }
     }
 
     fn rows(positions: u64, queries: usize) -> Vec<RowKey> {

@@ -1,0 +1,486 @@
+//! Noise made where the tensors are, on devices whose memory is not the host's.
+//!
+//! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
+//! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
+//! which Burn fuses into one kernel with the sum that the noise is for; bit operations would each be a kernel of their own. Noise of signs is
+//! therefore never stored; the other laws store the hashes once. Noise has the same laws, streams of the same keys and the same
+//! independence of chunks as on the host, but other numbers.
+
+use std::collections::HashMap;
+
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType, TensorData};
+
+use super::{NoiseLaw, NoiseSource, RowKey, SHARED, derive};
+use crate::ops;
+
+/// Factor of the index, 2³²/golden ratio: the indices of a stream are spread over all 32 bits.
+const SPREAD: u32 = 0x9e37_79b9;
+
+/// Whether the device makes its noise itself.
+pub(crate) fn makes_noise<B: Backend>(device: &B::Device) -> bool {
+    #[cfg(test)]
+    if forced::get() {
+        return true;
+    }
+    !ops::is_host::<B>(device)
+}
+
+/// Names of streams and the factor of each, `[rows, 1]`, and the indices of their numbers, `[1, len]` for the lengths asked for so far.
+pub(crate) struct Streams<B: Backend> {
+    words: [Tensor<B, 2, Int>; 2],
+    factors: Tensor<B, 2>,
+    indices: HashMap<usize, Tensor<B, 2, Int>>,
+}
+
+impl<B: Backend> Streams<B> {
+    fn new(names: impl Iterator<Item = (u64, f32)>, device: &B::Device) -> Self {
+        let (mut low, mut high, mut factors) = (vec![], vec![], vec![]);
+        for (name, factor) in names {
+            low.push(name as u32);
+            high.push((name >> 32) as u32);
+            factors.push(factor);
+        }
+        let rows = factors.len();
+        let word = |values: Vec<u32>| Tensor::from_data(TensorData::new(values, [rows, 1]), (device, DType::U32));
+        let factors = Tensor::from_data(TensorData::new(factors, [rows, 1]), (device, DType::F32));
+        Self { words: [word(low), word(high)], factors, indices: HashMap::new() }
+    }
+
+    /// Two hashes that know nothing of each other, or one, of numbers `0..len` of each stream at `site`: `[rows, len]`.
+    fn hashes(&mut self, source: &NoiseSource, site: usize, len: usize) -> impl Fn(bool) -> Tensor<B, 2, Int> {
+        let device = self.factors.device();
+        let index = self.indices.entry(len).or_insert_with(|| index(len, 1, &device).reshape([1, len])).clone();
+        let [a, b] = halves(derive(&[source.seed, source.step, site as u64]));
+        let [low, high] = self.words.clone();
+        move |second| {
+            let (first, then) = if second { (high.clone(), low.clone()) } else { (low.clone(), high.clone()) };
+            hash((first + index.clone()).add_scalar(a), |x| (x + then.clone()).add_scalar(b))
+        }
+    }
+}
+
+/// The halves of 64 bits.
+fn halves(name: u64) -> [u32; 2] {
+    [name as u32, (name >> 32) as u32]
+}
+
+/// 0, step, 2·step, … times the factor of the index: `len` numbers.
+fn index<B: Backend>(len: usize, step: usize, device: &B::Device) -> Tensor<B, 1, Int> {
+    let factor = (step as u32).wrapping_mul(SPREAD);
+    Tensor::arange(0..len as i64, (device, DType::U32)).mul_scalar(factor)
+}
+
+/// Three rounds x ← x(2x + 1), the permutation that the RC6 cipher (Rivest and others 1998) takes its quadratic mixing from: without exclusive or
+/// something must not be linear. Between them the upper half of the bits, which depend on all others, is added to the lower one, and behind the
+/// first of them the second half of the name. The top bits are the best ones.
+fn hash<B: Backend>(x: Tensor<B, 2, Int>, name: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+    let round = |x: Tensor<B, 2, Int>| x.clone() * x.mul_scalar(2u32).add_scalar(1u32);
+    let fold = |x: Tensor<B, 2, Int>| x.clone() + x.div_scalar(1u32 << 16);
+    round(fold(round(name(fold(round(x))))))
+}
+
+/// What a hash says on its own: ±1.
+fn signs<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    let ones = Tensor::<B, 2>::full(hash.dims(), 1.0, (&hash.device(), DType::F32));
+    ones.mask_fill(hash.lower_elem(1u32 << 31), -1.0)
+}
+
+/// The top 24 bits of a hash as a number in (0, 1].
+fn unit<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    (hash.div_scalar(1u32 << 8).cast(FloatDType::F32) + 0.5) * (1.0 / (1u32 << 24) as f32)
+}
+
+impl NoiseLaw {
+    /// `len` draws of ε from the stream of `seed`, made by the device as it makes the noise of the estimators where it is not the host.
+    ///
+    /// # Shapes
+    /// - returns: `[len]`, in single precision
+    ///
+    /// # Example
+    /// ```
+    /// # use burn::{backend::Flex, tensor::Tensor};
+    /// # use flops_core::NoiseLaw;
+    /// let signs: Tensor<Flex, 1> = NoiseLaw::Rademacher.sample_on(7, 1000, &Default::default());
+    /// assert_eq!(signs.abs().sum().into_scalar(), 1000.0);
+    /// ```
+    pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
+        let [low, high] = halves(derive(&[seed]));
+        let index = index(len, 1, device).reshape([1, len]);
+        let hash = |second| {
+            let (first, then) = if second { (high, low) } else { (low, high) };
+            hash(index.clone().add_scalar(first), |x| x.add_scalar(then))
+        };
+        self.of(hash, false).reshape([len])
+    }
+
+    /// ε, or where `score` says so s(ε), from hashes.
+    fn of<B: Backend>(self, hash: impl Fn(bool) -> Tensor<B, 2, Int>, score: bool) -> Tensor<B, 2> {
+        match self {
+            Self::Rademacher => signs(hash(false)),
+            Self::Uniform => (unit(hash(false)) - 0.5) * (2.0 * 3f32.sqrt()),
+            // Box and Muller
+            Self::Gaussian => {
+                let radius = (unit(hash(false)).log() * -2.0).sqrt();
+                radius * (unit(hash(true)) * std::f32::consts::TAU).cos()
+            }
+            Self::Laplace if score => signs(hash(true)) * std::f32::consts::SQRT_2,
+            Self::Laplace => unit(hash(false)).log() * -std::f32::consts::FRAC_1_SQRT_2 * signs(hash(true)),
+        }
+    }
+}
+
+/// x + noise, rounded once.
+fn add<B: Backend>(x: Tensor<B, 2>, noise: Tensor<B, 2>) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    (x.cast(DType::F32) + noise).cast(dtype)
+}
+
+impl NoiseSource {
+    /// The stream of a direction, at every site.
+    fn name(&self, position: u64, direction: u64) -> u64 {
+        derive(&[self.seed, self.step, position, direction])
+    }
+
+    /// The streams of rows at a site, each with σ and its sign as its factor, or 0 where the row is not perturbed there.
+    fn streams<B: Backend>(&self, site: usize, rows: &[RowKey], device: &B::Device) -> Streams<B> {
+        let names = rows.iter().map(|row| match self.signed(site, row) {
+            Some((direction, sign)) => (self.name(row.position, direction), sign * self.sigma as f32),
+            None => (0, 0.0),
+        });
+        Streams::new(names, device)
+    }
+
+    /// x plus σ·ε of each of `rows`; `kept` holds their streams, which are the same for all sites where every direction falls on all.
+    ///
+    /// # Shapes
+    /// - x: `[rows or 1, …]`
+    /// - returns: `shape`, `[rows, …]`
+    pub fn add_to<B: Backend, const D: usize>(
+        &self,
+        x: Tensor<B, D>,
+        shape: [usize; D],
+        site: usize,
+        rows: &[RowKey],
+        kept: &mut Option<Streams<B>>,
+    ) -> Tensor<B, D> {
+        let (given, device) = (x.dims()[0], x.device());
+        let len = shape[1..].iter().product();
+        if self.sites.is_some() {
+            *kept = None;
+        }
+        let streams = kept.get_or_insert_with(|| self.streams(site, rows, &device));
+        let noise = self.law.of(streams.hashes(self, site, len), false) * streams.factors.clone();
+        add(x.reshape([given, len]), noise).reshape(shape)
+    }
+
+    /// What [`scores`](Self::scores) is asked of: the rows of each group whose directions reach `site`, in slabs of at most `max_rows` rows that
+    /// have the same number of directions for each group, some of weight 0.
+    pub fn directions_of<B: Backend>(
+        &self,
+        site: usize,
+        groups: &[std::ops::Range<usize>],
+        rows: &[RowKey],
+        weights: &[f64],
+        max_rows: usize,
+        device: &B::Device,
+    ) -> Vec<Streams<B>> {
+        let directions: Vec<_> = groups.iter().map(|g| self.directions(site, g.clone(), rows, weights)).collect();
+        let most = directions.iter().map(Vec::len).max().unwrap_or(0);
+        let width = (max_rows / groups.len().max(1)).clamp(1, most.max(1));
+        (0..most)
+            .step_by(width)
+            .map(|start| {
+                let of_group = |of: &Vec<(u64, u64, f64)>| {
+                    let at = |i: usize| of.get(i).map(|&(p, d, w)| (self.name(p, d), w as f32)).unwrap_or_default();
+                    (start..most.min(start + width)).map(at).collect::<Vec<_>>()
+                };
+                Streams::new(directions.iter().flat_map(of_group), device)
+            })
+            .collect()
+    }
+
+    /// Σ weight·s(ε) over the directions of each group, `[groups, len]`.
+    pub fn scores<B: Backend>(
+        &self,
+        site: usize,
+        slabs: &mut [Streams<B>],
+        groups: usize,
+        len: usize,
+        device: &B::Device,
+    ) -> Tensor<B, 2> {
+        let slabs = slabs.iter_mut().map(|streams| {
+            let scores = self.law.of(streams.hashes(self, site, len), true) * streams.factors.clone();
+            let each = scores.dims()[0] / groups.max(1);
+            scores.reshape([groups, each, len]).sum_dim(1).reshape([groups, len])
+        });
+        slabs.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([groups, len], (device, DType::F32)))
+    }
+
+    /// A parameter plus σ·ε of `query`, a direction that all data share.
+    pub fn add_to_parameter<B: Backend, const D: usize>(
+        &self,
+        value: Tensor<B, D>,
+        site: usize,
+        query: usize,
+        indices: &Indices<B>,
+    ) -> Tensor<B, D> {
+        let shape = value.dims();
+        let (rows, columns) = matrix_of(&shape);
+        let (direction, sign) = self.sampling.direction(query);
+        let noise = self.shared(site, direction, indices.of(rows, columns), false) * (sign * self.sigma as f32);
+        add(value.reshape([rows, columns]), noise).reshape(shape)
+    }
+
+    /// Σ weight·s(ε) over directions that all data share, `[len]`.
+    pub fn parameter_scores<B: Backend>(
+        &self,
+        site: usize,
+        directions: &[(u64, u64, f64)],
+        (rows, columns): (usize, usize),
+        device: &B::Device,
+    ) -> Tensor<B, 1> {
+        let indices = Indices::new([(rows, columns)], device);
+        let scores = directions.iter().map(|&(_, direction, weight)| {
+            self.shared(site, direction, indices.of(rows, columns), true) * weight as f32
+        });
+        let sum = scores.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([rows, columns], (device, DType::F32)));
+        sum.reshape([rows * columns])
+    }
+
+    /// ε or s(ε) of a direction that all data share, at a parameter laid out as a matrix.
+    fn shared<B: Backend>(
+        &self,
+        site: usize,
+        direction: u64,
+        [down, across]: [Tensor<B, 2, Int>; 2],
+        score: bool,
+    ) -> Tensor<B, 2> {
+        let [low, high] = halves(derive(&[self.seed, self.step, site as u64, SHARED, direction]));
+        let hash = |second| {
+            let (first, then) = if second { (high, low) } else { (low, high) };
+            hash((down.clone() + across.clone()).add_scalar(first), |x| x.add_scalar(then))
+        };
+        self.law.of(hash, score)
+    }
+}
+
+/// A parameter as a matrix: its first axis and the rest.
+pub(crate) fn matrix_of(shape: &[usize]) -> (usize, usize) {
+    let rows = shape.first().copied().unwrap_or(1);
+    (rows, shape.iter().skip(1).product())
+}
+
+/// Indices of the numbers of matrices, those of the rows and those of the columns apart, so that no matrix of them is stored.
+#[derive(Clone)]
+pub(crate) struct Indices<B: Backend>(HashMap<(usize, usize), [Tensor<B, 2, Int>; 2]>);
+
+impl<B: Backend> Default for Indices<B> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<B: Backend> Indices<B> {
+    /// Those of matrices of these `(rows, columns)`.
+    pub fn new(shapes: impl IntoIterator<Item = (usize, usize)>, device: &B::Device) -> Self {
+        let mut all = HashMap::new();
+        for (rows, columns) in shapes {
+            all.entry((rows, columns)).or_insert_with(|| {
+                [index(rows, columns, device).reshape([rows, 1]), index(columns, 1, device).reshape([1, columns])]
+            });
+        }
+        Self(all)
+    }
+
+    /// Of the rows `[rows, 1]` and of the columns `[1, columns]`.
+    fn of(&self, rows: usize, columns: usize) -> [Tensor<B, 2, Int>; 2] {
+        self.0[&(rows, columns)].clone()
+    }
+}
+
+/// Lets tests make noise on backends of the host as devices do.
+#[cfg(test)]
+pub(crate) mod forced {
+    use std::cell::Cell;
+
+    thread_local! {
+        static FORCED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub fn get() -> bool {
+        FORCED.get()
+    }
+
+    /// Runs `work` with noise of the device.
+    pub fn on<T>(work: impl FnOnce() -> T) -> T {
+        struct Reset(bool);
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                FORCED.set(self.0);
+            }
+        }
+        let _reset = Reset(FORCED.replace(true));
+        work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Sampling;
+    use burn::backend::Flex;
+
+    fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
+        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: true }
+    }
+
+    fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
+        (0..positions).flat_map(|position| (0..queries).map(move |query| RowKey { position, query })).collect()
+    }
+
+    fn values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f64> {
+        x.into_data().iter::<f64>().collect()
+    }
+
+    fn noise(source: &NoiseSource, site: usize, rows: &[RowKey], len: usize) -> Vec<f64> {
+        let shape = [rows.len(), len];
+        values(source.add_to(Tensor::<Flex, 2>::zeros(shape, &Default::default()), shape, site, rows, &mut None))
+    }
+
+    fn scores(
+        source: &NoiseSource,
+        site: usize,
+        groups: &[std::ops::Range<usize>],
+        rows: &[RowKey],
+        weights: &[f64],
+        len: usize,
+        max_rows: usize,
+    ) -> Vec<f64> {
+        let device = Default::default();
+        let mut slabs = source.directions_of::<Flex>(site, groups, rows, weights, max_rows, &device);
+        values(source.scores(site, &mut slabs, groups.len(), len, &device))
+    }
+
+    /// The hash in the arithmetic of this processor.
+    fn hash_of(i: u32, [low, high]: [u32; 2]) -> u32 {
+        let round = |x: u32| x.wrapping_mul(x.wrapping_mul(2).wrapping_add(1));
+        let fold = |x: u32| x.wrapping_add(x >> 16);
+        let x = round(i.wrapping_mul(SPREAD).wrapping_add(low));
+        round(fold(round(fold(x).wrapping_add(high))))
+    }
+
+    #[test]
+    fn a_backend_s_integers_are_those_of_32_bits() {
+        let source = source(NoiseLaw::Rademacher, Sampling::OneSided);
+        let (row, site) = (RowKey { position: 7, query: 3 }, 2);
+        let names = [source.name(7, 3), derive(&[3, 5, site as u64])].map(halves);
+        let words = [names[0][0].wrapping_add(names[1][0]), names[0][1].wrapping_add(names[1][1])];
+        let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
+        assert_eq!(noise(&source, site, &[row], 5000), expected);
+        let shared = source.shared(site, 3, Indices::new([(50, 100)], &Default::default()).of(50, 100), false);
+        let words = halves(derive(&[3, 5, site as u64, SHARED, 3]));
+        let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
+        assert_eq!(values::<2>(shared), expected);
+    }
+
+    /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, and with that of the next stream. A
+    /// mean product beyond 5/√n, n = 2²⁰, has a probability of 6·10⁻⁷; there are 180 of them.
+    #[test]
+    fn numbers_and_streams_are_uncorrelated() {
+        let n = 1 << 20;
+        let stream = |s: u64| {
+            let words = halves(derive(&[s]));
+            (0..n).map(move |i| if hash_of(i, words) >> 31 == 1 { 1i64 } else { -1 }).collect::<Vec<_>>()
+        };
+        let small = |sum: i64, what: &str| assert!((sum as f64).abs() < 5.0 * f64::from(n).sqrt(), "{what}: {sum}");
+        let mut last = stream(1000);
+        for s in 0..30 {
+            let here = stream(s);
+            small(here.iter().sum(), "mean");
+            small(here.iter().zip(&last).map(|(a, b)| a * b).sum(), "the next stream");
+            for lag in [1, 2, 64, 128] {
+                small(here.iter().zip(&here[lag..]).map(|(a, b)| a * b).sum(), &format!("lag {lag}"));
+            }
+            last = here;
+        }
+    }
+
+    /// n = 200,000 draws: a mean beyond 5/√n or a variance off by more than 5·√(kurtosis − 1)/√n has probability < 10⁻⁶. Stein's identity
+    /// E[f(ε) s(ε)] = E f′(ε) for f(ε) = ε and, where the score is a real one, sin ε, within 5 standard errors.
+    #[test]
+    fn laws_have_their_moments_and_scores_satisfy_steins_identity() {
+        for law in NoiseLaw::ALL {
+            let src = source(law, Sampling::OneSided);
+            let keys = rows(400, 1);
+            let e = noise(&src, 1, &keys, 500);
+            let n = e.len() as f64;
+            let mean = e.iter().sum::<f64>() / n;
+            let var = e.iter().map(|v| v * v).sum::<f64>() / n;
+            assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
+            assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
+            let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
+            let s = scores(&src, 1, &groups, &keys, &[1.0; 400], 500, 1000);
+            let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
+                let d: Vec<f64> = e.iter().zip(&s).map(|(&e, &s)| f(e) * s - df(e)).collect();
+                let m = d.iter().sum::<f64>() / n;
+                let sd = (d.iter().map(|v| (v - m).powi(2)).sum::<f64>() / n).sqrt();
+                assert!(m.abs() <= 5.0 * sd / n.sqrt() + 1e-6, "{law}: {m} against 5·{}", sd / n.sqrt());
+            };
+            check(&|e| e, &|_| 1.0);
+            if matches!(law, NoiseLaw::Gaussian | NoiseLaw::Laplace) {
+                check(&f64::sin, &f64::cos);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours_and_halves_are_opposite() {
+        for law in NoiseLaw::ALL {
+            for sampling in [Sampling::OneSided, Sampling::Antithetic] {
+                let src = source(law, sampling);
+                let all = rows(3, 4);
+                let together = noise(&src, 2, &all, 70);
+                for (r, row) in all.iter().enumerate() {
+                    assert_eq!(noise(&src, 2, &[*row], 70), together[r * 70..(r + 1) * 70]);
+                }
+                let row = |r: usize| &together[r * 70..(r + 1) * 70];
+                let opposite = row(0).iter().zip(row(1)).all(|(a, b)| *a == -*b);
+                assert_eq!(opposite, sampling == Sampling::Antithetic);
+                assert_ne!(row(0), row(2));
+                assert_ne!(row(0), row(4));
+                assert_ne!(noise(&src, 1, &all, 70), together);
+                let mut other = src.clone();
+                other.step += 1;
+                assert_ne!(noise(&other, 2, &all, 70), together);
+            }
+        }
+    }
+
+    /// Sums over groups of unequal size, in slabs of any width, against the noise of the rows themselves.
+    #[test]
+    fn scores_are_sums_over_the_rows_of_each_group() {
+        let (law, len) = (NoiseLaw::Gaussian, 33);
+        let sizes = [3usize, 1, 4, 2];
+        for sampling in [Sampling::OneSided, Sampling::Antithetic] {
+            let src = source(law, sampling);
+            let (mut keys, mut groups) = (vec![], vec![]);
+            for (position, &size) in sizes.iter().enumerate() {
+                groups.push(keys.len()..keys.len() + size);
+                keys.extend((0..size).map(|query| RowKey { position: position as u64, query }));
+            }
+            let weights: Vec<f64> = (0..keys.len()).map(|i| (i as f64 * 0.7).sin()).collect();
+            let each = noise(&src, 4, &keys, len);
+            for max_rows in [2, 5, 100] {
+                let sums = scores(&src, 4, &groups, &keys, &weights, len, max_rows);
+                for (g, group) in groups.iter().enumerate() {
+                    for i in 0..len {
+                        let expected: f64 = group.clone().map(|r| weights[r] * each[r * len + i]).sum();
+                        assert!((sums[g * len + i] - expected).abs() < 1e-5, "{sampling:?}, at most {max_rows} rows");
+                    }
+                }
+            }
+            assert!(scores(&src, 4, &groups, &keys, &[0.0; 10], len, 5).iter().all(|&s| s == 0.0));
+        }
+    }
+}

@@ -11,7 +11,7 @@ use burn::prelude::*;
 use super::{Formed, Problem, counted, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
-use crate::noise::device::{Indices, matrix_of};
+use crate::noise::device::Indices;
 use crate::noise::{NoiseSource, RowKey, SHARED};
 use crate::objective::{ForwardModel, even};
 use crate::ops;
@@ -23,7 +23,8 @@ struct Perturb<'a, B: Backend> {
     query: usize,
     trained: &'a std::collections::HashSet<ParamId>,
     site: usize,
-    indices: &'a Indices<B>,
+    /// What the device has made for all of them, where it makes it, and how many have had theirs.
+    made: Option<(Tensor<B, 1>, usize)>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
@@ -35,11 +36,13 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
         self.site += 1;
         let key = RowKey { position: SHARED, query: self.query };
         param.map(|value| {
-            if self.noise.on_device {
-                return self.noise.add_to_parameter(value, site, self.query, self.indices);
-            }
             let shape = value.dims();
             let len = shape.iter().product();
+            if let Some((noise, start)) = &mut self.made {
+                let (noise, dtype) = (noise.clone().narrow(0, *start, len).reshape(shape), value.dtype());
+                *start += len;
+                return (value.cast(noise.dtype()) + noise).cast(dtype);
+            }
             ops::add_numbers(value, shape, |values| {
                 self.noise.perturb(site, &[key], len, |_, start, noise| {
                     values[start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
@@ -49,9 +52,9 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
     }
 }
 
-/// The trained parameters in the order of their sites, each laid out as a [matrix](matrix_of), and where they lie.
+/// The trained parameters in the order of their sites, the numbers of each, and where they lie.
 struct Trained<B: Backend> {
-    parameters: Vec<(ParamId, (usize, usize))>,
+    parameters: Vec<(ParamId, usize)>,
     device: B::Device,
 }
 
@@ -59,14 +62,14 @@ impl<B: Backend> Trained<B> {
     fn of<M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Self, Error> {
         struct Find<'a, B: Backend> {
             trained: &'a std::collections::HashSet<ParamId>,
-            parameters: Vec<(ParamId, (usize, usize))>,
+            parameters: Vec<(ParamId, usize)>,
             device: Option<B::Device>,
         }
         impl<B: Backend> ModuleVisitor<B> for Find<'_, B> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
                 if self.trained.contains(&param.id) {
                     let value = param.val();
-                    self.parameters.push((param.id, matrix_of(&value.dims())));
+                    self.parameters.push((param.id, value.shape().num_elements()));
                     self.device.get_or_insert(value.device());
                 }
             }
@@ -77,8 +80,12 @@ impl<B: Backend> Trained<B> {
         Ok(Self { parameters: find.parameters, device })
     }
 
+    fn total(&self) -> usize {
+        self.parameters.iter().map(|(_, len)| len).sum()
+    }
+
     fn indices(&self) -> Indices<B> {
-        Indices::new(self.parameters.iter().map(|&(_, shape)| shape), &self.device)
+        Indices::new(self.total(), &self.device)
     }
 }
 
@@ -91,11 +98,12 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
     let trained = p.trained.clone();
-    let indices = if noise.on_device { Trained::of(p)?.indices() } else { Indices::default() };
+    let indices = if noise.on_device { Some(Trained::of(p)?.indices()) } else { None };
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), indices);
-    let work = |(model, input, target, prefix, indices): &(M, M::Input, M::Target, Prefix, Indices<B>),
+    let work = |(model, input, target, prefix, indices): &(M, M::Input, M::Target, Prefix, Option<Indices<B>>),
                 query: usize| {
-        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, indices });
+        let made = indices.as_ref().map(|indices| (noise.shared(query, indices), 0));
+        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, made });
         let mut values = vec![];
         for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions));
@@ -125,29 +133,30 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
-    let Trained { parameters, device } = Trained::<B>::of(p)?;
-    let dimensions: usize = parameters.iter().map(|(_, (rows, columns))| rows * columns).sum();
+    let trained = Trained::<B>::of(p)?;
+    let dimensions = trained.total();
+    let Trained { parameters, device } = trained;
     let (noise, all) = (&p.noise, 0..queries);
     let mut gradients = Gradients::default();
-    in_order(
-        parameters.len(),
-        p.threads,
-        device,
-        |device, site| {
-            let shape = parameters[site].1;
-            if noise.on_device {
-                return Ok(noise.parameter_scores(
-                    site,
-                    &noise.directions(site, all.clone(), &keys, &totals),
-                    shape,
-                    device,
-                ));
-            }
-            let len = shape.0 * shape.1;
-            let g = noise.weighted_scores(site, std::slice::from_ref(&all), &keys, &totals, len);
-            Ok(ops::from_host::<B, 1>(g, [len], device))
-        },
-        |site, g| gradients.add(parameters[site].0, g),
-    )?;
+    if noise.on_device {
+        let sums = noise.shared_scores(&noise.directions(0, all, &keys, &totals), dimensions, &device);
+        let mut start = 0;
+        for (id, len) in parameters {
+            gradients.add(id, sums.clone().narrow(0, start, len));
+            start += len;
+        }
+    } else {
+        in_order(
+            parameters.len(),
+            p.threads,
+            device,
+            |device, site| {
+                let len = parameters[site].1;
+                let g = noise.weighted_scores(site, std::slice::from_ref(&all), &keys, &totals, len);
+                Ok(ops::from_host::<B, 1>(g, [len], device))
+            },
+            |site, g| gradients.add(parameters[site].0, g),
+        )?;
+    }
     Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0, observed: None })
 }

@@ -74,20 +74,23 @@ fn index<B: Backend>(len: usize, step: usize, device: &B::Device) -> Tensor<B, 1
 /// Three rounds x ← x(2x + 1), the permutation that the RC6 cipher (Rivest and others 1998) takes its quadratic mixing from: without exclusive or
 /// something must not be linear. Between them the upper half of the bits, which depend on all others, is added to the lower one, and behind the
 /// first of them the second half of the name. The top bits are the best ones.
-fn hash<B: Backend>(x: Tensor<B, 2, Int>, name: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
-    let round = |x: Tensor<B, 2, Int>| x.clone() * x.mul_scalar(2u32).add_scalar(1u32);
-    let fold = |x: Tensor<B, 2, Int>| x.clone() + x.div_scalar(1u32 << 16);
+fn hash<B: Backend, const D: usize>(
+    x: Tensor<B, D, Int>,
+    name: impl Fn(Tensor<B, D, Int>) -> Tensor<B, D, Int>,
+) -> Tensor<B, D, Int> {
+    let round = |x: Tensor<B, D, Int>| x.clone() * x.mul_scalar(2u32).add_scalar(1u32);
+    let fold = |x: Tensor<B, D, Int>| x.clone() + x.div_scalar(1u32 << 16);
     round(fold(round(name(fold(round(x))))))
 }
 
 /// What a hash says on its own: ±1.
-fn signs<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-    let ones = Tensor::<B, 2>::full(hash.dims(), 1.0, (&hash.device(), DType::F32));
+fn signs<B: Backend, const D: usize>(hash: Tensor<B, D, Int>) -> Tensor<B, D> {
+    let ones = Tensor::<B, D>::full(hash.dims(), 1.0, (&hash.device(), DType::F32));
     ones.mask_fill(hash.lower_elem(1u32 << 31), -1.0)
 }
 
 /// The top 24 bits of a hash as a number in (0, 1].
-fn unit<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+fn unit<B: Backend, const D: usize>(hash: Tensor<B, D, Int>) -> Tensor<B, D> {
     (hash.div_scalar(1u32 << 8).cast(FloatDType::F32) + 0.5) * (1.0 / (1u32 << 24) as f32)
 }
 
@@ -115,7 +118,7 @@ impl NoiseLaw {
     }
 
     /// ε, or where `score` says so s(ε), from hashes.
-    fn of<B: Backend>(self, hash: impl Fn(bool) -> Tensor<B, 2, Int>, score: bool) -> Tensor<B, 2> {
+    fn of<B: Backend, const D: usize>(self, hash: impl Fn(bool) -> Tensor<B, D, Int>, score: bool) -> Tensor<B, D> {
         match self {
             Self::Rademacher => signs(hash(false)),
             Self::Uniform => (unit(hash(false)) - 0.5) * (2.0 * 3f32.sqrt()),
@@ -217,85 +220,79 @@ impl NoiseSource {
         slabs.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([groups, len], (device, DType::F32)))
     }
 
-    /// A parameter plus σ·ε of `query`, a direction that all data share.
-    pub fn add_to_parameter<B: Backend, const D: usize>(
-        &self,
-        value: Tensor<B, D>,
-        site: usize,
-        query: usize,
-        indices: &Indices<B>,
-    ) -> Tensor<B, D> {
-        let shape = value.dims();
-        let (rows, columns) = matrix_of(&shape);
+    /// σ·ε of `query`, a direction that all data share, for all trained parameters, one behind the other: `[parameters or a few more]`.
+    pub fn shared<B: Backend>(&self, query: usize, indices: &Indices<B>) -> Tensor<B, 1> {
         let (direction, sign) = self.sampling.direction(query);
-        let noise = self.shared(site, direction, indices.of(rows, columns), false) * (sign * self.sigma as f32);
-        add(value.reshape([rows, columns]), noise).reshape(shape)
-    }
-
-    /// Σ weight·s(ε) over directions that all data share, `[len]`.
-    pub fn parameter_scores<B: Backend>(
-        &self,
-        site: usize,
-        directions: &[(u64, u64, f64)],
-        (rows, columns): (usize, usize),
-        device: &B::Device,
-    ) -> Tensor<B, 1> {
-        let indices = Indices::new([(rows, columns)], device);
-        let scores = directions.iter().map(|&(_, direction, weight)| {
-            self.shared(site, direction, indices.of(rows, columns), true) * weight as f32
-        });
-        let sum = scores.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([rows, columns], (device, DType::F32)));
-        sum.reshape([rows * columns])
-    }
-
-    /// ε or s(ε) of a direction that all data share, at a parameter laid out as a matrix.
-    fn shared<B: Backend>(
-        &self,
-        site: usize,
-        direction: u64,
-        [down, across]: [Tensor<B, 2, Int>; 2],
-        score: bool,
-    ) -> Tensor<B, 2> {
-        let [low, high] = halves(derive(&[self.seed, self.step, site as u64, SHARED, direction]));
+        let [low, high] = halves(self.name(SHARED, direction));
+        let Indices { down, across, .. } = indices;
         let hash = |second| {
             let (first, then) = if second { (high, low) } else { (low, high) };
             hash((down.clone() + across.clone()).add_scalar(first), |x| x.add_scalar(then))
         };
-        self.law.of(hash, score)
+        let noise = self.law.of(hash, false) * (sign * self.sigma as f32);
+        let [rows, columns] = noise.dims();
+        noise.reshape([rows * columns])
+    }
+
+    /// Σ weight·s(ε) over directions that all data share, `[parameters or a few more]`.
+    ///
+    /// Each operation is one on the numbers of all directions for some of the parameters: a backend with fusion takes its time over every operation,
+    /// however small.
+    pub fn shared_scores<B: Backend>(
+        &self,
+        directions: &[(u64, u64, f64)],
+        parameters: usize,
+        device: &B::Device,
+    ) -> Tensor<B, 1> {
+        let n = directions.len();
+        if n == 0 {
+            return Tensor::zeros([parameters], (device, DType::F32));
+        }
+        let names =
+            directions.iter().map(|&(position, direction, weight)| (self.name(position, direction), weight as f32));
+        let Streams { words, factors, .. } = Streams::<B>::new(names, device);
+        let words = words.map(|word| word.reshape([n, 1, 1]));
+        let weights = factors.reshape([n, 1, 1]);
+        let across = index::<B>(COLUMNS, 1, device).reshape([1, 1, COLUMNS]);
+        let (rows, height) = (parameters.div_ceil(COLUMNS), (AT_ONCE / (n * COLUMNS)).max(1));
+        let slabs = (0..rows).step_by(height).map(|start| {
+            let here = height.min(rows - start);
+            let down = index::<B>(here, COLUMNS, device).reshape([1, here, 1]);
+            let first = (start as u32).wrapping_mul(COLUMNS as u32).wrapping_mul(SPREAD);
+            let hash = |second| {
+                let [low, high] = words.clone();
+                let (name, then) = if second { (high, low) } else { (low, high) };
+                hash(name + down.clone().add_scalar(first) + across.clone(), |x| x + then.clone())
+            };
+            (self.law.of(hash, true) * weights.clone()).sum_dim(0).reshape([here * COLUMNS])
+        });
+        Tensor::cat(slabs.collect(), 0)
     }
 }
 
-/// A parameter as a matrix: its first axis and the rest.
-pub(crate) fn matrix_of(shape: &[usize]) -> (usize, usize) {
-    let rows = shape.first().copied().unwrap_or(1);
-    (rows, shape.iter().skip(1).product())
-}
+/// Numbers that are made at once where directions are summed.
+const AT_ONCE: usize = 1 << 25;
 
-/// Indices of the numbers of matrices, those of the rows and those of the columns apart, so that no matrix of them is stored.
+/// Parameters are laid out in rows of so many, so that the indices of rows and of columns are stored instead of those of all.
+const COLUMNS: usize = 4096;
+
+/// The indices of all trained parameters.
 #[derive(Clone)]
-pub(crate) struct Indices<B: Backend>(HashMap<(usize, usize), [Tensor<B, 2, Int>; 2]>);
-
-impl<B: Backend> Default for Indices<B> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
+pub(crate) struct Indices<B: Backend> {
+    /// Of the rows, `[rows, 1]`.
+    down: Tensor<B, 2, Int>,
+    /// Of the columns, `[1, columns]`.
+    across: Tensor<B, 2, Int>,
 }
 
 impl<B: Backend> Indices<B> {
-    /// Those of matrices of these `(rows, columns)`.
-    pub fn new(shapes: impl IntoIterator<Item = (usize, usize)>, device: &B::Device) -> Self {
-        let mut all = HashMap::new();
-        for (rows, columns) in shapes {
-            all.entry((rows, columns)).or_insert_with(|| {
-                [index(rows, columns, device).reshape([rows, 1]), index(columns, 1, device).reshape([1, columns])]
-            });
+    /// Those of so many parameters.
+    pub fn new(parameters: usize, device: &B::Device) -> Self {
+        let rows = parameters.div_ceil(COLUMNS);
+        Self {
+            down: index(rows, COLUMNS, device).reshape([rows, 1]),
+            across: index(COLUMNS, 1, device).reshape([1, COLUMNS]),
         }
-        Self(all)
-    }
-
-    /// Of the rows `[rows, 1]` and of the columns `[1, columns]`.
-    fn of(&self, rows: usize, columns: usize) -> [Tensor<B, 2, Int>; 2] {
-        self.0[&(rows, columns)].clone()
     }
 }
 
@@ -378,10 +375,10 @@ mod tests {
         let words = [names[0][0].wrapping_add(names[1][0]), names[0][1].wrapping_add(names[1][1])];
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
         assert_eq!(noise(&source, site, &[row], 5000), expected);
-        let shared = source.shared(site, 3, Indices::new([(50, 100)], &Default::default()).of(50, 100), false);
-        let words = halves(derive(&[3, 5, site as u64, SHARED, 3]));
+        let shared = source.shared(3, &Indices::<Flex>::new(5000, &Default::default()));
+        let words = halves(source.name(SHARED, 3));
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
-        assert_eq!(values::<2>(shared), expected);
+        assert_eq!(values(shared)[..5000], expected);
     }
 
     /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, and with that of the next stream. A
@@ -482,5 +479,24 @@ mod tests {
             }
             assert!(scores(&src, 4, &groups, &keys, &[0.0; 10], len, 5).iter().all(|&s| s == 0.0));
         }
+    }
+    /// The sums of the update, in slabs, against the noise of each query; more parameters than are made at once of so many directions.
+    #[test]
+    fn shared_scores_are_sums_over_the_directions() {
+        let (queries, parameters) = (1200, 3 * COLUMNS * (AT_ONCE / (1200 * COLUMNS)) / 2);
+        let source = source(NoiseLaw::Uniform, Sampling::OneSided);
+        let device = Default::default();
+        let indices = Indices::<Flex>::new(parameters, &device);
+        let weights: Vec<f64> = (0..queries).map(|q| if q % 7 == 0 { (q as f64).sin() } else { 0.0 }).collect();
+        let directions: Vec<_> = (0..queries).map(|q| (SHARED, q as u64, weights[q])).collect();
+        let sums = values(source.shared_scores::<Flex>(&directions, parameters, &device));
+        let mut expected = vec![0.0; parameters];
+        for (q, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            let noise = values(source.shared(q, &indices));
+            expected.iter_mut().zip(noise).for_each(|(sum, e)| *sum += weight * e);
+        }
+        assert!(sums.len() >= parameters);
+        let worst = expected.iter().zip(&sums).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-3, "off by {worst}");
     }
 }

@@ -62,9 +62,14 @@ pub(crate) fn add_numbers<B: Backend, const D: usize>(
     }
     let mut numbers = vec![0f32; shape.iter().product()];
     add(&mut numbers);
-    // the sum is rounded once
-    let (numbers, dtype) = (from_host::<B, D>(numbers, shape, &x.device()), x.dtype());
-    (x.cast(working::<B>()) + numbers).cast(dtype)
+    let numbers = from_host(numbers, shape, &x.device());
+    add_rounded(x, numbers)
+}
+
+/// `x` plus numbers of better precision, rounded once.
+pub(crate) fn add_rounded<B: Backend, const D: usize>(x: Tensor<B, D>, numbers: Tensor<B, D>) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    (x.cast(numbers.dtype()) + numbers).cast(dtype)
 }
 
 /// x·Φ(x) with the exact normal distribution function Φ.

@@ -162,7 +162,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         // a datum without any finite query has no part in the estimate, in its prediction neither
         let shares: Vec<f64> = positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect();
         let mut observed = prediction.map(|p| p.observe(positions, &shares));
-        let mut shared = None;
+        let mut numbers = None;
         for (index, site) in sites.into_iter().enumerate() {
             if let Some(rank) = rank {
                 let source = (index, noise);
@@ -176,10 +176,10 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
                     observed.sites.push(None);
                 }
                 if noise.sites.is_some() {
-                    shared = None;
+                    numbers = None;
                 }
-                let of_site = || noise.directions_of(index, &rows.groups, &rows.keys, &flat, max_rows, &device);
-                noise.scores(index, shared.get_or_insert_with(of_site), positions.len(), len, &device)
+                let of_groups = || noise.of_groups(index, &rows.groups, &rows.keys, &flat, max_rows, &device);
+                numbers.get_or_insert_with(of_groups).take(len)
             } else {
                 let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
                 if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {

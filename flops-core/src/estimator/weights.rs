@@ -39,9 +39,9 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
             let shape = value.dims();
             let len = shape.iter().product();
             if let Some((noise, start)) = &mut self.made {
-                let (noise, dtype) = (noise.clone().narrow(0, *start, len).reshape(shape), value.dtype());
+                let noise = noise.clone().narrow(0, *start, len).reshape(shape);
                 *start += len;
-                return (value.cast(noise.dtype()) + noise).cast(dtype);
+                return ops::add_rounded(value, noise);
             }
             ops::add_numbers(value, shape, |values| {
                 self.noise.perturb(site, &[key], len, |_, start, noise| {

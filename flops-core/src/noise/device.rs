@@ -6,8 +6,6 @@
 //! therefore never stored; the other laws store the hashes once. Noise has the same laws, streams of the same keys and the same
 //! independence of chunks as on the host, but other numbers.
 
-use std::collections::HashMap;
-
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
 
@@ -26,15 +24,14 @@ pub(crate) fn makes_noise<B: Backend>(device: &B::Device) -> bool {
     !ops::is_host::<B>(device)
 }
 
-/// Names of streams and the factor of each, `[rows, 1]`, and the indices of their numbers, `[1, len]` for the lengths asked for so far.
-pub(crate) struct Streams<B: Backend> {
+/// Names of streams and the factor of each, `[rows, 1]`.
+struct Streams<B: Backend> {
     words: [Tensor<B, 2, Int>; 2],
     factors: Tensor<B, 2>,
-    indices: HashMap<usize, Tensor<B, 2, Int>>,
 }
 
 impl<B: Backend> Streams<B> {
-    fn new(names: impl Iterator<Item = (u64, f32)>, device: &B::Device) -> Self {
+    fn new(names: impl IntoIterator<Item = (u64, f32)>, device: &B::Device) -> Self {
         let (mut low, mut high, mut factors) = (vec![], vec![], vec![]);
         for (name, factor) in names {
             low.push(name as u32);
@@ -44,19 +41,69 @@ impl<B: Backend> Streams<B> {
         let rows = factors.len();
         let word = |values: Vec<u32>| Tensor::from_data(TensorData::new(values, [rows, 1]), (device, DType::U32));
         let factors = Tensor::from_data(TensorData::new(factors, [rows, 1]), (device, DType::F32));
-        Self { words: [word(low), word(high)], factors, indices: HashMap::new() }
+        Self { words: [word(low), word(high)], factors }
     }
 
-    /// Two hashes that know nothing of each other, or one, of numbers `0..len` of each stream at `site`: `[rows, len]`.
-    fn hashes(&mut self, source: &NoiseSource, site: usize, len: usize) -> impl Fn(bool) -> Tensor<B, 2, Int> {
-        let device = self.factors.device();
-        let index = self.indices.entry(len).or_insert_with(|| index(len, 1, &device).reshape([1, len])).clone();
-        let [a, b] = halves(derive(&[source.seed, source.step, site as u64]));
-        let [low, high] = self.words.clone();
-        move |second| {
-            let (first, then) = if second { (high.clone(), low.clone()) } else { (low.clone(), high.clone()) };
-            hash((first + index.clone()).add_scalar(a), |x| (x + then.clone()).add_scalar(b))
-        }
+    fn rows(&self) -> usize {
+        self.factors.dims()[0]
+    }
+}
+
+/// What streams give to one site after another, made for several of them at once: a backend with fusion takes its time over every operation, however
+/// few numbers it is on.
+pub(crate) struct Numbers<B: Backend> {
+    law: NoiseLaw,
+    streams: Vec<Streams<B>>,
+    /// Of sums of scores, how many there are; noise has none.
+    groups: Option<usize>,
+    device: B::Device,
+    /// Made, and of that taken.
+    made: Option<Tensor<B, 2>>,
+    taken: usize,
+    /// The index of the next number of every stream.
+    next: usize,
+}
+
+impl<B: Backend> Numbers<B> {
+    fn new(law: NoiseLaw, streams: Vec<Streams<B>>, groups: Option<usize>, device: &B::Device) -> Self {
+        Self { law, streams, groups, device: device.clone(), made: None, taken: 0, next: 0 }
+    }
+
+    /// The next `len` numbers of each stream, times its factor; of scores their sums over each group: `[rows or groups, len]`.
+    pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
+        let width = self.made.as_ref().map_or(0, |made| made.dims()[1]);
+        let made = match self.made.take() {
+            Some(made) if width - self.taken >= len => made,
+            _ => {
+                let rows = self.streams.iter().map(Streams::rows).max().unwrap_or(1);
+                self.taken = 0;
+                self.make((2 * width).min(AT_ONCE / rows.max(1)).max(len))
+            }
+        };
+        let numbers = made.clone().narrow(1, self.taken, len);
+        self.made = Some(made);
+        self.taken += len;
+        self.next += len;
+        numbers
+    }
+
+    fn make(&self, width: usize) -> Tensor<B, 2> {
+        let first = (self.next as u32).wrapping_mul(SPREAD);
+        let index = index::<B>(width, 1, &self.device).reshape([1, width]).add_scalar(first);
+        let parts = self.streams.iter().map(|streams| {
+            let hash = |second| {
+                let [low, high] = streams.words.clone();
+                let (name, then) = if second { (high, low) } else { (low, high) };
+                hash(name + index.clone(), |x| x + then.clone())
+            };
+            let numbers = self.law.of(hash, self.groups.is_some()) * streams.factors.clone();
+            match self.groups {
+                None => numbers,
+                Some(n) => numbers.reshape([n, streams.rows() / n, width]).sum_dim(1).reshape([n, width]),
+            }
+        });
+        let none = || Tensor::zeros([self.groups.unwrap_or(0), width], (&self.device, DType::F32));
+        parts.reduce(|a, b| a + b).unwrap_or_else(none)
     }
 }
 
@@ -133,53 +180,24 @@ impl NoiseLaw {
     }
 }
 
-/// x + noise, rounded once.
-fn add<B: Backend>(x: Tensor<B, 2>, noise: Tensor<B, 2>) -> Tensor<B, 2> {
-    let dtype = x.dtype();
-    (x.cast(DType::F32) + noise).cast(dtype)
-}
-
 impl NoiseSource {
     /// The stream of a direction, at every site.
     fn name(&self, position: u64, direction: u64) -> u64 {
         derive(&[self.seed, self.step, position, direction])
     }
 
-    /// The streams of rows at a site, each with σ and its sign as its factor, or 0 where the row is not perturbed there.
-    fn streams<B: Backend>(&self, site: usize, rows: &[RowKey], device: &B::Device) -> Streams<B> {
+    /// σ·ε of rows, or 0 where a row is not perturbed at `site`. Where every direction falls on all sites they take theirs in turn.
+    pub fn of_rows<B: Backend>(&self, site: usize, rows: &[RowKey], device: &B::Device) -> Numbers<B> {
         let names = rows.iter().map(|row| match self.signed(site, row) {
             Some((direction, sign)) => (self.name(row.position, direction), sign * self.sigma as f32),
             None => (0, 0.0),
         });
-        Streams::new(names, device)
+        Numbers::new(self.law, vec![Streams::new(names, device)], None, device)
     }
 
-    /// x plus σ·ε of each of `rows`; `kept` holds their streams, which are the same for all sites where every direction falls on all.
-    ///
-    /// # Shapes
-    /// - x: `[rows or 1, …]`
-    /// - returns: `shape`, `[rows, …]`
-    pub fn add_to<B: Backend, const D: usize>(
-        &self,
-        x: Tensor<B, D>,
-        shape: [usize; D],
-        site: usize,
-        rows: &[RowKey],
-        kept: &mut Option<Streams<B>>,
-    ) -> Tensor<B, D> {
-        let (given, device) = (x.dims()[0], x.device());
-        let len = shape[1..].iter().product();
-        if self.sites.is_some() {
-            *kept = None;
-        }
-        let streams = kept.get_or_insert_with(|| self.streams(site, rows, &device));
-        let noise = self.law.of(streams.hashes(self, site, len), false) * streams.factors.clone();
-        add(x.reshape([given, len]), noise).reshape(shape)
-    }
-
-    /// What [`scores`](Self::scores) is asked of: the rows of each group whose directions reach `site`, in slabs of at most `max_rows` rows that
-    /// have the same number of directions for each group, some of weight 0.
-    pub fn directions_of<B: Backend>(
+    /// Σ weight·s(ε) over the rows of each group that reach `site`, made of at most `max_rows` rows at a time, as many for each group, some of
+    /// weight 0.
+    pub fn of_groups<B: Backend>(
         &self,
         site: usize,
         groups: &[std::ops::Range<usize>],
@@ -187,37 +205,18 @@ impl NoiseSource {
         weights: &[f64],
         max_rows: usize,
         device: &B::Device,
-    ) -> Vec<Streams<B>> {
+    ) -> Numbers<B> {
         let directions: Vec<_> = groups.iter().map(|g| self.directions(site, g.clone(), rows, weights)).collect();
         let most = directions.iter().map(Vec::len).max().unwrap_or(0);
         let width = (max_rows / groups.len().max(1)).clamp(1, most.max(1));
-        (0..most)
-            .step_by(width)
-            .map(|start| {
-                let of_group = |of: &Vec<(u64, u64, f64)>| {
-                    let at = |i: usize| of.get(i).map(|&(p, d, w)| (self.name(p, d), w as f32)).unwrap_or_default();
-                    (start..most.min(start + width)).map(at).collect::<Vec<_>>()
-                };
-                Streams::new(directions.iter().flat_map(of_group), device)
-            })
-            .collect()
-    }
-
-    /// Σ weight·s(ε) over the directions of each group, `[groups, len]`.
-    pub fn scores<B: Backend>(
-        &self,
-        site: usize,
-        slabs: &mut [Streams<B>],
-        groups: usize,
-        len: usize,
-        device: &B::Device,
-    ) -> Tensor<B, 2> {
-        let slabs = slabs.iter_mut().map(|streams| {
-            let scores = self.law.of(streams.hashes(self, site, len), true) * streams.factors.clone();
-            let each = scores.dims()[0] / groups.max(1);
-            scores.reshape([groups, each, len]).sum_dim(1).reshape([groups, len])
+        let streams = (0..most).step_by(width).map(|start| {
+            let of_group = |of: &Vec<(u64, u64, f64)>| {
+                let at = |i: usize| of.get(i).map(|&(p, d, w)| (self.name(p, d), w as f32)).unwrap_or_default();
+                (start..most.min(start + width)).map(at).collect::<Vec<_>>()
+            };
+            Streams::new(directions.iter().flat_map(of_group), device)
         });
-        slabs.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([groups, len], (device, DType::F32)))
+        Numbers::new(self.law, streams.collect(), Some(groups.len()), device)
     }
 
     /// σ·ε of `query`, a direction that all data share, for all trained parameters, one behind the other: `[parameters or a few more]`.
@@ -235,9 +234,6 @@ impl NoiseSource {
     }
 
     /// Σ weight·s(ε) over directions that all data share, `[parameters or a few more]`.
-    ///
-    /// Each operation is one on the numbers of all directions for some of the parameters: a backend with fusion takes its time over every operation,
-    /// however small.
     pub fn shared_scores<B: Backend>(
         &self,
         directions: &[(u64, u64, f64)],
@@ -270,8 +266,8 @@ impl NoiseSource {
     }
 }
 
-/// Numbers that are made at once where directions are summed.
-const AT_ONCE: usize = 1 << 25;
+/// Numbers that are made at once at most, if one site does not need more: 256 MiB.
+const AT_ONCE: usize = 1 << 26;
 
 /// Parameters are laid out in rows of so many, so that the indices of rows and of columns are stored instead of those of all.
 const COLUMNS: usize = 4096;
@@ -340,23 +336,19 @@ mod tests {
         x.into_data().iter::<f64>().collect()
     }
 
-    fn noise(source: &NoiseSource, site: usize, rows: &[RowKey], len: usize) -> Vec<f64> {
-        let shape = [rows.len(), len];
-        values(source.add_to(Tensor::<Flex, 2>::zeros(shape, &Default::default()), shape, site, rows, &mut None))
+    fn noise(source: &NoiseSource, rows: &[RowKey], len: usize) -> Vec<f64> {
+        values(source.of_rows::<Flex>(0, rows, &Default::default()).take(len))
     }
 
     fn scores(
         source: &NoiseSource,
-        site: usize,
         groups: &[std::ops::Range<usize>],
         rows: &[RowKey],
         weights: &[f64],
         len: usize,
         max_rows: usize,
     ) -> Vec<f64> {
-        let device = Default::default();
-        let mut slabs = source.directions_of::<Flex>(site, groups, rows, weights, max_rows, &device);
-        values(source.scores(site, &mut slabs, groups.len(), len, &device))
+        values(source.of_groups::<Flex>(0, groups, rows, weights, max_rows, &Default::default()).take(len))
     }
 
     /// The hash in the arithmetic of this processor.
@@ -370,11 +362,9 @@ mod tests {
     #[test]
     fn a_backend_s_integers_are_those_of_32_bits() {
         let source = source(NoiseLaw::Rademacher, Sampling::OneSided);
-        let (row, site) = (RowKey { position: 7, query: 3 }, 2);
-        let names = [source.name(7, 3), derive(&[3, 5, site as u64])].map(halves);
-        let words = [names[0][0].wrapping_add(names[1][0]), names[0][1].wrapping_add(names[1][1])];
+        let words = halves(source.name(7, 3));
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
-        assert_eq!(noise(&source, site, &[row], 5000), expected);
+        assert_eq!(noise(&source, &[RowKey { position: 7, query: 3 }], 5000), expected);
         let shared = source.shared(3, &Indices::<Flex>::new(5000, &Default::default()));
         let words = halves(source.name(SHARED, 3));
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
@@ -410,14 +400,14 @@ mod tests {
         for law in NoiseLaw::ALL {
             let src = source(law, Sampling::OneSided);
             let keys = rows(400, 1);
-            let e = noise(&src, 1, &keys, 500);
+            let e = noise(&src, &keys, 500);
             let n = e.len() as f64;
             let mean = e.iter().sum::<f64>() / n;
             let var = e.iter().map(|v| v * v).sum::<f64>() / n;
             assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
             assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
             let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
-            let s = scores(&src, 1, &groups, &keys, &[1.0; 400], 500, 1000);
+            let s = scores(&src, &groups, &keys, &[1.0; 400], 500, 1000);
             let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
                 let d: Vec<f64> = e.iter().zip(&s).map(|(&e, &s)| f(e) * s - df(e)).collect();
                 let m = d.iter().sum::<f64>() / n;
@@ -437,19 +427,18 @@ mod tests {
             for sampling in [Sampling::OneSided, Sampling::Antithetic] {
                 let src = source(law, sampling);
                 let all = rows(3, 4);
-                let together = noise(&src, 2, &all, 70);
+                let together = noise(&src, &all, 70);
                 for (r, row) in all.iter().enumerate() {
-                    assert_eq!(noise(&src, 2, &[*row], 70), together[r * 70..(r + 1) * 70]);
+                    assert_eq!(noise(&src, &[*row], 70), together[r * 70..(r + 1) * 70]);
                 }
                 let row = |r: usize| &together[r * 70..(r + 1) * 70];
                 let opposite = row(0).iter().zip(row(1)).all(|(a, b)| *a == -*b);
                 assert_eq!(opposite, sampling == Sampling::Antithetic);
                 assert_ne!(row(0), row(2));
                 assert_ne!(row(0), row(4));
-                assert_ne!(noise(&src, 1, &all, 70), together);
                 let mut other = src.clone();
                 other.step += 1;
-                assert_ne!(noise(&other, 2, &all, 70), together);
+                assert_ne!(noise(&other, &all, 70), together);
             }
         }
     }
@@ -467,9 +456,9 @@ mod tests {
                 keys.extend((0..size).map(|query| RowKey { position: position as u64, query }));
             }
             let weights: Vec<f64> = (0..keys.len()).map(|i| (i as f64 * 0.7).sin()).collect();
-            let each = noise(&src, 4, &keys, len);
+            let each = noise(&src, &keys, len);
             for max_rows in [2, 5, 100] {
-                let sums = scores(&src, 4, &groups, &keys, &weights, len, max_rows);
+                let sums = scores(&src, &groups, &keys, &weights, len, max_rows);
                 for (g, group) in groups.iter().enumerate() {
                     for i in 0..len {
                         let expected: f64 = group.clone().map(|r| weights[r] * each[r * len + i]).sum();
@@ -477,9 +466,26 @@ mod tests {
                     }
                 }
             }
-            assert!(scores(&src, 4, &groups, &keys, &[0.0; 10], len, 5).iter().all(|&s| s == 0.0));
+            assert!(scores(&src, &groups, &keys, &[0.0; 10], len, 5).iter().all(|&s| s == 0.0));
         }
     }
+    /// However they are split over sites, the numbers are those of one; of different lengths they are made several times.
+    #[test]
+    fn sites_take_their_numbers_in_turn() {
+        let src = source(NoiseLaw::Gaussian, Sampling::OneSided);
+        let keys = rows(2, 3);
+        let all = noise(&src, &keys, 200);
+        let mut numbers = src.of_rows::<Flex>(0, &keys, &Default::default());
+        let mut start = 0;
+        for len in [7, 3, 90, 1, 60, 39] {
+            let here = values(numbers.take(len));
+            for r in 0..keys.len() {
+                assert_eq!(here[r * len..(r + 1) * len], all[r * 200 + start..][..len]);
+            }
+            start += len;
+        }
+    }
+
     /// The sums of the update, in slabs, against the noise of each query; more parameters than are made at once of so many directions.
     #[test]
     fn shared_scores_are_sums_over_the_directions() {

@@ -60,8 +60,8 @@ pub(crate) struct Query<B: Backend> {
     explained: Vec<f64>,
     /// Rank of noise on weights; noise falls on outputs where there is none.
     rank: Option<usize>,
-    /// What the device makes the rows' noise from.
-    streams: Option<device::Streams<B>>,
+    /// The rows' noise that their device makes, of which the sites take theirs in turn.
+    numbers: Option<device::Numbers<B>>,
 }
 
 impl<B: Backend> Query<B> {
@@ -72,7 +72,7 @@ impl<B: Backend> Query<B> {
         rank: Option<usize>,
     ) -> Self {
         let explained = vec![0.0; rows.keys.len()];
-        Self { rows, noise, prediction, explained, rank, streams: None }
+        Self { rows, noise, prediction, explained, rank, numbers: None }
     }
 }
 
@@ -440,7 +440,12 @@ impl<B: Backend> Probe<B> {
                 let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
                 let len = shape[1..].iter().product();
                 if noise.on_device && !prediction.as_ref().is_some_and(|p| p.looks_at(len)) {
-                    return noise.add_to(y, shape, index, &rows.keys, &mut query.streams);
+                    if noise.sites.is_some() {
+                        query.numbers = None;
+                    }
+                    let (given, device) = (y.dims()[0], y.device());
+                    let numbers = query.numbers.get_or_insert_with(|| noise.of_rows(index, &rows.keys, &device));
+                    return ops::add_rounded(y.reshape([given, len]), numbers.take(len)).reshape(shape);
                 }
                 ops::add_numbers(y, shape, |values| {
                     noise.perturb(index, &rows.keys, len, |r, start, noise| {

@@ -11,7 +11,7 @@ use burn::prelude::*;
 use super::{Formed, Problem, counted, parallel::in_order, read};
 use crate::batch::Rows;
 use crate::error::Error;
-use crate::noise::device::Indices;
+use crate::noise::device::Numbers;
 use crate::noise::{NoiseSource, RowKey, SHARED};
 use crate::objective::{ForwardModel, even};
 use crate::ops;
@@ -23,8 +23,8 @@ struct Perturb<'a, B: Backend> {
     query: usize,
     trained: &'a std::collections::HashSet<ParamId>,
     site: usize,
-    /// What the device has made for all of them, where it makes it, and how many have had theirs.
-    made: Option<(Tensor<B, 1>, usize)>,
+    /// Of which they take theirs in turn, where the device makes it.
+    numbers: Option<Numbers<B>>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
@@ -38,10 +38,8 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
         param.map(|value| {
             let shape = value.dims();
             let len = shape.iter().product();
-            if let Some((noise, start)) = &mut self.made {
-                let noise = noise.clone().narrow(0, *start, len).reshape(shape);
-                *start += len;
-                return ops::add_rounded(value, noise);
+            if let Some(numbers) = &mut self.numbers {
+                return ops::add_rounded(value, numbers.take(len).reshape(shape));
             }
             ops::add_numbers(value, shape, |values| {
                 self.noise.perturb(site, &[key], len, |_, start, noise| {
@@ -49,43 +47,6 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
                 });
             })
         })
-    }
-}
-
-/// The trained parameters in the order of their sites, the numbers of each, and where they lie.
-struct Trained<B: Backend> {
-    parameters: Vec<(ParamId, usize)>,
-    device: B::Device,
-}
-
-impl<B: Backend> Trained<B> {
-    fn of<M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<Self, Error> {
-        struct Find<'a, B: Backend> {
-            trained: &'a std::collections::HashSet<ParamId>,
-            parameters: Vec<(ParamId, usize)>,
-            device: Option<B::Device>,
-        }
-        impl<B: Backend> ModuleVisitor<B> for Find<'_, B> {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                if self.trained.contains(&param.id) {
-                    let value = param.val();
-                    self.parameters.push((param.id, value.shape().num_elements()));
-                    self.device.get_or_insert(value.device());
-                }
-            }
-        }
-        let mut find = Find::<B> { trained: p.trained, parameters: vec![], device: None };
-        p.model.visit(&mut find);
-        let device = find.device.ok_or(Error::NothingTrained)?;
-        Ok(Self { parameters: find.parameters, device })
-    }
-
-    fn total(&self) -> usize {
-        self.parameters.iter().map(|(_, len)| len).sum()
-    }
-
-    fn indices(&self) -> Indices<B> {
-        Indices::new(self.total(), &self.device)
     }
 }
 
@@ -98,12 +59,13 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
     let trained = p.trained.clone();
-    let indices = if noise.on_device { Some(Trained::of(p)?.indices()) } else { None };
-    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), indices);
-    let work = |(model, input, target, prefix, indices): &(M, M::Input, M::Target, Prefix, Option<Indices<B>>),
+    let device = if noise.on_device { p.model.devices().into_iter().next() } else { None };
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), device);
+    let work = |(model, input, target, prefix, device): &(M, M::Input, M::Target, Prefix, Option<B::Device>),
                 query: usize| {
-        let made = indices.as_ref().map(|indices| (noise.shared(query, indices), 0));
-        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, made });
+        let key = [RowKey { position: SHARED, query }];
+        let numbers = device.as_ref().map(|device| noise.of_rows(0, &key, device));
+        let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, numbers });
         let mut values = vec![];
         for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions));
@@ -133,30 +95,38 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
-    let trained = Trained::<B>::of(p)?;
-    let dimensions = trained.total();
-    let Trained { parameters, device } = trained;
+
+    struct Sizes<'a, B: Backend> {
+        trained: &'a std::collections::HashSet<ParamId>,
+        found: Vec<(ParamId, usize)>,
+        device: Option<B::Device>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if self.trained.contains(&param.id) {
+                let value = param.val();
+                self.found.push((param.id, value.shape().num_elements()));
+                self.device.get_or_insert(value.device());
+            }
+        }
+    }
+    let mut sizes = Sizes::<B> { trained: p.trained, found: vec![], device: None };
+    p.model.visit(&mut sizes);
+    let Some(device) = sizes.device else { return Err(Error::NothingTrained) };
+    let found = sizes.found;
+    let dimensions: usize = found.iter().map(|(_, n)| n).sum();
     let (noise, all) = (&p.noise, 0..queries);
+    let groups = std::slice::from_ref(&all);
     let mut gradients = Gradients::default();
     if noise.on_device {
-        let sums = noise.shared_scores(&noise.directions(0, all, &keys, &totals), dimensions, &device);
-        let mut start = 0;
-        for (id, len) in parameters {
-            gradients.add(id, sums.clone().narrow(0, start, len));
-            start += len;
-        }
+        let mut sums = noise.of_groups(0, groups, &keys, &totals, queries, &device);
+        found.iter().for_each(|&(id, len)| gradients.add(id, sums.take(len)));
     } else {
-        in_order(
-            parameters.len(),
-            p.threads,
-            device,
-            |device, site| {
-                let len = parameters[site].1;
-                let g = noise.weighted_scores(site, std::slice::from_ref(&all), &keys, &totals, len);
-                Ok(ops::from_host::<B, 1>(g, [len], device))
-            },
-            |site, g| gradients.add(parameters[site].0, g),
-        )?;
+        let sum = |device: &B::Device, site: usize| {
+            let len = found[site].1;
+            Ok(ops::from_host::<B, 1>(noise.weighted_scores(site, groups, &keys, &totals, len), [len], device))
+        };
+        in_order(found.len(), p.threads, device, sum, |site, g| gradients.add(found[site].0, g))?;
     }
     Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0, observed: None })
 }

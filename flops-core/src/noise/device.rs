@@ -9,7 +9,7 @@
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
 
-use super::{NoiseLaw, NoiseSource, RowKey, SHARED, derive};
+use super::{NoiseLaw, NoiseSource, RowKey, derive};
 use crate::ops;
 
 /// Factor of the index, 2³²/golden ratio: the indices of a stream are spread over all 32 bits.
@@ -75,9 +75,8 @@ impl<B: Backend> Numbers<B> {
         let made = match self.made.take() {
             Some(made) if width - self.taken >= len => made,
             _ => {
-                let rows = self.streams.iter().map(Streams::rows).max().unwrap_or(1);
                 self.taken = 0;
-                self.make((2 * width).min(AT_ONCE / rows.max(1)).max(len))
+                self.make((2 * width).min(AT_ONCE / self.groups.unwrap_or(self.rows()).max(1)).max(len))
             }
         };
         let numbers = made.clone().narrow(1, self.taken, len);
@@ -87,57 +86,58 @@ impl<B: Backend> Numbers<B> {
         numbers
     }
 
-    fn make(&self, width: usize) -> Tensor<B, 2> {
-        let first = (self.next as u32).wrapping_mul(SPREAD);
-        let index = index::<B>(width, 1, &self.device).reshape([1, width]).add_scalar(first);
-        let parts = self.streams.iter().map(|streams| {
-            let hash = |second| {
-                let [low, high] = streams.words.clone();
-                let (name, then) = if second { (high, low) } else { (low, high) };
-                hash(name + index.clone(), |x| x + then.clone())
-            };
-            let numbers = self.law.of(hash, self.groups.is_some()) * streams.factors.clone();
-            match self.groups {
-                None => numbers,
-                Some(n) => numbers.reshape([n, streams.rows() / n, width]).sum_dim(1).reshape([n, width]),
-            }
-        });
-        let none = || Tensor::zeros([self.groups.unwrap_or(0), width], (&self.device, DType::F32));
-        parts.reduce(|a, b| a + b).unwrap_or_else(none)
+    /// Rows of the widest operation.
+    fn rows(&self) -> usize {
+        self.streams.iter().map(Streams::rows).max().unwrap_or(0)
     }
-}
 
-/// The halves of 64 bits.
-fn halves(name: u64) -> [u32; 2] {
-    [name as u32, (name >> 32) as u32]
-}
+    fn make(&self, width: usize) -> Tensor<B, 2> {
+        if self.streams.is_empty() {
+            return Tensor::zeros([self.groups.unwrap_or(0), width], (&self.device, DType::F32));
+        }
+        // sums are made of more numbers than they are
+        let piece = if self.groups.is_some() { (AT_ONCE / self.rows().max(1)).clamp(1, width.max(1)) } else { width };
+        let pieces = (0..width).step_by(piece.max(1)).map(|start| {
+            let parts = self.streams.iter().map(|streams| self.part(streams, start, piece.min(width - start)));
+            parts.reduce(|a, b| a + b).expect("there are streams")
+        });
+        Tensor::cat(pieces.collect(), 1)
+    }
 
-/// 0, step, 2·step, … times the factor of the index: `len` numbers.
-fn index<B: Backend>(len: usize, step: usize, device: &B::Device) -> Tensor<B, 1, Int> {
-    let factor = (step as u32).wrapping_mul(SPREAD);
-    Tensor::arange(0..len as i64, (device, DType::U32)).mul_scalar(factor)
+    fn part(&self, streams: &Streams<B>, start: usize, width: usize) -> Tensor<B, 2> {
+        let first = (self.next as u32).wrapping_add(start as u32).wrapping_mul(SPREAD);
+        let index = Tensor::<B, 1, Int>::arange(0..width as i64, (&self.device, DType::U32));
+        let index = index.mul_scalar(SPREAD).add_scalar(first).reshape([1, width]);
+        let hash = |second| {
+            let [low, high] = streams.words.clone();
+            let (name, then) = if second { (high, low) } else { (low, high) };
+            hash(name + index.clone(), |x| x + then.clone())
+        };
+        let numbers = self.law.of(hash, self.groups.is_some()) * streams.factors.clone();
+        match self.groups {
+            None => numbers,
+            Some(n) => numbers.reshape([n, streams.rows() / n, width]).sum_dim(1).reshape([n, width]),
+        }
+    }
 }
 
 /// Three rounds x ← x(2x + 1), the permutation that the RC6 cipher (Rivest and others 1998) takes its quadratic mixing from: without exclusive or
 /// something must not be linear. Between them the upper half of the bits, which depend on all others, is added to the lower one, and behind the
 /// first of them the second half of the name. The top bits are the best ones.
-fn hash<B: Backend, const D: usize>(
-    x: Tensor<B, D, Int>,
-    name: impl Fn(Tensor<B, D, Int>) -> Tensor<B, D, Int>,
-) -> Tensor<B, D, Int> {
-    let round = |x: Tensor<B, D, Int>| x.clone() * x.mul_scalar(2u32).add_scalar(1u32);
-    let fold = |x: Tensor<B, D, Int>| x.clone() + x.div_scalar(1u32 << 16);
+fn hash<B: Backend>(x: Tensor<B, 2, Int>, name: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+    let round = |x: Tensor<B, 2, Int>| x.clone() * x.mul_scalar(2u32).add_scalar(1u32);
+    let fold = |x: Tensor<B, 2, Int>| x.clone() + x.div_scalar(1u32 << 16);
     round(fold(round(name(fold(round(x))))))
 }
 
 /// What a hash says on its own: ±1.
-fn signs<B: Backend, const D: usize>(hash: Tensor<B, D, Int>) -> Tensor<B, D> {
-    let ones = Tensor::<B, D>::full(hash.dims(), 1.0, (&hash.device(), DType::F32));
+fn signs<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    let ones = Tensor::<B, 2>::full(hash.dims(), 1.0, (&hash.device(), DType::F32));
     ones.mask_fill(hash.lower_elem(1u32 << 31), -1.0)
 }
 
 /// The top 24 bits of a hash as a number in (0, 1].
-fn unit<B: Backend, const D: usize>(hash: Tensor<B, D, Int>) -> Tensor<B, D> {
+fn unit<B: Backend>(hash: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     (hash.div_scalar(1u32 << 8).cast(FloatDType::F32) + 0.5) * (1.0 / (1u32 << 24) as f32)
 }
 
@@ -155,17 +155,12 @@ impl NoiseLaw {
     /// assert_eq!(signs.abs().sum().into_scalar(), 1000.0);
     /// ```
     pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
-        let [low, high] = halves(derive(&[seed]));
-        let index = index(len, 1, device).reshape([1, len]);
-        let hash = |second| {
-            let (first, then) = if second { (high, low) } else { (low, high) };
-            hash(index.clone().add_scalar(first), |x| x.add_scalar(then))
-        };
-        self.of(hash, false).reshape([len])
+        let streams = vec![Streams::new([(derive(&[seed]), 1.0)], device)];
+        Numbers::new(self, streams, None, device).take(len).reshape([len])
     }
 
     /// ε, or where `score` says so s(ε), from hashes.
-    fn of<B: Backend, const D: usize>(self, hash: impl Fn(bool) -> Tensor<B, D, Int>, score: bool) -> Tensor<B, D> {
+    fn of<B: Backend>(self, hash: impl Fn(bool) -> Tensor<B, 2, Int>, score: bool) -> Tensor<B, 2> {
         match self {
             Self::Rademacher => signs(hash(false)),
             Self::Uniform => (unit(hash(false)) - 0.5) * (2.0 * 3f32.sqrt()),
@@ -218,79 +213,10 @@ impl NoiseSource {
         });
         Numbers::new(self.law, streams.collect(), Some(groups.len()), device)
     }
-
-    /// σ·ε of `query`, a direction that all data share, for all trained parameters, one behind the other: `[parameters or a few more]`.
-    pub fn shared<B: Backend>(&self, query: usize, indices: &Indices<B>) -> Tensor<B, 1> {
-        let (direction, sign) = self.sampling.direction(query);
-        let [low, high] = halves(self.name(SHARED, direction));
-        let Indices { down, across, .. } = indices;
-        let hash = |second| {
-            let (first, then) = if second { (high, low) } else { (low, high) };
-            hash((down.clone() + across.clone()).add_scalar(first), |x| x.add_scalar(then))
-        };
-        let noise = self.law.of(hash, false) * (sign * self.sigma as f32);
-        let [rows, columns] = noise.dims();
-        noise.reshape([rows * columns])
-    }
-
-    /// Σ weight·s(ε) over directions that all data share, `[parameters or a few more]`.
-    pub fn shared_scores<B: Backend>(
-        &self,
-        directions: &[(u64, u64, f64)],
-        parameters: usize,
-        device: &B::Device,
-    ) -> Tensor<B, 1> {
-        let n = directions.len();
-        if n == 0 {
-            return Tensor::zeros([parameters], (device, DType::F32));
-        }
-        let names =
-            directions.iter().map(|&(position, direction, weight)| (self.name(position, direction), weight as f32));
-        let Streams { words, factors, .. } = Streams::<B>::new(names, device);
-        let words = words.map(|word| word.reshape([n, 1, 1]));
-        let weights = factors.reshape([n, 1, 1]);
-        let across = index::<B>(COLUMNS, 1, device).reshape([1, 1, COLUMNS]);
-        let (rows, height) = (parameters.div_ceil(COLUMNS), (AT_ONCE / (n * COLUMNS)).max(1));
-        let slabs = (0..rows).step_by(height).map(|start| {
-            let here = height.min(rows - start);
-            let down = index::<B>(here, COLUMNS, device).reshape([1, here, 1]);
-            let first = (start as u32).wrapping_mul(COLUMNS as u32).wrapping_mul(SPREAD);
-            let hash = |second| {
-                let [low, high] = words.clone();
-                let (name, then) = if second { (high, low) } else { (low, high) };
-                hash(name + down.clone().add_scalar(first) + across.clone(), |x| x + then.clone())
-            };
-            (self.law.of(hash, true) * weights.clone()).sum_dim(0).reshape([here * COLUMNS])
-        });
-        Tensor::cat(slabs.collect(), 0)
-    }
 }
 
-/// Numbers that are made at once at most, if one site does not need more: 256 MiB.
-const AT_ONCE: usize = 1 << 26;
-
-/// Parameters are laid out in rows of so many, so that the indices of rows and of columns are stored instead of those of all.
-const COLUMNS: usize = 4096;
-
-/// The indices of all trained parameters.
-#[derive(Clone)]
-pub(crate) struct Indices<B: Backend> {
-    /// Of the rows, `[rows, 1]`.
-    down: Tensor<B, 2, Int>,
-    /// Of the columns, `[1, columns]`.
-    across: Tensor<B, 2, Int>,
-}
-
-impl<B: Backend> Indices<B> {
-    /// Those of so many parameters.
-    pub fn new(parameters: usize, device: &B::Device) -> Self {
-        let rows = parameters.div_ceil(COLUMNS);
-        Self {
-            down: index(rows, COLUMNS, device).reshape([rows, 1]),
-            across: index(COLUMNS, 1, device).reshape([1, COLUMNS]),
-        }
-    }
-}
+/// Numbers that one operation is on at most, if one site of one row does not need more: 64 MiB, what every GPU takes in one piece.
+const AT_ONCE: usize = 1 << 24;
 
 /// Lets tests make noise on backends of the host as devices do.
 #[cfg(test)]
@@ -321,7 +247,7 @@ pub(crate) mod forced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::Sampling;
+    use crate::noise::{SHARED, Sampling};
     use burn::backend::Flex;
 
     fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
@@ -351,6 +277,11 @@ mod tests {
         values(source.of_groups::<Flex>(0, groups, rows, weights, max_rows, &Default::default()).take(len))
     }
 
+    /// The halves of 64 bits.
+    fn halves(name: u64) -> [u32; 2] {
+        [name as u32, (name >> 32) as u32]
+    }
+
     /// The hash in the arithmetic of this processor.
     fn hash_of(i: u32, [low, high]: [u32; 2]) -> u32 {
         let round = |x: u32| x.wrapping_mul(x.wrapping_mul(2).wrapping_add(1));
@@ -365,10 +296,6 @@ mod tests {
         let words = halves(source.name(7, 3));
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
         assert_eq!(noise(&source, &[RowKey { position: 7, query: 3 }], 5000), expected);
-        let shared = source.shared(3, &Indices::<Flex>::new(5000, &Default::default()));
-        let words = halves(source.name(SHARED, 3));
-        let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
-        assert_eq!(values(shared)[..5000], expected);
     }
 
     /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, and with that of the next stream. A
@@ -486,22 +413,19 @@ mod tests {
         }
     }
 
-    /// The sums of the update, in slabs, against the noise of each query; more parameters than are made at once of so many directions.
+    /// Sums of more numbers than one operation is on, against the noise of each query.
     #[test]
-    fn shared_scores_are_sums_over_the_directions() {
-        let (queries, parameters) = (1200, 3 * COLUMNS * (AT_ONCE / (1200 * COLUMNS)) / 2);
-        let source = source(NoiseLaw::Uniform, Sampling::OneSided);
-        let device = Default::default();
-        let indices = Indices::<Flex>::new(parameters, &device);
-        let weights: Vec<f64> = (0..queries).map(|q| if q % 7 == 0 { (q as f64).sin() } else { 0.0 }).collect();
-        let directions: Vec<_> = (0..queries).map(|q| (SHARED, q as u64, weights[q])).collect();
-        let sums = values(source.shared_scores::<Flex>(&directions, parameters, &device));
-        let mut expected = vec![0.0; parameters];
-        for (q, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-            let noise = values(source.shared(q, &indices));
-            expected.iter_mut().zip(noise).for_each(|(sum, e)| *sum += weight * e);
+    fn sums_are_made_in_pieces() {
+        let (queries, len) = (1000, AT_ONCE / 1000 + 100);
+        let source = source(NoiseLaw::Rademacher, Sampling::OneSided);
+        let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
+        let weights: Vec<f64> = (0..queries).map(|q| if q % 9 == 0 { (q as f64).sin() } else { 1e-9 }).collect();
+        let sums = scores(&source, std::slice::from_ref(&(0..queries)), &keys, &weights, len, queries);
+        let mut expected = vec![0.0; len];
+        for (key, weight) in keys.iter().zip(&weights).filter(|(_, weight)| **weight != 1e-9) {
+            expected.iter_mut().zip(noise(&source, &[*key], len)).for_each(|(sum, e)| *sum += weight * e);
         }
-        assert!(sums.len() >= parameters);
+        assert_eq!(sums.len(), len);
         let worst = expected.iter().zip(&sums).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-3, "off by {worst}");
     }

@@ -256,7 +256,7 @@ fn parts(rounds: usize, table: &mut Table) {
             table.rows.push(Row::plain("noise", &format!("{law}, made by the device"), n, &found));
         }
     }
-    let n = if ON_HOST { 2048 } else { 8192 };
+    let n = if ON_HOST { 2048 } else { 4096 };
     let a = Tensor::<B, 2>::random([n, n], Distribution::Normal(0.0, 1.0), &device);
     let product = || {
         black_box(a.clone().matmul(a.clone()));

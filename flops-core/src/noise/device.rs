@@ -2,9 +2,8 @@
 //!
 //! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
 //! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
-//! which Burn fuses into one kernel with the sum that the noise is for; bit operations would each be a kernel of their own. Noise of signs is
-//! therefore never stored; the other laws store the hashes once. Noise has the same laws, streams of the same keys and the same
-//! independence of chunks as on the host, but other numbers.
+//! which Burn fuses into one kernel; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn from what is made
+//! for several of them. Laws, keys and independence of chunks are those of the host, the numbers are others.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
@@ -83,7 +82,7 @@ impl<B: Backend> Numbers<B> {
         self.made = Some(made);
         self.taken += len;
         self.next += len;
-        numbers
+        numbers.cast(ops::working::<B>())
     }
 
     /// Rows of the widest operation.
@@ -145,7 +144,7 @@ impl NoiseLaw {
     /// `len` draws of ε from the stream of `seed`, made by the device as it makes the noise of the estimators where it is not the host.
     ///
     /// # Shapes
-    /// - returns: `[len]`, in single precision
+    /// - returns: `[len]`, in single precision, or the backend's own where that is double
     ///
     /// # Example
     /// ```

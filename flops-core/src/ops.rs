@@ -18,6 +18,11 @@ pub(crate) fn is_host<B: Backend>(device: &B::Device) -> bool {
     name.starts_with("flex") || name.starts_with("ndarray")
 }
 
+/// Whether tensors of this backend lie on a device that CubeCL drives, as CUDA's and wgpu's do, with fusion or without.
+pub(crate) fn is_device<B: Backend>(device: &B::Device) -> bool {
+    B::name(device).contains("cubecl<")
+}
+
 /// Whether `x` is of single precision and lies in host memory.
 fn on_host<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
     x.dtype() == DType::F32 && is_host::<B>(&x.device())

@@ -133,7 +133,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
     let width = (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1);
     let jobs = n.div_ceil(width);
-    // of directions that are summed side by side there are to be as many for each
+    // of directions that are summed side by side there are to be as many for each; what a job finds goes back to its data by this order
     let mut order: Vec<usize> = (0..n).collect();
     if p.noise.on_device {
         order.sort_by_key(|&j| std::cmp::Reverse(weights[j].len()));

@@ -32,6 +32,7 @@ use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Gradients, Prefix, Probe, Stages};
 pub use estimate::{Estimate, PassCost};
+use parallel::on_device;
 pub(crate) use parallel::{callers, in_order};
 
 /// Where the noise falls.
@@ -295,9 +296,9 @@ impl Estimator {
         if matches!(self.space, Space::LowRank(_)) { 1.0 } else { self.noise.score_second_moment() }
     }
 
-    /// Rows of a pass over the data themselves: a fraction of `max_rows` on the host, so that a batch is several chunks, for several callers.
+    /// Rows of a pass over the data themselves: a fraction of `max_rows`, so that a batch is several chunks, for several callers; all of them on a device.
     pub(crate) fn clean_rows<B: Backend, M: Module<B>>(&self, model: &M) -> usize {
-        if on_host::<B, _>(model) { (self.max_rows / 8).max(8).min(self.max_rows) } else { self.max_rows }
+        if on_device::<B, M>(model) { self.max_rows } else { (self.max_rows / 8).max(8).min(self.max_rows) }
     }
 
     /// Whether a direction falls on one site alone.
@@ -439,7 +440,7 @@ impl Estimator {
             prediction: clean.prediction.as_ref().filter(|_| self.space == Space::Activation),
             rank: if let Space::LowRank(rank) = self.space { Some(rank) } else { None },
             max_rows: self.max_rows,
-            on_host: on_host::<B, _>(model),
+            on_host: model.devices().first().is_some_and(ops::is_host::<B>),
             threads: callers(model, self.threads),
         };
         let start = Instant::now();
@@ -545,11 +546,6 @@ fn loss_spread(losses: &[Vec<f64>], clean: &[f64]) -> f64 {
     }
     let centre = mean(&means);
     (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (means.len() - 1) as f64).sqrt()
-}
-
-/// Whether a model's tensors lie in host memory.
-fn on_host<B: Backend, M: Module<B>>(model: &M) -> bool {
-    model.devices().first().is_some_and(ops::is_host::<B>)
 }
 
 /// Whether the model had an answer to all it was asked.

@@ -43,13 +43,14 @@ impl Drop for Share {
     }
 }
 
-/// Callers of the passes of a model: as many as `threads` says where its tensors lie in host memory. The queue of another device is fed by one:
-/// several would each have a queue and memory of their own there.
+/// Whether a model's tensors lie on a [device](ops::is_device).
+pub(super) fn on_device<B: Backend, M: Module<B>>(model: &M) -> bool {
+    model.devices().first().is_some_and(ops::is_device::<B>)
+}
+
+/// Callers of the passes of a model: as many as `threads` says, but one for a device: several would each have a queue and memory of their own there.
 pub(crate) fn callers<B: Backend, M: Module<B>>(model: &M, threads: usize) -> usize {
-    match model.devices().first() {
-        Some(device) if !ops::is_host::<B>(device) => 1,
-        _ => threads,
-    }
+    if on_device::<B, M>(model) { 1 } else { threads }
 }
 
 /// Runs jobs `0..jobs`, each with the context of its thread, and folds the results in the order of the jobs.

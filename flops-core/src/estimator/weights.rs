@@ -50,6 +50,31 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
     }
 }
 
+/// The trained parameters in the order of their sites, the numbers of each, and where they lie.
+struct Sizes<'a, B: Backend> {
+    trained: &'a std::collections::HashSet<ParamId>,
+    found: Vec<(ParamId, usize)>,
+    device: Option<B::Device>,
+}
+
+impl<'a, B: Backend> Sizes<'a, B> {
+    fn of<M: ForwardModel<B>>(p: &Problem<'a, B, M>) -> Self {
+        let mut sizes = Self { trained: p.trained, found: vec![], device: None };
+        p.model.visit(&mut sizes);
+        sizes
+    }
+}
+
+impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if self.trained.contains(&param.id) {
+            let value = param.val();
+            self.found.push((param.id, value.shape().num_elements()));
+            self.device.get_or_insert(value.device());
+        }
+    }
+}
+
 /// Losses of all queries of each datum, and the rows of the largest pass.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<(Vec<Vec<f64>>, usize), Error> {
     let counts = p.allocation.counts();
@@ -59,12 +84,13 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
     let trained = p.trained.clone();
-    let device = if noise.on_device { p.model.devices().into_iter().next() } else { None };
+    let Sizes { found, device, .. } = Sizes::of(p);
+    let (total, device) = (found.iter().map(|(_, len)| len).sum(), device.filter(|_| noise.on_device));
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), device);
     let work = |(model, input, target, prefix, device): &(M, M::Input, M::Target, Prefix, Option<B::Device>),
                 query: usize| {
         let key = [RowKey { position: SHARED, query }];
-        let numbers = device.as_ref().map(|device| noise.of_rows(0, &key, device));
+        let numbers = device.as_ref().map(|device| noise.of_rows(0, &key, device).of(total));
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, numbers });
         let mut values = vec![];
         for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
@@ -95,23 +121,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     // the weight of a direction is the sum over the data it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
-
-    struct Sizes<'a, B: Backend> {
-        trained: &'a std::collections::HashSet<ParamId>,
-        found: Vec<(ParamId, usize)>,
-        device: Option<B::Device>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.trained.contains(&param.id) {
-                let value = param.val();
-                self.found.push((param.id, value.shape().num_elements()));
-                self.device.get_or_insert(value.device());
-            }
-        }
-    }
-    let mut sizes = Sizes::<B> { trained: p.trained, found: vec![], device: None };
-    p.model.visit(&mut sizes);
+    let sizes = Sizes::of(p);
     let Some(device) = sizes.device else { return Err(Error::NothingTrained) };
     let found = sizes.found;
     let dimensions: usize = found.iter().map(|(_, n)| n).sum();
@@ -119,7 +129,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let groups = std::slice::from_ref(&all);
     let mut gradients = Gradients::default();
     if noise.on_device {
-        let mut sums = noise.of_groups(0, groups, &keys, &totals, queries, &device);
+        let mut sums = noise.of_groups(0, groups, &keys, &totals, queries, &device).of(dimensions);
         found.iter().for_each(|&(id, len)| gradients.add(id, sums.take(len)));
     } else {
         let sum = |device: &B::Device, site: usize| {

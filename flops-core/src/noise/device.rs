@@ -2,7 +2,7 @@
 //!
 //! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
 //! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
-//! which Burn fuses into one kernel; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn from what is made
+//! which Burn fuses into few kernels; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn from what is made
 //! for several of them. Laws, keys and independence of chunks are those of the host, the numbers are others.
 
 use burn::prelude::*;
@@ -20,7 +20,33 @@ pub(crate) fn makes_noise<B: Backend>(device: &B::Device) -> bool {
     if forced::get() {
         return true;
     }
-    !ops::is_host::<B>(device)
+    ops::is_device::<B>(device)
+}
+
+/// Numbers that one operation is on at most, if one site of all rows does not need more: 64 MiB, what every GPU takes in one piece.
+const AT_ONCE: usize = 1 << 24;
+
+/// Indices that are brought to the device as they are; of more, the device makes them of two such lists.
+const INDICES: usize = 4096;
+
+/// Words of 32 bits on the device.
+fn words<B: Backend>(values: Vec<u32>, shape: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::U32))
+}
+
+/// The indices of `width` numbers from `first` on, spread: `[1, width]`.
+fn indices<B: Backend>(first: u32, width: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let spread = |start: u32, step: u32, n: usize| -> Vec<u32> {
+        (0..n as u32).map(|i| start.wrapping_add(i.wrapping_mul(step)).wrapping_mul(SPREAD)).collect()
+    };
+    if width <= INDICES {
+        return words(spread(first, 1, width), [1, width], device);
+    }
+    // Burn makes a range on the host
+    let rows = width.div_ceil(INDICES);
+    let down = words::<B>(spread(first, INDICES as u32, rows), [rows, 1], device);
+    let across = words::<B>(spread(0, 1, INDICES), [1, INDICES], device);
+    (down + across).reshape([1, rows * INDICES]).narrow(1, 0, width)
 }
 
 /// Names of streams and the factor of each, `[rows, 1]`.
@@ -38,9 +64,8 @@ impl<B: Backend> Streams<B> {
             factors.push(factor);
         }
         let rows = factors.len();
-        let word = |values: Vec<u32>| Tensor::from_data(TensorData::new(values, [rows, 1]), (device, DType::U32));
         let factors = Tensor::from_data(TensorData::new(factors, [rows, 1]), (device, DType::F32));
-        Self { words: [word(low), word(high)], factors }
+        Self { words: [low, high].map(|values| words(values, [rows, 1], device)), factors }
     }
 
     fn rows(&self) -> usize {
@@ -56,57 +81,72 @@ pub(crate) struct Numbers<B: Backend> {
     /// Of sums of scores, how many there are; noise has none.
     groups: Option<usize>,
     device: B::Device,
-    /// Made, and of that taken.
+    /// Made and not yet taken whole, and of it taken.
     made: Option<Tensor<B, 2>>,
     taken: usize,
+    /// How many were made of each stream the last time.
+    width: usize,
     /// The index of the next number of every stream.
     next: usize,
+    /// How many will be taken, where that is known.
+    total: usize,
 }
 
 impl<B: Backend> Numbers<B> {
     fn new(law: NoiseLaw, streams: Vec<Streams<B>>, groups: Option<usize>, device: &B::Device) -> Self {
-        Self { law, streams, groups, device: device.clone(), made: None, taken: 0, next: 0 }
+        let device = device.clone();
+        Self { law, streams, groups, device, made: None, taken: 0, width: 0, next: 0, total: usize::MAX }
+    }
+
+    /// The same, of which `total` will be taken in all.
+    pub fn of(self, total: usize) -> Self {
+        Self { total, ..self }
     }
 
     /// The next `len` numbers of each stream, times its factor; of scores their sums over each group: `[rows or groups, len]`.
     pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
-        let width = self.made.as_ref().map_or(0, |made| made.dims()[1]);
         let made = match self.made.take() {
-            Some(made) if width - self.taken >= len => made,
+            Some(made) if self.width - self.taken >= len => made,
             _ => {
+                let rows = self.groups.unwrap_or(self.widest()).max(1);
+                let left = self.total.saturating_sub(self.next);
+                // twice as many each time: their number may not be known
+                self.width = (2 * self.width).min(AT_ONCE / rows).min(left).max(len);
                 self.taken = 0;
-                self.make((2 * width).min(AT_ONCE / self.groups.unwrap_or(self.rows()).max(1)).max(len))
+                self.make(self.width)
             }
         };
-        let numbers = made.clone().narrow(1, self.taken, len);
-        self.made = Some(made);
+        let numbers = if len == self.width { made.clone() } else { made.clone().narrow(1, self.taken, len) };
         self.taken += len;
         self.next += len;
+        self.made = (self.taken < self.width).then_some(made);
         numbers.cast(ops::working::<B>())
     }
 
     /// Rows of the widest operation.
-    fn rows(&self) -> usize {
+    fn widest(&self) -> usize {
         self.streams.iter().map(Streams::rows).max().unwrap_or(0)
     }
 
     fn make(&self, width: usize) -> Tensor<B, 2> {
-        if self.streams.is_empty() {
-            return Tensor::zeros([self.groups.unwrap_or(0), width], (&self.device, DType::F32));
+        if self.streams.is_empty() || width == 0 {
+            let rows = self.groups.unwrap_or(self.widest());
+            return Tensor::zeros([rows, width], (&self.device, DType::F32));
         }
         // sums are made of more numbers than they are
-        let piece = if self.groups.is_some() { (AT_ONCE / self.rows().max(1)).clamp(1, width.max(1)) } else { width };
-        let pieces = (0..width).step_by(piece.max(1)).map(|start| {
-            let parts = self.streams.iter().map(|streams| self.part(streams, start, piece.min(width - start)));
+        let piece = if self.groups.is_some() { (AT_ONCE / self.widest().max(1)).clamp(1, width) } else { width };
+        let pieces = (0..width).step_by(piece).map(|start| {
+            let here = piece.min(width - start);
+            let index = indices((self.next as u32).wrapping_add(start as u32), here, &self.device);
+            let parts = self.streams.iter().map(|streams| self.part(streams, index.clone()));
             parts.reduce(|a, b| a + b).expect("there are streams")
         });
-        Tensor::cat(pieces.collect(), 1)
+        let mut pieces: Vec<_> = pieces.collect();
+        if pieces.len() == 1 { pieces.remove(0) } else { Tensor::cat(pieces, 1) }
     }
 
-    fn part(&self, streams: &Streams<B>, start: usize, width: usize) -> Tensor<B, 2> {
-        let first = (self.next as u32).wrapping_add(start as u32).wrapping_mul(SPREAD);
-        let index = Tensor::<B, 1, Int>::arange(0..width as i64, (&self.device, DType::U32));
-        let index = index.mul_scalar(SPREAD).add_scalar(first).reshape([1, width]);
+    fn part(&self, streams: &Streams<B>, index: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        let [_, width] = index.dims();
         let hash = |second| {
             let [low, high] = streams.words.clone();
             let (name, then) = if second { (high, low) } else { (low, high) };
@@ -214,9 +254,6 @@ impl NoiseSource {
     }
 }
 
-/// Numbers that one operation is on at most, if one site of one row does not need more: 64 MiB, what every GPU takes in one piece.
-const AT_ONCE: usize = 1 << 24;
-
 /// Lets tests make noise on backends of the host as devices do.
 #[cfg(test)]
 pub(crate) mod forced {
@@ -295,16 +332,20 @@ mod tests {
         let words = halves(source.name(7, 3));
         let expected: Vec<f64> = (0..5000).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 }).collect();
         assert_eq!(noise(&source, &[RowKey { position: 7, query: 3 }], 5000), expected);
+        let none: Tensor<Flex, 1> = NoiseLaw::Rademacher.sample_on(1, 0, &Default::default());
+        assert_eq!(none.dims(), [0]);
     }
 
-    /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, and with that of the next stream. A
-    /// mean product beyond 5/√n, n = 2²⁰, has a probability of 6·10⁻⁷; there are 180 of them.
+    /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, with that of the next stream and that of its own second hash. A
+    /// mean product beyond 5/√n, n = 2²⁰, has a probability of 6·10⁻⁷; there are 210 of them.
     #[test]
     fn numbers_and_streams_are_uncorrelated() {
         let n = 1 << 20;
-        let stream = |s: u64| {
-            let words = halves(derive(&[s]));
-            (0..n).map(move |i| if hash_of(i, words) >> 31 == 1 { 1i64 } else { -1 }).collect::<Vec<_>>()
+        let signs = |words| (0..n).map(|i| if hash_of(i, words) >> 31 == 1 { 1i64 } else { -1 }).collect::<Vec<_>>();
+        let stream = |s: u64| signs(halves(derive(&[s])));
+        let second = |s: u64| {
+            let [low, high] = halves(derive(&[s]));
+            signs([high, low])
         };
         let small = |sum: i64, what: &str| assert!((sum as f64).abs() < 5.0 * f64::from(n).sqrt(), "{what}: {sum}");
         let mut last = stream(1000);
@@ -312,6 +353,7 @@ mod tests {
             let here = stream(s);
             small(here.iter().sum(), "mean");
             small(here.iter().zip(&last).map(|(a, b)| a * b).sum(), "the next stream");
+            small(here.iter().zip(&second(s)).map(|(a, b)| a * b).sum(), "the second hash");
             for lag in [1, 2, 64, 128] {
                 small(here.iter().zip(&here[lag..]).map(|(a, b)| a * b).sum(), &format!("lag {lag}"));
             }
@@ -383,7 +425,7 @@ mod tests {
             }
             let weights: Vec<f64> = (0..keys.len()).map(|i| (i as f64 * 0.7).sin()).collect();
             let each = noise(&src, &keys, len);
-            for max_rows in [2, 5, 100] {
+            for max_rows in [2, 8, 12, 100] {
                 let sums = scores(&src, &groups, &keys, &weights, len, max_rows);
                 for (g, group) in groups.iter().enumerate() {
                     for i in 0..len {

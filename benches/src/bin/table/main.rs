@@ -75,14 +75,18 @@ struct Args {
     /// PyTorch's numbers: float32 or bfloat16
     #[arg(long, default_value = "float32")]
     torch_dtype: String,
-    /// Rows of a pass of PyTorch's inference and queries
-    #[arg(long, default_value_t = 64)]
-    torch_rows: usize,
+    /// Rows of a pass of PyTorch's inference and queries; 64, or where ours run on a device as many as of our query pass, unless given
+    #[arg(long)]
+    torch_rows: Option<usize>,
 }
 
 impl Args {
     fn inference_rows(&self) -> usize {
         self.inference_rows.unwrap_or(if ON_HOST { INFERENCE_ROWS } else { self.max_rows })
+    }
+
+    fn torch_rows(&self) -> usize {
+        self.torch_rows.unwrap_or(if ON_HOST { 64 } else { self.max_rows })
     }
 }
 
@@ -165,7 +169,7 @@ fn rated(args: &Args) -> Vec<(&'static str, Case)> {
 
 /// What PyTorch's process is told.
 fn peer_arguments(args: &Args) -> Vec<String> {
-    let (batch, rows, threads) = (args.batch.to_string(), args.torch_rows.to_string(), THREADS.to_string());
+    let (batch, rows, threads) = (args.batch.to_string(), args.torch_rows().to_string(), THREADS.to_string());
     let device = args.torch_device.as_deref().unwrap_or("cpu");
     let words = ["--model", &args.model, "--dtype", &args.torch_dtype, "--device", device];
     let numbers = ["--batch", &batch, "--max-rows", &rows, "--threads", &threads];
@@ -184,9 +188,11 @@ fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Prog
         Err(why) => println!("without PyTorch: {why:#}"),
     }
     let rows = args.batch * args.queries;
+    // PyTorch's weight noise comes in pairs
+    let pairs = args.queries.next_multiple_of(2);
     let asked: Vec<_> = [
         ("inference", format!("inference {rows}"), rows),
-        ("weights", format!("weights {}", args.queries), rows),
+        ("weights", format!("weights {}", pairs), args.batch * pairs),
         ("activation", format!("activation {}", args.queries), rows),
         ("backprop", "backprop".into(), args.batch),
     ]
@@ -370,7 +376,7 @@ fn scopes(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Pro
 fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds 0: use at least 1");
     ensure!(args.batch > 0 && args.queries > 0, "--batch and --queries must be at least 1");
-    let narrow = args.inference_rows() == 0 || args.torch_rows == 0;
+    let narrow = args.inference_rows() == 0 || args.torch_rows() == 0;
     ensure!(
         !narrow && args.max_rows > 1,
         "--inference-rows and --torch-rows must be at least 1, --max-rows at least 2"

@@ -195,7 +195,7 @@ impl NoiseLaw {
     /// ```
     pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
         let streams = vec![Streams::new([(derive(&[seed]), 1.0)], device)];
-        Numbers::new(self, streams, None, device).take(len).reshape([len])
+        Numbers::new(self, streams, None, device).take(len).squeeze_dim(0)
     }
 
     /// ε, or where `score` says so s(ε), from hashes.

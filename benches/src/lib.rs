@@ -359,7 +359,7 @@ mod tests {
             let error = (variance / steps as f64).sqrt();
             println!("{law} {space} {placement:?}: {mean:.3} ± {error:.3}");
             assert!((mean - 1.0).abs() < 5.0 * error + 0.01, "{law} {space} {placement:?}: {mean} ± {error}");
-            assert!(error < 0.06, "{law} {space} {placement:?}: ± {error} shows nothing");
+            assert!(error < 0.1, "{law} {space} {placement:?}: ± {error} shows nothing");
         }
     }
 }

@@ -128,8 +128,8 @@ pub trait ForwardModel<B: Backend>: Module<B> {
 
 /// Plain inference on the `rows` rows of `input`, at most `max_rows` of them at a time, by `threads` callers.
 ///
-/// On a CPU several callers are faster than one whose matrix products are parallel; on other devices there is one, whatever `threads` says. The result does
-/// not depend on it.
+/// On a CPU several callers are faster than one whose matrix products are parallel; a device that CubeCL drives has one, whatever `threads` says. The result
+/// does not depend on it.
 ///
 /// # Panics
 /// Where `rows` or `max_rows` is 0.

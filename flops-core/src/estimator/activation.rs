@@ -171,15 +171,12 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
                 continue;
             }
             let (len, device) = (site.len(), site.device());
-            let g = if noise.on_device && !prediction.is_some_and(|p| p.looks_at(len)) {
+            let g = if noise.made_by_device(len, prediction.map(Arc::as_ref)) {
                 if let Some(observed) = &mut observed {
                     observed.sites.push(None);
                 }
-                if noise.sites.is_some() {
-                    numbers = None;
-                }
                 let of_groups = || noise.of_groups(index, &rows.groups, &rows.keys, &flat, max_rows, &device);
-                numbers.get_or_insert_with(of_groups).take(len)
+                noise.numbers(&mut numbers, of_groups).take(len)
             } else {
                 let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, &flat, len);
                 if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {

@@ -17,7 +17,7 @@ use crate::probe::Gradients;
 pub struct PassCost {
     /// Rows sent through the model.
     pub rows: u64,
-    /// Wall-clock time.
+    /// Wall-clock time; where a device makes the noise and nothing is read back, as in an update of weight noise, that of handing it the work.
     pub elapsed: Duration,
     /// Rows of the largest forward pass among them.
     pub largest: u64,

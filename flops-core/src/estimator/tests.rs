@@ -355,6 +355,29 @@ fn chunks_and_threads_do_not_change_the_result() {
     forced::on(chunked);
 }
 
+fn chunked() {
+    let f = fixture(5);
+    for (sigma, tolerance) in [(0.01, 2e-4), (0.5, 1e-5)] {
+        for space in Space::ALL {
+            for (sampling, placement) in VARIANTS {
+                let whole = Estimator { sampling, placement, sigma, max_rows: 1000, seed: 3, ..Estimator::new(space) };
+                let reference = one(&f, &whole);
+                let scale = reference.iter().map(|g| g * g).sum::<f64>().sqrt();
+                for max_rows in [2, 5, 16] {
+                    let chunked = Estimator { max_rows, ..whole.clone() };
+                    let g = one(&f, &chunked);
+                    let off = g.iter().zip(&reference).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                    let name = format!("{space:?} {sampling:?} {placement:?} sigma {sigma} max_rows {max_rows}");
+                    assert!(off < tolerance * scale, "{name}: {off} of {scale}");
+                    for threads in [2, 4] {
+                        assert_eq!(one(&f, &Estimator { threads, ..chunked.clone() }), g, "{name}, {threads} threads");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Second moments are those of the datum that they are said of, in whatever order the device sums: means over 400 steps, whose relative standard
 /// error is below 5 %, against those of the host's noise.
 #[test]
@@ -377,29 +400,6 @@ fn second_moments_of_the_device_s_noise_are_the_host_s() {
     }
     let (least, most) = host.iter().fold((f64::MAX, 0f64), |(l, m), &x| (l.min(x), m.max(x)));
     assert!(most > 2.0 * least, "{host:?} tells no datum from another");
-}
-
-fn chunked() {
-    let f = fixture(5);
-    for (sigma, tolerance) in [(0.01, 2e-4), (0.5, 1e-5)] {
-        for space in Space::ALL {
-            for (sampling, placement) in VARIANTS {
-                let whole = Estimator { sampling, placement, sigma, max_rows: 1000, seed: 3, ..Estimator::new(space) };
-                let reference = one(&f, &whole);
-                let scale = reference.iter().map(|g| g * g).sum::<f64>().sqrt();
-                for max_rows in [2, 5, 16] {
-                    let chunked = Estimator { max_rows, ..whole.clone() };
-                    let g = one(&f, &chunked);
-                    let off = g.iter().zip(&reference).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
-                    let name = format!("{space:?} {sampling:?} {placement:?} sigma {sigma} max_rows {max_rows}");
-                    assert!(off < tolerance * scale, "{name}: {off} of {scale}");
-                    for threads in [2, 4] {
-                        assert_eq!(one(&f, &Estimator { threads, ..chunked.clone() }), g, "{name}, {threads} threads");
-                    }
-                }
-            }
-        }
-    }
 }
 
 #[test]

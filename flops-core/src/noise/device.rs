@@ -1,4 +1,4 @@
-//! Noise made where the tensors are, on devices whose memory is not the host's.
+//! Noise made where the tensors are, on devices that CubeCL drives (CUDA, wgpu).
 //!
 //! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
 //! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
@@ -9,6 +9,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
 
 use super::{NoiseLaw, NoiseSource, RowKey, derive};
+use crate::feedback::Prediction;
 use crate::ops;
 
 /// Factor of the index, 2³²/golden ratio: the indices of a stream are spread over all 32 bits.
@@ -215,12 +216,29 @@ impl NoiseLaw {
 }
 
 impl NoiseSource {
+    /// Whether the device makes the noise of a site of `len` numbers a row: where it makes any, and `prediction` has not to see this on the host.
+    pub fn made_by_device(&self, len: usize, prediction: Option<&Prediction>) -> bool {
+        self.on_device && !prediction.is_some_and(|p| p.looks_at(len))
+    }
+
+    /// What a site takes its numbers from: those `kept` for all sites, which take theirs in turn, or where a direction falls on one site alone, its own.
+    pub fn numbers<'a, B: Backend>(
+        &self,
+        kept: &'a mut Option<Numbers<B>>,
+        make: impl FnOnce() -> Numbers<B>,
+    ) -> &'a mut Numbers<B> {
+        if self.sites.is_some() {
+            *kept = None;
+        }
+        kept.get_or_insert_with(make)
+    }
+
     /// The stream of a direction, at every site.
     fn name(&self, position: u64, direction: u64) -> u64 {
         derive(&[self.seed, self.step, position, direction])
     }
 
-    /// σ·ε of rows, or 0 where a row is not perturbed at `site`. Where every direction falls on all sites they take theirs in turn.
+    /// σ·ε of rows, or 0 where a row is not perturbed at `site`.
     pub fn of_rows<B: Backend>(&self, site: usize, rows: &[RowKey], device: &B::Device) -> Numbers<B> {
         let names = rows.iter().map(|row| match self.signed(site, row) {
             Some((direction, sign)) => (self.name(row.position, direction), sign * self.sigma as f32),
@@ -283,16 +301,10 @@ pub(crate) mod forced {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::tests::{obey, rows, source};
     use crate::noise::{SHARED, Sampling};
+    use crate::probe::QueryRows;
     use burn::backend::Flex;
-
-    fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
-        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: true }
-    }
-
-    fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
-        (0..positions).flat_map(|position| (0..queries).map(move |query| RowKey { position, query })).collect()
-    }
 
     fn values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f64> {
         x.into_data().iter::<f64>().collect()
@@ -336,8 +348,8 @@ mod tests {
         assert_eq!(none.dims(), [0]);
     }
 
-    /// Of signs, 2²⁰ numbers of each of 30 streams: runs of a number with the next 1, 2, 64 and 128 in its stream, with that of the next stream and that of its own second hash. A
-    /// mean product beyond 5/√n, n = 2²⁰, has a probability of 6·10⁻⁷; there are 210 of them.
+    /// Of 2²⁰ signs of each of 30 streams the mean, and the mean products with those 1, 2, 64 and 128 later, with the next stream's and with those
+    /// of its own second hash. One beyond 5/√n, n = 2²⁰, has a probability of 6·10⁻⁷; there are 210 of them.
     #[test]
     fn numbers_and_streams_are_uncorrelated() {
         let n = 1 << 20;
@@ -361,31 +373,13 @@ mod tests {
         }
     }
 
-    /// n = 200,000 draws: a mean beyond 5/√n or a variance off by more than 5·√(kurtosis − 1)/√n has probability < 10⁻⁶. Stein's identity
-    /// E[f(ε) s(ε)] = E f′(ε) for f(ε) = ε and, where the score is a real one, sin ε, within 5 standard errors.
     #[test]
     fn laws_have_their_moments_and_scores_satisfy_steins_identity() {
         for law in NoiseLaw::ALL {
             let src = source(law, Sampling::OneSided);
             let keys = rows(400, 1);
-            let e = noise(&src, &keys, 500);
-            let n = e.len() as f64;
-            let mean = e.iter().sum::<f64>() / n;
-            let var = e.iter().map(|v| v * v).sum::<f64>() / n;
-            assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
-            assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
             let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
-            let s = scores(&src, &groups, &keys, &[1.0; 400], 500, 1000);
-            let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
-                let d: Vec<f64> = e.iter().zip(&s).map(|(&e, &s)| f(e) * s - df(e)).collect();
-                let m = d.iter().sum::<f64>() / n;
-                let sd = (d.iter().map(|v| (v - m).powi(2)).sum::<f64>() / n).sqrt();
-                assert!(m.abs() <= 5.0 * sd / n.sqrt() + 1e-6, "{law}: {m} against 5·{}", sd / n.sqrt());
-            };
-            check(&|e| e, &|_| 1.0);
-            if matches!(law, NoiseLaw::Gaussian | NoiseLaw::Laplace) {
-                check(&f64::sin, &f64::cos);
-            }
+            obey(law, &noise(&src, &keys, 500), &scores(&src, &groups, &keys, &[1.0; 400], 500, 1000));
         }
     }
 
@@ -418,11 +412,7 @@ mod tests {
         let sizes = [3usize, 1, 4, 2];
         for sampling in [Sampling::OneSided, Sampling::Antithetic] {
             let src = source(law, sampling);
-            let (mut keys, mut groups) = (vec![], vec![]);
-            for (position, &size) in sizes.iter().enumerate() {
-                groups.push(keys.len()..keys.len() + size);
-                keys.extend((0..size).map(|query| RowKey { position: position as u64, query }));
-            }
+            let QueryRows { groups, keys, .. } = QueryRows::new(&[0, 1, 2, 3], sizes.map(|size| 0..size));
             let weights: Vec<f64> = (0..keys.len()).map(|i| (i as f64 * 0.7).sin()).collect();
             let each = noise(&src, &keys, len);
             for max_rows in [2, 8, 12, 100] {
@@ -437,6 +427,7 @@ mod tests {
             assert!(scores(&src, &groups, &keys, &[0.0; 10], len, 5).iter().all(|&s| s == 0.0));
         }
     }
+
     /// However they are split over sites, the numbers are those of one; of different lengths they are made several times.
     #[test]
     fn sites_take_their_numbers_in_turn() {

@@ -2,7 +2,7 @@
 //!
 //! Every row of noise has its own stream, derived from (seed, step, site, position, direction). A row therefore
 //! holds the same numbers however the queries are chunked and on however many threads they run, and noise is drawn
-//! again for the update instead of being kept. Noise of tensors that do not lie in host memory is made by their device (`device.rs`).
+//! again for the update instead of being kept. Devices that CubeCL drives make theirs themselves (`device.rs`).
 
 pub(crate) mod device;
 
@@ -452,11 +452,11 @@ pub fn derive(parts: &[u64]) -> u64 {
 mod tests {
     use super::*;
 
-    fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
+    pub(super) fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
         NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: false }
     }
 
-    fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
+    pub(super) fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
         (0..positions).flat_map(|position| (0..queries).map(move |query| RowKey { position, query })).collect()
     }
 
@@ -464,43 +464,38 @@ mod tests {
         noise.into_iter().map(f64::from).collect()
     }
 
-    /// n = 200,000 draws: a mean beyond 5/√n or a variance off by more than 5·√(kurtosis − 1)/√n has probability < 10⁻⁶.
-    #[test]
-    fn laws_have_zero_mean_and_unit_variance() {
-        for law in NoiseLaw::ALL {
-            let keys = rows(200, 4);
-            let e = values(source(law, Sampling::OneSided).perturbation(0, &keys, 250));
-            let n = e.len() as f64;
-            let mean = e.iter().sum::<f64>() / n;
-            let var = e.iter().map(|v| v * v).sum::<f64>() / n;
-            assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
-            assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
+    /// Draws ε of a law and their scores s, n = 200,000 of each: a mean beyond 5/√n or a variance off by more than 5·√(kurtosis − 1)/√n has
+    /// probability < 10⁻⁶. Stein's identity E[f(ε) s(ε)] = E f′(ε) for f(ε) = ε (all laws) and, where the score is a real one, f(ε) = sin ε, within 5
+    /// standard errors (false-failure rate < 10⁻⁶ a law).
+    pub(super) fn obey(law: NoiseLaw, e: &[f64], s: &[f64]) {
+        let n = e.len() as f64;
+        assert_eq!((e.len(), s.len()), (200_000, 200_000));
+        let mean = e.iter().sum::<f64>() / n;
+        let var = e.iter().map(|v| v * v).sum::<f64>() / n;
+        assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
+        assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
+        let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
+            let d: Vec<f64> = e.iter().zip(s).map(|(&e, &s)| f(e) * s - df(e)).collect();
+            let m = d.iter().sum::<f64>() / n;
+            let sd = (d.iter().map(|v| (v - m).powi(2)).sum::<f64>() / n).sqrt();
+            assert!(m.abs() <= 5.0 * sd / n.sqrt() + 1e-6, "{law}: {m} against 5·{}", sd / n.sqrt());
+        };
+        check(&|e| e, &|_| 1.0);
+        if matches!(law, NoiseLaw::Gaussian | NoiseLaw::Laplace) {
+            check(&f64::sin, &f64::cos);
         }
+        let second = s.iter().map(|v| v * v).sum::<f64>() / n;
+        assert!((second - law.score_second_moment()).abs() < 0.02, "{law}: E s² = {second}");
     }
 
-    /// Stein's identity E[f(ε) s(ε)] = E f'(ε) for f(ε) = ε (all laws) and, where the score is a real one, f(ε) = sin ε.
-    /// n = 200,000, tolerance 5 standard errors (false-failure rate < 10⁻⁶ a law).
     #[test]
-    fn scores_satisfy_steins_identity() {
+    fn laws_have_their_moments_and_scores_satisfy_steins_identity() {
         for law in NoiseLaw::ALL {
             let src = source(law, Sampling::OneSided);
             let keys = rows(400, 1);
-            let e = values(src.perturbation(1, &keys, 500));
             let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
-            let s = values(src.weighted_scores(1, &groups, &keys, &[1.0; 400], 500));
-            let n = e.len() as f64;
-            let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
-                let d: Vec<f64> = e.iter().zip(&s).map(|(&e, &s)| f(e) * s - df(e)).collect();
-                let m = d.iter().sum::<f64>() / n;
-                let sd = (d.iter().map(|v| (v - m).powi(2)).sum::<f64>() / n).sqrt();
-                assert!(m.abs() <= 5.0 * sd / n.sqrt() + 1e-6, "{law}: {m} against 5·{}", sd / n.sqrt());
-            };
-            check(&|e| e, &|_| 1.0);
-            if matches!(law, NoiseLaw::Gaussian | NoiseLaw::Laplace) {
-                check(&f64::sin, &f64::cos);
-            }
-            let second = s.iter().map(|v| v * v).sum::<f64>() / n;
-            assert!((second - law.score_second_moment()).abs() < 0.02, "{law}: E s² = {second}");
+            let s = src.weighted_scores(1, &groups, &keys, &[1.0; 400], 500);
+            obey(law, &values(src.perturbation(1, &keys, 500)), &values(s));
         }
     }
 

@@ -439,12 +439,10 @@ impl<B: Backend> Probe<B> {
                 };
                 let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
                 let len = shape[1..].iter().product();
-                if noise.on_device && !prediction.as_ref().is_some_and(|p| p.looks_at(len)) {
-                    if noise.sites.is_some() {
-                        query.numbers = None;
-                    }
+                if noise.made_by_device(len, prediction.as_deref()) {
                     let (given, device) = (y.dims()[0], y.device());
-                    let numbers = query.numbers.get_or_insert_with(|| noise.of_rows(index, &rows.keys, &device));
+                    let of_rows = || noise.of_rows(index, &rows.keys, &device);
+                    let numbers = noise.numbers(&mut query.numbers, of_rows);
                     return ops::add_rounded(y.reshape([given, len]), numbers.take(len)).reshape(shape);
                 }
                 ops::add_numbers(y, shape, |values| {

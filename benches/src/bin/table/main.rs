@@ -200,8 +200,18 @@ fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Prog
     .filter(|(name, ..)| *name == "inference" || cases.iter().any(|(case, _)| case == name))
     .collect();
     // what is made on first use is not measured
-    steps.iter_mut().for_each(|step| step());
+    let (of_all, each) = (args.rounds + 1, cases.len() + 1);
+    let mut say = |round: usize, task: usize| {
+        let name = if task == 0 { "inference" } else { cases[task - 1].0 };
+        let what = || format!("rates, {}{name}", if round == 0 { "first use of " } else { "" });
+        progress.at(round * each + task, of_all * each, what);
+    };
+    say(0, 0);
     plain.run(rows);
+    for (i, step) in steps.iter_mut().enumerate() {
+        say(0, i + 1);
+        step();
+    }
     if let Ok(running) = &mut peer
         && let Err(why) = asked.iter().try_for_each(|(_, task, _)| running.seconds(task).map(drop))
     {
@@ -212,10 +222,11 @@ fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Prog
     let mut theirs = vec![vec![]; asked.len()];
     let mut references = vec![];
     for round in 0..args.rounds {
-        progress.at(round, args.rounds, || "rounds of rates".into());
+        say(round + 1, 0);
         let mut reference = timed(|| plain.run(rows));
         references.push(reference);
-        for ((step, (_, case)), found) in steps.iter_mut().zip(&cases).zip(&mut ours) {
+        for (i, ((step, (_, case)), found)) in steps.iter_mut().zip(&cases).zip(&mut ours).enumerate() {
+            say(round + 1, i + 1);
             let before = reference;
             let took = timed(step);
             // between two runs of inference, for what else the machine does changes

@@ -18,7 +18,7 @@ use crate::batch::Rows;
 use crate::error::Error;
 use crate::feedback::Observation;
 use crate::noise::NoiseSource;
-use crate::objective::ForwardModel;
+use crate::objective::{ForwardModel, even};
 use crate::ops;
 use crate::probe::{Energy, Gradients, Prefix, Probe, Query, QueryRows, Stages};
 
@@ -49,12 +49,25 @@ struct Chunk {
     ranges: Vec<Range<usize>>,
 }
 
-/// Chunks of at most `max_rows` rows; data of similar counts lie together, directions stay whole.
+/// Chunks of at most `max_rows` rows, nearly equal ones: a device tunes its kernels to the size of a pass, and threads wait for the last one.
 fn chunks(counts: &[usize], max_rows: usize, group: usize) -> Vec<Chunk> {
+    let fewest = fill(counts, max_rows, group, 1);
+    let equal = fill(counts, max_rows, group, fewest.len().max(1));
+    if equal.len() > fewest.len() { fewest } else { equal }
+}
+
+/// Chunks of at most `max_rows` rows and, so far as whole data make it up, a share of 1/`parts` of all; data of similar counts lie together,
+/// directions stay whole.
+fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Chunk> {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&j| std::cmp::Reverse(counts[j]));
+    let (total, mut done) = (counts.iter().sum::<usize>(), 0);
     let (mut chunks, mut room) = (Vec::<Chunk>::new(), 0);
     for j in order {
+        // further from the share with the datum than without it
+        if 2 * chunks.len() * total < parts * (2 * done + counts[j]) {
+            room = 0;
+        }
         let mut from = 0;
         while from < counts[j] {
             let left = counts[j] - from;
@@ -71,6 +84,7 @@ fn chunks(counts: &[usize], max_rows: usize, group: usize) -> Vec<Chunk> {
             }
             from += fits;
             room -= fits;
+            done += fits;
         }
     }
     chunks
@@ -131,7 +145,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
 ) -> Result<Formed<B>, Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer at a time
-    let width = (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1);
+    let width = even(n, (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1));
     let jobs = n.div_ceil(width);
     // of directions that are summed side by side there are to be as many for each; what a job finds goes back to its data by this order
     let mut order: Vec<usize> = (0..n).collect();
@@ -234,6 +248,18 @@ mod tests {
                 }
                 assert!(seen.iter().flatten().all(|&n| n == 1));
             }
+        }
+    }
+
+    #[test]
+    fn chunks_are_nearly_equal() {
+        for counts in [vec![20; 64], (1..64).collect(), vec![3; 1000], vec![1, 2, 300, 4]] {
+            let sizes: Vec<usize> =
+                chunks(&counts, 256, 1).iter().map(|chunk| chunk.ranges.iter().map(Range::len).sum()).collect();
+            let fewest = fill(&counts, 256, 1, 1).len();
+            assert_eq!(sizes.len(), fewest);
+            let (share, datum) = (counts.iter().sum::<usize>() / fewest, counts.iter().max().unwrap().min(&256));
+            assert!(sizes.iter().all(|size| size.abs_diff(share) <= *datum), "{sizes:?}");
         }
     }
 }

@@ -48,6 +48,11 @@
 //! The error of the estimate grows with the number of perturbed coordinates: train few layers, late ones first. `Activation` noise is
 //! independent for every query of every datum, which is what makes allocation pay; so is `LowRank` noise, on the weights. `Weights` noise needs no
 //! change to the model, and shares each direction among the data of the batch.
+//!
+//! # Features
+//!
+//! `cuda` and `wgpu` turn on Burn's backends of these names, and make noise there in a kernel of this crate's. Without them any backend of Burn's
+//! works, those that CubeCL drives with the same numbers made in Burn's operations, which takes longer.
 #![deny(missing_docs)]
 
 pub mod allocator;

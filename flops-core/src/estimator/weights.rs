@@ -39,7 +39,7 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
             let shape = value.dims();
             let len = shape.iter().product();
             if let Some(numbers) = &mut self.numbers {
-                return ops::add_rounded(value, numbers.take(len).reshape(shape));
+                return numbers.add(value, shape);
             }
             ops::add_numbers(value, shape, |values| {
                 self.noise.perturb(site, &[key], len, |_, start, noise| {

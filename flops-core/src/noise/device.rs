@@ -13,7 +13,7 @@ use crate::feedback::Prediction;
 use crate::ops;
 
 /// Factor of the index, 2³²/golden ratio: the indices of a stream are spread over all 32 bits.
-const SPREAD: u32 = 0x9e37_79b9;
+pub(super) const SPREAD: u32 = 0x9e37_79b9;
 
 /// Whether the device makes its noise itself.
 pub(crate) fn makes_noise<B: Backend>(device: &B::Device) -> bool {
@@ -74,10 +74,90 @@ impl<B: Backend> Streams<B> {
     }
 }
 
-/// What streams give to one site after another, made for several of them at once: a backend with fusion takes its time over every operation, however
-/// few numbers it is on.
+/// What streams give to one site after another.
 pub(crate) struct Numbers<B: Backend> {
     law: NoiseLaw,
+    /// The index of the next number of every stream.
+    next: usize,
+    by: By<B>,
+}
+
+/// How numbers are made.
+enum By<B: Backend> {
+    /// By a kernel, where the backend has it.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    Kernel(super::kernel::Table<B>),
+    /// By Burn's operations.
+    Operations(Pool<B>),
+}
+
+impl<B: Backend> Numbers<B> {
+    /// Of the streams that each row is the sum of, and these as the operations take them, where they are sums of scores in `groups` rows.
+    fn new(
+        law: NoiseLaw,
+        rows: &[Vec<(u64, f32)>],
+        streams: impl FnOnce() -> Vec<Streams<B>>,
+        groups: Option<usize>,
+        device: &B::Device,
+    ) -> Self {
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if let Some(table) = super::kernel::Table::new(rows, groups.is_some(), device) {
+            return Self { law, next: 0, by: By::Kernel(table) };
+        }
+        #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+        let _ = rows;
+        Self { law, next: 0, by: By::Operations(Pool::new(streams(), groups, device)) }
+    }
+
+    /// The noise of each stream.
+    fn of_each(law: NoiseLaw, names: Vec<(u64, f32)>, device: &B::Device) -> Self {
+        let rows: Vec<_> = names.iter().map(|&name| vec![name]).collect();
+        Self::new(law, &rows, || vec![Streams::new(names, device)], None, device)
+    }
+
+    /// The same, of which `total` will be taken in all.
+    pub fn of(mut self, total: usize) -> Self {
+        match &mut self.by {
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            By::Kernel(_) => {}
+            By::Operations(pool) => pool.total = total,
+        }
+        self
+    }
+
+    /// The next `len` numbers of each stream, times its factor; of scores their sums over each group: `[rows or groups, len]`.
+    pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
+        let (law, next) = (self.law, self.next);
+        self.next += len;
+        let numbers = match &mut self.by {
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            By::Kernel(table) => table.take(law, next as u32, len),
+            By::Operations(pool) => pool.take(law, next, len),
+        };
+        numbers.cast(ops::working::<B>())
+    }
+
+    /// `x` plus the next numbers of each stream, rounded once: in `shape`, a row of which for each stream; `x` may have one for all.
+    pub fn add<const D: usize>(&mut self, x: Tensor<B, D>, shape: [usize; D]) -> Tensor<B, D> {
+        let rows = match &self.by {
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            By::Kernel(table) => table.rows(),
+            By::Operations(pool) => pool.widest(),
+        };
+        let len = shape.iter().product::<usize>() / rows.max(1);
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if let By::Kernel(table) = &self.by {
+            let next = self.next as u32;
+            self.next += len;
+            return table.add(self.law, next, x, shape);
+        }
+        let given = x.shape().num_elements() / len.max(1);
+        ops::add_rounded(x.reshape([given, len]), self.take(len)).reshape(shape)
+    }
+}
+
+/// Numbers made for several sites at once: a backend with fusion takes its time over every operation, however few numbers it is on.
+struct Pool<B: Backend> {
     streams: Vec<Streams<B>>,
     /// Of sums of scores, how many there are; noise has none.
     groups: Option<usize>,
@@ -87,41 +167,33 @@ pub(crate) struct Numbers<B: Backend> {
     taken: usize,
     /// How many were made of each stream the last time.
     width: usize,
-    /// The index of the next number of every stream.
-    next: usize,
     /// How many will be taken, where that is known.
     total: usize,
 }
 
-impl<B: Backend> Numbers<B> {
-    fn new(law: NoiseLaw, streams: Vec<Streams<B>>, groups: Option<usize>, device: &B::Device) -> Self {
+impl<B: Backend> Pool<B> {
+    fn new(streams: Vec<Streams<B>>, groups: Option<usize>, device: &B::Device) -> Self {
         let device = device.clone();
-        Self { law, streams, groups, device, made: None, taken: 0, width: 0, next: 0, total: usize::MAX }
+        Self { streams, groups, device, made: None, taken: 0, width: 0, total: usize::MAX }
     }
 
-    /// The same, of which `total` will be taken in all.
-    pub fn of(self, total: usize) -> Self {
-        Self { total, ..self }
-    }
-
-    /// The next `len` numbers of each stream, times its factor; of scores their sums over each group: `[rows or groups, len]`.
-    pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
+    /// The `len` numbers of each stream from the index `next` on, which follows what was taken before.
+    fn take(&mut self, law: NoiseLaw, next: usize, len: usize) -> Tensor<B, 2> {
         let made = match self.made.take() {
             Some(made) if self.width - self.taken >= len => made,
             _ => {
                 let rows = self.groups.unwrap_or(self.widest()).max(1);
-                let left = self.total.saturating_sub(self.next);
+                let left = self.total.saturating_sub(next);
                 // twice as many each time: their number may not be known
                 self.width = (2 * self.width).min(AT_ONCE / rows).min(left).max(len);
                 self.taken = 0;
-                self.make(self.width)
+                self.make(law, next, self.width)
             }
         };
         let numbers = if len == self.width { made.clone() } else { made.clone().narrow(1, self.taken, len) };
         self.taken += len;
-        self.next += len;
         self.made = (self.taken < self.width).then_some(made);
-        numbers.cast(ops::working::<B>())
+        numbers
     }
 
     /// Rows of the widest operation.
@@ -129,7 +201,7 @@ impl<B: Backend> Numbers<B> {
         self.streams.iter().map(Streams::rows).max().unwrap_or(0)
     }
 
-    fn make(&self, width: usize) -> Tensor<B, 2> {
+    fn make(&self, law: NoiseLaw, next: usize, width: usize) -> Tensor<B, 2> {
         if self.streams.is_empty() || width == 0 {
             let rows = self.groups.unwrap_or(self.widest());
             return Tensor::zeros([rows, width], (&self.device, DType::F32));
@@ -138,22 +210,22 @@ impl<B: Backend> Numbers<B> {
         let piece = if self.groups.is_some() { (AT_ONCE / self.widest().max(1)).clamp(1, width) } else { width };
         let pieces = (0..width).step_by(piece).map(|start| {
             let here = piece.min(width - start);
-            let index = indices((self.next as u32).wrapping_add(start as u32), here, &self.device);
-            let parts = self.streams.iter().map(|streams| self.part(streams, index.clone()));
+            let index = indices((next as u32).wrapping_add(start as u32), here, &self.device);
+            let parts = self.streams.iter().map(|streams| self.part(law, streams, index.clone()));
             parts.reduce(|a, b| a + b).expect("there are streams")
         });
         let mut pieces: Vec<_> = pieces.collect();
         if pieces.len() == 1 { pieces.remove(0) } else { Tensor::cat(pieces, 1) }
     }
 
-    fn part(&self, streams: &Streams<B>, index: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    fn part(&self, law: NoiseLaw, streams: &Streams<B>, index: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [_, width] = index.dims();
         let hash = |second| {
             let [low, high] = streams.words.clone();
             let (name, then) = if second { (high, low) } else { (low, high) };
             hash(name + index.clone(), |x| x + then.clone())
         };
-        let numbers = self.law.of(hash, self.groups.is_some()) * streams.factors.clone();
+        let numbers = law.of(hash, self.groups.is_some()) * streams.factors.clone();
         match self.groups {
             None => numbers,
             Some(n) => numbers.reshape([n, streams.rows() / n, width]).sum_dim(1).reshape([n, width]),
@@ -195,8 +267,8 @@ impl NoiseLaw {
     /// assert_eq!(signs.abs().sum().into_scalar(), 1000.0);
     /// ```
     pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
-        let streams = vec![Streams::new([(derive(&[seed]), 1.0)], device)];
-        Numbers::new(self, streams, None, device).take(len).squeeze_dim(0)
+        let row = vec![(derive(&[seed]), 1.0)];
+        Numbers::of_each(self, row, device).take(len).squeeze_dim(0)
     }
 
     /// ε, or where `score` says so s(ε), from hashes.
@@ -244,7 +316,7 @@ impl NoiseSource {
             Some((direction, sign)) => (self.name(row.position, direction), sign * self.sigma as f32),
             None => (0, 0.0),
         });
-        Numbers::new(self.law, vec![Streams::new(names, device)], None, device)
+        Numbers::of_each(self.law, names.collect(), device)
     }
 
     /// Σ weight·s(ε) over the rows of each group that reach `site`, made of at most `max_rows` rows at a time, as many for each group, some of
@@ -258,17 +330,20 @@ impl NoiseSource {
         max_rows: usize,
         device: &B::Device,
     ) -> Numbers<B> {
-        let directions: Vec<_> = groups.iter().map(|g| self.directions(site, g.clone(), rows, weights)).collect();
-        let most = directions.iter().map(Vec::len).max().unwrap_or(0);
+        let of_group = |group: &std::ops::Range<usize>| {
+            let directions = self.directions(site, group.clone(), rows, weights);
+            directions.into_iter().map(|(p, d, w)| (self.name(p, d), w as f32)).collect::<Vec<_>>()
+        };
+        let names: Vec<_> = groups.iter().map(of_group).collect();
+        let most = names.iter().map(Vec::len).max().unwrap_or(0);
         let width = (max_rows / groups.len().max(1)).clamp(1, most.max(1));
         let streams = (0..most).step_by(width).map(|start| {
-            let of_group = |of: &Vec<(u64, u64, f64)>| {
-                let at = |i: usize| of.get(i).map(|&(p, d, w)| (self.name(p, d), w as f32)).unwrap_or_default();
-                (start..most.min(start + width)).map(at).collect::<Vec<_>>()
+            let slab = |of: &Vec<(u64, f32)>| {
+                (start..most.min(start + width)).map(|i| of.get(i).copied().unwrap_or_default()).collect::<Vec<_>>()
             };
-            Streams::new(directions.iter().flat_map(of_group), device)
+            Streams::new(names.iter().flat_map(slab), device)
         });
-        Numbers::new(self.law, streams.collect(), Some(groups.len()), device)
+        Numbers::new(self.law, &names, || streams.collect(), Some(groups.len()), device)
     }
 }
 

@@ -5,6 +5,8 @@
 //! again for the update instead of being kept. Devices that CubeCL drives make theirs themselves (`device.rs`).
 
 pub(crate) mod device;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel;
 
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use crate::ops;
 /// Law of the perturbation ε: zero mean, unit variance in every coordinate.
 ///
 /// The gradient estimate of a query is c·s(ε), s being the score −∇ ln p(ε) of the law where it has one that can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoiseLaw {
     /// N(0, 1), s(ε) = ε. Unbiased for the gradient of the Gaussian-smoothed loss.

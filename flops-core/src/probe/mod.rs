@@ -440,10 +440,9 @@ impl<B: Backend> Probe<B> {
                 let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
                 let len = shape[1..].iter().product();
                 if noise.made_by_device(len, prediction.as_deref()) {
-                    let (given, device) = (y.dims()[0], y.device());
+                    let device = y.device();
                     let of_rows = || noise.of_rows(index, &rows.keys, &device);
-                    let numbers = noise.numbers(&mut query.numbers, of_rows);
-                    return ops::add_rounded(y.reshape([given, len]), numbers.take(len)).reshape(shape);
+                    return noise.numbers(&mut query.numbers, of_rows).add(y, shape);
                 }
                 ops::add_numbers(y, shape, |values| {
                     noise.perturb(index, &rows.keys, len, |r, start, noise| {

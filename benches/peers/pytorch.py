@@ -194,7 +194,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    # products of single precision in TF32 on a GPU, as CubeCL's are
+    # products of single precision in TF32 on a GPU, as CubeCL's tensor cores take them
     torch.set_float32_matmul_precision("highest" if args.device == "cpu" else "high")
     size = SIZES[args.model]
     where = dict(device=args.device, dtype=getattr(torch, args.dtype))

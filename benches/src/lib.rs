@@ -148,7 +148,9 @@ impl Case {
                     .with_threads(THREADS)
                     .with_prefix_cache(kept);
                 let (batch, mut optimizer) = (images_of::<B>(self.batch, config.img_size), adam());
-                let mut learner = Some(learner_of(model, settings));
+                // as the recipes have it: data share the directions of weight noise, and unequal shares make passes of few rows
+                let kind = if space == Space::Weights { AllocatorKind::Uniform } else { AllocatorKind::Gaussian };
+                let mut learner = Some(learner_of(model, settings, kind));
                 Box::new(move || {
                     learner = learner.take().map(|l| step(l, &mut optimizer, batch.clone()));
                     B::sync(&device).expect("the device answers");
@@ -223,9 +225,9 @@ pub fn images_of<P: Backend>(rows: usize, side: usize) -> ImageBatch<P> {
     }
 }
 
-/// A forward-only learner with the Gaussian allocator.
-pub fn learner_of(model: ViT<AB>, config: ForwardConfig) -> Forward {
-    let allocator = AnyAllocator::new(AllocatorKind::Gaussian, &Default::default()).expect("valid defaults");
+/// A forward-only learner.
+pub fn learner_of(model: ViT<AB>, config: ForwardConfig, kind: AllocatorKind) -> Forward {
+    let allocator = AnyAllocator::new(kind, &Default::default()).expect("valid defaults");
     ForwardLearner::new(model, allocator, config).expect("a valid configuration")
 }
 

@@ -2,8 +2,8 @@
 //!
 //! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
 //! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
-//! which Burn fuses into few kernels; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn from what is made
-//! for several of them. Laws, keys and independence of chunks are those of the host, the numbers are others.
+//! which Burn can fuse; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn: by the kernel of `kernel.rs`
+//! where the backend has it, else from what Burn's operations have made for several of them. Laws, keys and independence of chunks are those of the host, the numbers are others.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
@@ -77,6 +77,7 @@ impl<B: Backend> Streams<B> {
 /// What streams give to one site after another.
 pub(crate) struct Numbers<B: Backend> {
     law: NoiseLaw,
+    rows: usize,
     /// The index of the next number of every stream.
     next: usize,
     by: By<B>,
@@ -92,27 +93,14 @@ enum By<B: Backend> {
 }
 
 impl<B: Backend> Numbers<B> {
-    /// Of the streams that each row is the sum of, and these as the operations take them, where they are sums of scores in `groups` rows.
-    fn new(
-        law: NoiseLaw,
-        rows: &[Vec<(u64, f32)>],
-        streams: impl FnOnce() -> Vec<Streams<B>>,
-        groups: Option<usize>,
-        device: &B::Device,
-    ) -> Self {
+    /// Noise of rows, each of one stream with its factor, or where `sums` says of how many streams at a time, sums of the scores of those of each row.
+    fn new(law: NoiseLaw, rows: &[Vec<(u64, f32)>], sums: Option<usize>, device: &B::Device) -> Self {
+        let n = rows.len();
         #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        if let Some(table) = super::kernel::Table::new(rows, groups.is_some(), device) {
-            return Self { law, next: 0, by: By::Kernel(table) };
+        if let Some(table) = super::kernel::Table::new(rows, sums.is_some(), device) {
+            return Self { law, rows: n, next: 0, by: By::Kernel(table) };
         }
-        #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
-        let _ = rows;
-        Self { law, next: 0, by: By::Operations(Pool::new(streams(), groups, device)) }
-    }
-
-    /// The noise of each stream.
-    fn of_each(law: NoiseLaw, names: Vec<(u64, f32)>, device: &B::Device) -> Self {
-        let rows: Vec<_> = names.iter().map(|&name| vec![name]).collect();
-        Self::new(law, &rows, || vec![Streams::new(names, device)], None, device)
+        Self { law, rows: n, next: 0, by: By::Operations(Pool::new(rows, sums, device)) }
     }
 
     /// The same, of which `total` will be taken in all.
@@ -125,7 +113,7 @@ impl<B: Backend> Numbers<B> {
         self
     }
 
-    /// The next `len` numbers of each stream, times its factor; of scores their sums over each group: `[rows or groups, len]`.
+    /// The next `len` numbers of each row: `[rows, len]`.
     pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
         let (law, next) = (self.law, self.next);
         self.next += len;
@@ -137,22 +125,31 @@ impl<B: Backend> Numbers<B> {
         numbers.cast(ops::working::<B>())
     }
 
-    /// `x` plus the next numbers of each stream, rounded once: in `shape`, a row of which for each stream; `x` may have one for all.
+    /// `x`, of as many rows or of one for all, plus the next numbers of each row, rounded once: in `shape`.
+    ///
+    /// # Panics
+    /// Where `x` has any other number of rows.
     pub fn add<const D: usize>(&mut self, x: Tensor<B, D>, shape: [usize; D]) -> Tensor<B, D> {
-        let rows = match &self.by {
-            #[cfg(any(feature = "cuda", feature = "wgpu"))]
-            By::Kernel(table) => table.rows(),
-            By::Operations(pool) => pool.widest(),
-        };
-        let len = shape.iter().product::<usize>() / rows.max(1);
-        #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        if let By::Kernel(table) = &self.by {
-            let next = self.next as u32;
-            self.next += len;
-            return table.add(self.law, next, x, shape);
+        let len = shape.iter().product::<usize>() / self.rows.max(1);
+        if len == 0 {
+            return x.reshape(shape);
         }
-        let given = x.shape().num_elements() / len.max(1);
-        ops::add_rounded(x.reshape([given, len]), self.take(len)).reshape(shape)
+        let given = x.shape().num_elements();
+        assert!(
+            given == len || given == self.rows * len,
+            "noise of {} rows of {len} numbers falls on {:?}; a site gives a row for each, a parameter one for all",
+            self.rows,
+            x.dims()
+        );
+        match &self.by {
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            By::Kernel(table) => {
+                let next = self.next as u32;
+                self.next += len;
+                table.add(self.law, next, x, shape)
+            }
+            By::Operations(_) => ops::add_rounded(x.reshape([given / len, len]), self.take(len)).reshape(shape),
+        }
     }
 }
 
@@ -172,8 +169,18 @@ struct Pool<B: Backend> {
 }
 
 impl<B: Backend> Pool<B> {
-    fn new(streams: Vec<Streams<B>>, groups: Option<usize>, device: &B::Device) -> Self {
-        let device = device.clone();
+    /// Of rows of streams; where they are sums, these are made of at most `sums` rows at a time, as many for each, some with the factor 0.
+    fn new(rows: &[Vec<(u64, f32)>], sums: Option<usize>, device: &B::Device) -> Self {
+        let (groups, device) = (sums.map(|_| rows.len()), device.clone());
+        let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = sums.map_or(1, |sums| sums / rows.len().max(1)).clamp(1, most.max(1));
+        let streams = (0..most).step_by(width).map(|start| {
+            let slab = |row: &Vec<(u64, f32)>| {
+                (start..most.min(start + width)).map(|i| row.get(i).copied().unwrap_or_default()).collect::<Vec<_>>()
+            };
+            Streams::new(rows.iter().flat_map(slab), &device)
+        });
+        let streams = streams.collect();
         Self { streams, groups, device, made: None, taken: 0, width: 0, total: usize::MAX }
     }
 
@@ -267,8 +274,7 @@ impl NoiseLaw {
     /// assert_eq!(signs.abs().sum().into_scalar(), 1000.0);
     /// ```
     pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
-        let row = vec![(derive(&[seed]), 1.0)];
-        Numbers::of_each(self, row, device).take(len).squeeze_dim(0)
+        Numbers::new(self, &[vec![(derive(&[seed]), 1.0)]], None, device).take(len).squeeze_dim(0)
     }
 
     /// ε, or where `score` says so s(ε), from hashes.
@@ -312,11 +318,11 @@ impl NoiseSource {
 
     /// σ·ε of rows, or 0 where a row is not perturbed at `site`.
     pub fn of_rows<B: Backend>(&self, site: usize, rows: &[RowKey], device: &B::Device) -> Numbers<B> {
-        let names = rows.iter().map(|row| match self.signed(site, row) {
-            Some((direction, sign)) => (self.name(row.position, direction), sign * self.sigma as f32),
-            None => (0, 0.0),
-        });
-        Numbers::of_each(self.law, names.collect(), device)
+        let name = |row: &RowKey| match self.signed(site, row) {
+            Some((direction, sign)) => vec![(self.name(row.position, direction), sign * self.sigma as f32)],
+            None => vec![(0, 0.0)],
+        };
+        Numbers::new(self.law, &rows.iter().map(name).collect::<Vec<_>>(), None, device)
     }
 
     /// Σ weight·s(ε) over the rows of each group that reach `site`, made of at most `max_rows` rows at a time, as many for each group, some of
@@ -334,16 +340,7 @@ impl NoiseSource {
             let directions = self.directions(site, group.clone(), rows, weights);
             directions.into_iter().map(|(p, d, w)| (self.name(p, d), w as f32)).collect::<Vec<_>>()
         };
-        let names: Vec<_> = groups.iter().map(of_group).collect();
-        let most = names.iter().map(Vec::len).max().unwrap_or(0);
-        let width = (max_rows / groups.len().max(1)).clamp(1, most.max(1));
-        let streams = (0..most).step_by(width).map(|start| {
-            let slab = |of: &Vec<(u64, f32)>| {
-                (start..most.min(start + width)).map(|i| of.get(i).copied().unwrap_or_default()).collect::<Vec<_>>()
-            };
-            Streams::new(names.iter().flat_map(slab), device)
-        });
-        Numbers::new(self.law, &names, || streams.collect(), Some(groups.len()), device)
+        Numbers::new(self.law, &groups.iter().map(of_group).collect::<Vec<_>>(), Some(max_rows), device)
     }
 }
 

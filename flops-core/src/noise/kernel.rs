@@ -67,11 +67,6 @@ impl<B: Backend> Table<B> {
         Some(Self { words, streams: streams.len(), rows: rows.len(), score })
     }
 
-    /// How many rows there are.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
     /// `width` numbers, or scores, of each row from the index `first` on: `[rows, width]`.
     pub fn take(&self, law: NoiseLaw, first: u32, width: usize) -> Tensor<B, 2> {
         if self.rows * width == 0 {
@@ -81,11 +76,12 @@ impl<B: Backend> Table<B> {
     }
 
     /// `x`, `[rows or 1, …]`, plus the numbers of each row from the index `first` on, rounded once: `[rows, …]`.
+    ///
+    /// # Panics
+    /// Where `x` is on another device.
     pub fn add<const D: usize>(&self, law: NoiseLaw, first: u32, x: Tensor<B, D>, shape: [usize; D]) -> Tensor<B, D> {
-        let width = shape.iter().product::<usize>() / self.rows.max(1);
-        if self.rows * width == 0 {
-            return x;
-        }
+        assert_eq!(x.device(), self.words.device(), "noise is made where what it falls on lies");
+        let width = shape.iter().product::<usize>() / self.rows;
         dispatch(Some(x), &self.words, shape, self.request(law, first, width))
     }
 
@@ -129,7 +125,7 @@ fn runs<B: Backend>() -> bool {
 /// # Panics
 /// Where the kernel does not run on the backend.
 fn dispatch<B: Backend, const D: usize>(
-    x: Option<Tensor<B, D>>,
+    mut x: Option<Tensor<B, D>>,
     words: &Tensor<B, 1, Int>,
     shape: [usize; D],
     request: Request,
@@ -149,7 +145,6 @@ fn dispatch<B: Backend, const D: usize>(
         let mut numbers = Some(Tensor::<K, D>::from_primitive(TensorPrimitive::Float(numbers)));
         (&mut numbers as &mut dyn Any).downcast_mut::<Option<Tensor<B, D>>>()?.take()
     }
-    let mut x = x;
     any!(on::<B, D>(&mut x, words, shape, request)).expect("a table is made where the kernel runs")
 }
 
@@ -165,13 +160,13 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> Kernels for
     }
 
     fn perturbed(x: FloatTensor<Self>, table: IntTensor<Self>, shape: Shape, request: Request) -> FloatTensor<Self> {
-        let Request { law, streams, first, width, .. } = request;
+        let Request { law, score, streams, first, width, .. } = request;
+        debug_assert!(!score, "scores are not added to anything");
         let (dtype, x) = (x.dtype, into_contiguous(x));
         let out = empty(&table, shape, dtype);
         let (client, dim, count) = units(&out);
-        let address = table.required_address_type().max(out.required_address_type());
-        let (from, to) = (table.into_array_arg(), out.clone().into_array_arg());
-        let x = x.into_array_arg();
+        let address = table.required_address_type().max(x.required_address_type()).max(out.required_address_type());
+        let (x, from, to) = (x.into_array_arg(), table.into_array_arg(), out.clone().into_array_arg());
         let dtype = dtype.into();
         cube::perturbed::launch::<R>(&client, count, dim, address, x, from, to, streams, first, width, law, dtype);
         out
@@ -353,20 +348,27 @@ mod cube {
     }
 }
 
-#[cfg(all(test, feature = "wgpu"))]
+#[cfg(test)]
 mod tests {
-    use burn::backend::{Flex, Wgpu};
+    use burn::backend::Flex;
 
     use super::*;
     use crate::noise::tests::{rows, source};
     use crate::noise::{NoiseSource, Sampling};
     use crate::probe::QueryRows;
 
-    fn values<B: Backend>(x: Tensor<B, 2>) -> Vec<f64> {
+    #[cfg(feature = "cuda")]
+    type Device = burn::backend::Cuda;
+    #[cfg(not(feature = "cuda"))]
+    type Device = burn::backend::Wgpu;
+
+    fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
         x.into_data().iter::<f64>().collect()
     }
 
-    /// What sites of several lengths take of the rows' noise, and of its sums over groups of unequal size, one of them without weight.
+    /// What sites of several lengths take of the rows' noise, and of its sums over groups of unequal size, one of them without weight; noise on one row
+    /// for all and on one for each, which do not lie in
+    /// memory in their order.
     fn taken<B: Backend>(source: &NoiseSource, device: &B::Device) -> Vec<f64> {
         let keys = rows(3, 4);
         let QueryRows { groups, keys: of_groups, .. } =
@@ -377,9 +379,11 @@ mod tests {
         let mut sums = source.of_groups::<B>(0, &groups, &of_groups, &weights, 8, device);
         let takes = [7, 64, 1, 5000].into_iter();
         let taken: Vec<_> = takes.flat_map(|len| [values(noise.take(len)), values(sums.take(len))].concat()).collect();
-        let shape = [keys.len(), 3, 11];
-        let onto = [Tensor::full([1, 3, 11], 2.0, device), Tensor::full(shape, -1.0, device)];
-        let onto = onto.map(|x| values(noise.add::<3>(x, shape).reshape([keys.len(), 33])));
+        let onto = [1, keys.len()].map(|given| {
+            let x: Vec<f32> = (0..given * 33).map(|i| i as f32 - 50.0).collect();
+            let x = Tensor::<B, 3>::from_data(TensorData::new(x, [given, 11, 3]), device).swap_dims(1, 2);
+            values(noise.add(x, [keys.len(), 3, 11]))
+        });
         [taken, onto.concat()].concat()
     }
 
@@ -387,10 +391,10 @@ mod tests {
     fn the_kernel_s_numbers_are_those_of_the_operations() {
         for law in NoiseLaw::ALL {
             for sampling in [Sampling::OneSided, Sampling::Antithetic] {
+                let (device, host) = Default::default();
+                assert!(Table::<Device>::new(&[vec![(1, 1.0)]], false, &device).is_some());
                 let source = source(law, sampling);
-                let device = Default::default();
-                assert!(Table::<Wgpu>::new(&[vec![(1, 1.0)]], false, &device).is_some());
-                let (ours, theirs) = (taken::<Wgpu>(&source, &device), taken::<Flex>(&source, &Default::default()));
+                let (ours, theirs) = (taken::<Device>(&source, &device), taken::<Flex>(&source, &host));
                 assert_eq!(ours.len(), theirs.len());
                 let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                 assert!(off < 1e-3, "{law} {sampling:?}: off by {off}");

@@ -3,7 +3,8 @@
 //! On the host a stream is a generator that is run from its start. A device makes all numbers at once: number i of a stream is a hash of
 //! i and of the 64 bits that the stream is named by, in arithmetic modulo 2³². It is written in sums, products, quotients and comparisons,
 //! which Burn can fuse; bit operations would each be a kernel of their own. The sites of a pass take their numbers in turn: by the kernel of `kernel.rs`
-//! where the backend has it, else from what Burn's operations have made for several of them. Laws, keys and independence of chunks are those of the host, the numbers are others.
+//! where the backend has it, else from what Burn's operations have made for several of them. Laws, keys and independence of chunks are those of the
+//! host, the numbers are others.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};

@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, TensorData, TensorPrimitive, bf16, f16};
-use burn_cubecl::cubecl::client::ComputeClient;
-use burn_cubecl::cubecl::{CubeCount, CubeDim, calculate_cube_count_elemwise};
+use burn_cubecl::cubecl::ir::AddressType;
+use burn_cubecl::cubecl::{CubeDim, calculate_cube_count_elemwise};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -27,17 +27,22 @@ struct Request {
     law: NoiseLaw,
     score: bool,
     streams: usize,
-    rows: usize,
     first: u32,
     width: usize,
 }
 
 /// Backends that run the kernel.
 trait Kernels: Backend {
-    /// `[row, width]` in single precision, of a table as [`Table`] holds it.
-    fn numbers(table: IntTensor<Self>, request: Request) -> FloatTensor<Self>;
-    /// `x`, `[row or 1, …]`, plus those numbers, rounded once: in `shape`, `[row, …]`.
-    fn perturbed(x: FloatTensor<Self>, table: IntTensor<Self>, shape: Shape, request: Request) -> FloatTensor<Self>;
+    /// The numbers of a table as [`Table`] holds it, in single precision; where `x`, `[row or 1, …]`, is given, `x` plus the noise, rounded once.
+    ///
+    /// # Shapes
+    /// - returns: `shape`, `[row, …]`, `width` numbers a row
+    fn numbers(
+        x: Option<FloatTensor<Self>>,
+        table: IntTensor<Self>,
+        shape: Shape,
+        request: Request,
+    ) -> FloatTensor<Self>;
 }
 
 /// Names of streams and their factors, and which of them each row sums.
@@ -86,7 +91,7 @@ impl<B: Backend> Table<B> {
     }
 
     fn request(&self, law: NoiseLaw, first: u32, width: usize) -> Request {
-        Request { law, score: self.score, streams: self.streams, rows: self.rows, first, width }
+        Request { law, score: self.score, streams: self.streams, first, width }
     }
 }
 
@@ -138,10 +143,7 @@ fn dispatch<B: Backend, const D: usize>(
     ) -> Option<Tensor<B, D>> {
         let words = (words as &dyn Any).downcast_ref::<Tensor<K, 1, Int>>()?.clone().into_primitive();
         let x = (x as &mut dyn Any).downcast_mut::<Option<Tensor<K, D>>>()?.take();
-        let numbers = match x {
-            None => K::numbers(words, request),
-            Some(x) => K::perturbed(x.into_primitive().tensor(), words, Shape::from(shape), request),
-        };
+        let numbers = K::numbers(x.map(|x| x.into_primitive().tensor()), words, Shape::from(shape), request);
         let mut numbers = Some(Tensor::<K, D>::from_primitive(TensorPrimitive::Float(numbers)));
         (&mut numbers as &mut dyn Any).downcast_mut::<Option<Tensor<B, D>>>()?.take()
     }
@@ -149,90 +151,72 @@ fn dispatch<B: Backend, const D: usize>(
 }
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> Kernels for CubeBackend<R, F, I, T> {
-    fn numbers(table: IntTensor<Self>, request: Request) -> FloatTensor<Self> {
-        let Request { law, score, streams, rows, first, width } = request;
-        let out = empty(&table, Shape::new([rows, width]), DType::F32);
-        let (client, dim, count) = units(&out);
-        let address = table.required_address_type().max(out.required_address_type());
+    fn numbers(
+        x: Option<FloatTensor<Self>>,
+        table: IntTensor<Self>,
+        shape: Shape,
+        request: Request,
+    ) -> FloatTensor<Self> {
+        let Request { law, score, streams, first, width } = request;
+        let (client, x) = (table.client.clone(), x.map(into_contiguous));
+        let dtype = x.as_ref().map_or(DType::F32, |x| x.dtype);
+        let out = empty_device_contiguous_dtype(client.clone(), table.device.clone(), shape, dtype);
+        let n = out.meta.num_elements();
+        let dim = CubeDim::new(&client, n);
+        let count = calculate_cube_count_elemwise(&client, n, dim);
+        let of_x = x.as_ref().map_or(AddressType::default(), CubeTensor::required_address_type);
+        let address = table.required_address_type().max(out.required_address_type()).max(of_x);
         let (from, to) = (table.into_array_arg(), out.clone().into_array_arg());
-        cube::numbers::launch::<R>(&client, count, dim, address, from, to, streams, first, width, law, score);
+        match x {
+            None => {
+                cube::numbers::launch::<R>(&client, count, dim, address, from, to, streams, first, width, law, score)
+            }
+            Some(x) => {
+                let (x, dtype) = (x.into_array_arg(), dtype.into());
+                cube::perturbed::launch::<R>(
+                    &client, count, dim, address, x, from, to, streams, first, width, law, dtype,
+                );
+            }
+        }
         out
-    }
-
-    fn perturbed(x: FloatTensor<Self>, table: IntTensor<Self>, shape: Shape, request: Request) -> FloatTensor<Self> {
-        let Request { law, score, streams, first, width, .. } = request;
-        debug_assert!(!score, "scores are not added to anything");
-        let (dtype, x) = (x.dtype, into_contiguous(x));
-        let out = empty(&table, shape, dtype);
-        let (client, dim, count) = units(&out);
-        let address = table.required_address_type().max(x.required_address_type()).max(out.required_address_type());
-        let (x, from, to) = (x.into_array_arg(), table.into_array_arg(), out.clone().into_array_arg());
-        let dtype = dtype.into();
-        cube::perturbed::launch::<R>(&client, count, dim, address, x, from, to, streams, first, width, law, dtype);
-        out
-    }
-}
-
-fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
-    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
-}
-
-/// The client that launches, and units for each number of `out`.
-fn units<R: CubeRuntime>(out: &CubeTensor<R>) -> (ComputeClient<R>, CubeDim, CubeCount) {
-    let (client, n) = (out.client.clone(), out.meta.num_elements());
-    let dim = CubeDim::new(&client, n);
-    let count = calculate_cube_count_elemwise(&client, n, dim);
-    (client, dim, count)
-}
-
-impl<K: FusionBackend + Kernels> Kernels for Fusion<K> {
-    fn numbers(table: IntTensor<Self>, request: Request) -> FloatTensor<Self> {
-        let shape = Shape::new([request.rows, request.width]);
-        deferred::<K>(None, table, (shape, DType::F32), request)
-    }
-
-    fn perturbed(x: FloatTensor<Self>, table: IntTensor<Self>, shape: Shape, request: Request) -> FloatTensor<Self> {
-        let dtype = x.dtype;
-        deferred::<K>(Some(x), table, (shape, dtype), request)
     }
 }
 
 /// The same when its turn comes among what fusion puts off.
-fn deferred<K: FusionBackend + Kernels>(
-    x: Option<FloatTensor<Fusion<K>>>,
-    table: IntTensor<Fusion<K>>,
-    (shape, dtype): (Shape, DType),
-    request: Request,
-) -> FloatTensor<Fusion<K>> {
-    #[derive(Debug)]
-    struct Deferred<K> {
-        ir: CustomOpIr,
+impl<K: FusionBackend + Kernels> Kernels for Fusion<K> {
+    fn numbers(
+        x: Option<FloatTensor<Self>>,
+        table: IntTensor<Self>,
+        shape: Shape,
         request: Request,
-        backend: PhantomData<K>,
-    }
-
-    impl<K: FusionBackend + Kernels> Operation<K::FusionRuntime> for Deferred<K> {
-        fn execute(&self, handles: &mut HandleContainer<<K::FusionRuntime as FusionRuntime>::FusionHandle>) {
-            let out = &self.ir.outputs[0];
-            let made = match &self.ir.inputs[..] {
-                [table] => K::numbers(handles.get_int_tensor::<K>(table), self.request),
-                [table, x, ..] => {
-                    let (table, x) = (handles.get_int_tensor::<K>(table), handles.get_float_tensor::<K>(x));
-                    K::perturbed(x, table, out.shape.clone(), self.request)
-                }
-                [] => unreachable!("a table is always given"),
-            };
-            handles.register_float_tensor::<K>(&out.id, made);
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Deferred<K> {
+            ir: CustomOpIr,
+            request: Request,
+            backend: PhantomData<K>,
         }
-    }
 
-    let client = table.client.clone();
-    let streams = OperationStreams::with_inputs(std::iter::once(&table).chain(&x));
-    let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
-    let inputs: Vec<_> = std::iter::once(table).chain(x).map(|tensor| tensor.into_ir()).collect();
-    let ir = CustomOpIr::new("flops_noise", &inputs, &[out]);
-    let operation = Deferred::<K> { ir: ir.clone(), request, backend: PhantomData };
-    client.register(streams, OperationIr::Custom(ir), operation).output()
+        impl<K: FusionBackend + Kernels> Operation<K::FusionRuntime> for Deferred<K> {
+            fn execute(&self, handles: &mut HandleContainer<<K::FusionRuntime as FusionRuntime>::FusionHandle>) {
+                let ([table, x @ ..], [out]) = (&self.ir.inputs[..], &self.ir.outputs[..]) else {
+                    unreachable!("a table is given, and one tensor made")
+                };
+                let table = handles.get_int_tensor::<K>(table);
+                let x = x.first().map(|x| handles.get_float_tensor::<K>(x));
+                handles.register_float_tensor::<K>(&out.id, K::numbers(x, table, out.shape.clone(), self.request));
+            }
+        }
+
+        let client = table.client.clone();
+        let streams = OperationStreams::with_inputs(std::iter::once(&table).chain(&x));
+        let dtype = x.as_ref().map_or(DType::F32, |x| x.dtype);
+        let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+        let inputs: Vec<_> = std::iter::once(table).chain(x).map(|tensor| tensor.into_ir()).collect();
+        let ir = CustomOpIr::new("flops_noise", &inputs, &[out]);
+        let operation = Deferred::<K> { ir: ir.clone(), request, backend: PhantomData };
+        client.register(streams, OperationIr::Custom(ir), operation).output()
+    }
 }
 
 /// What a unit does.
@@ -367,8 +351,7 @@ mod tests {
     }
 
     /// What sites of several lengths take of the rows' noise, and of its sums over groups of unequal size, one of them without weight; noise on one row
-    /// for all and on one for each, which do not lie in
-    /// memory in their order.
+    /// for all and on one for each, which do not lie in memory in their order.
     fn taken<B: Backend>(source: &NoiseSource, device: &B::Device) -> Vec<f64> {
         let keys = rows(3, 4);
         let QueryRows { groups, keys: of_groups, .. } =

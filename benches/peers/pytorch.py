@@ -1,4 +1,4 @@
-"""Forward-only steps in PyTorch, eager, on the CPU, for comparison with those of FLOPS for Burn.
+"""Forward-only steps in PyTorch, eager, for comparison with those of FLOPS for Burn.
 
 Reads one task a line from standard input, does it, and answers with its seconds; `table` runs it in turn with its own work:
 

@@ -127,12 +127,18 @@ impl Plain {
     }
 }
 
+/// Steps that are not measured; a device compiles for allocations too, of which a first step has one like no other.
+const FIRST_USES: usize = if ON_HOST { 1 } else { 4 };
+
 /// Seconds of a case and of as many rows of plain inference, in turn.
 fn paired(case: &Case, config: &ViTConfig, rounds: usize, inference_rows: usize) -> Vec<(f64, f64)> {
     // passes of inference are full, for every caller, however small the step's batch is
     let plain = Plain::new(config, case.batch.max(THREADS * inference_rows), inference_rows);
     let mut step = case.stepper(config);
-    step();
+    (0..FIRST_USES).for_each(|_| step());
+    if !ON_HOST {
+        plain.run(case.rows());
+    }
     (0..rounds)
         .map(|_| {
             let reference = timed(|| plain.run(case.rows()));
@@ -199,8 +205,7 @@ fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Prog
     .into_iter()
     .filter(|(name, ..)| *name == "inference" || cases.iter().any(|(case, _)| case == name))
     .collect();
-    // what is made on first use is not measured; a device compiles for allocations too, of which a first step has one like no other
-    let first_uses = if ON_HOST { 1 } else { 4 };
+    // what is made on first use is not measured
     let (of_all, each) = (args.rounds + 1, cases.len() + 1);
     let mut say = |round: usize, task: usize| {
         let name = if task == 0 { "inference" } else { cases[task - 1].0 };
@@ -211,7 +216,7 @@ fn rates(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mut Prog
     plain.run(rows);
     for (i, step) in steps.iter_mut().enumerate() {
         say(0, i + 1);
-        (0..first_uses).for_each(|_| step());
+        (0..FIRST_USES).for_each(|_| step());
     }
     if let Ok(running) = &mut peer
         && let Err(why) = asked.iter().try_for_each(|(_, task, _)| running.seconds(task).map(drop))

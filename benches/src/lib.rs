@@ -309,6 +309,11 @@ mod tests {
         }
     }
 
+    fn tiny() -> ViTConfig {
+        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(1);
+        config.with_num_heads(2).with_mlp_ratio(2.0).with_num_classes(4)
+    }
+
     fn batch<P: Backend>() -> ImageBatch<P> {
         Batch { target: Tensor::from_data([0, 0, 0, 1], &Default::default()), ..images_of(4, 8) }
     }
@@ -318,9 +323,7 @@ mod tests {
     /// smoothing (false-failure rate of 3·10⁻⁶ for the five cases). A wrong scale shows, and so do streams that depend on one another.
     #[test]
     fn estimates_are_backpropagation_s_gradient_in_the_mean() {
-        let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(1);
-        let config = config.with_num_heads(2).with_mlp_ratio(2.0).with_num_classes(4);
-        let with_graph = model_of(&config, Scope::Full);
+        let with_graph = model_of(&tiny(), Scope::Full);
         let exact = TrainStep::step(&BackpropLearner::new(with_graph.clone()), batch::<AB>()).grads;
         let (trained, model) = (trained_parameters(&with_graph), with_graph.valid());
         let allocation = Allocation::project(&[1.0, 3.0, 2.0, 0.5], &QueryBudget::new(32, 1).unwrap()).unwrap();
@@ -350,6 +353,45 @@ mod tests {
             println!("{law} {space} {placement:?}: {mean:.3} ± {error:.3}");
             assert!((mean - 1.0).abs() < 5.0 * error + 0.01, "{law} {space} {placement:?}: {mean} ± {error}");
             assert!(error < 0.05, "{law} {space} {placement:?}: ± {error} shows nothing");
+        }
+    }
+
+    /// By CubeCL's own log, in a process of its own, six steps in each space: the first four compile kernels, the last two none. Operations that came in
+    /// another order in every step made fusion compile six to eight in each of them, seconds of a GPU's step.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    #[test]
+    fn later_steps_compile_nothing() {
+        const WARM: &str = "warm";
+        let spaces = [Space::Activation, Space::Weights];
+        if std::env::var(TASK).is_ok() {
+            for space in spaces {
+                let case = Case { batch: 8, max_rows: 64, ..Case::new(Scope::Full, space) };
+                let mut step = case.stepper(&tiny().with_num_classes(10));
+                for steps in [4, 2] {
+                    (0..steps).for_each(|_| step());
+                    // the log is written by a thread of its own
+                    std::thread::sleep(std::time::Duration::from_secs(1));
+                    println!("{WARM}");
+                }
+            }
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = "[compilation]\nlogger = { level = \"basic\", stdout = true }\n";
+        std::fs::write(dir.path().join("cubecl.toml"), log).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "tests::later_steps_compile_nothing", "--nocapture"]);
+        let output = command.env(TASK, "steps").current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stdout);
+        let compiled: Vec<usize> = said
+            .split(WARM)
+            .map(|part| part.lines().filter(|line| line.contains("[Compiling kernel]")).count())
+            .collect();
+        println!("kernels compiled in the first four steps and the next two, by space: {compiled:?}");
+        assert_eq!(compiled.len(), 2 * spaces.len() + 1, "{said}");
+        for (of_space, space) in compiled.chunks_exact(2).zip(spaces) {
+            assert!(of_space[0] > 0 && of_space[1] == 0, "{space}: {of_space:?} kernels compiled");
         }
     }
 }

@@ -61,12 +61,12 @@ pub struct Estimate<B: Backend> {
 impl<B: Backend> Estimate<B> {
     /// The gradient of a parameter; `None` where it is frozen or was not reached.
     pub fn gradient<const D: usize>(&self, param: &Param<Tensor<B, D>>) -> Option<Tensor<B, D>> {
-        self.gradients.0.get(&param.id).map(|g| g.clone().reshape(param.dims()))
+        self.gradients.get(param.id).map(|g| g.clone().reshape(param.dims()))
     }
 
     /// ‖ĝ‖², over all parameters.
     pub fn squared_norm(&self) -> f64 {
-        let squares = self.gradients.0.values().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
+        let squares = self.gradients.iter().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
         // one number is read back, however many parameters there are
         squares.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
     }
@@ -132,7 +132,7 @@ impl<B: Backend> Estimate<B> {
         struct Register<'a, B: Backend>(&'a mut Gradients<B>, GradientsParams);
         impl<B: Backend> ModuleVisitor<B> for Register<'_, B> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                if let Some(g) = self.0.0.remove(&param.id) {
+                if let Some(g) = self.0.take(param.id) {
                     let value = param.val();
                     self.1.register::<B, D>(param.id, g.reshape(value.dims()).cast(value.dtype()));
                 }

@@ -21,7 +21,7 @@ const VARIANTS: [(Sampling, Placement); 5] = [
 ];
 
 fn vector(model: &Zoo<B>, estimate: &Estimate<B>) -> Vec<f64> {
-    flat(model, &mut |id, _| estimate.gradients.0.get(&id).map(|g| g.to_data().iter::<f64>().collect()))
+    flat(model, &mut |id, _| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect()))
 }
 
 struct Fixture {
@@ -421,7 +421,7 @@ fn frozen_parameters_have_no_gradient_and_their_stages_run_once() {
         assert!(!clean.stages.frozen().is_empty());
         let allocation = Allocation::uniform(5, &QueryBudget::new(4, 1).unwrap());
         let e = estimator.estimate(&f.model, &f.batch, &f.trained, &clean, &allocation, 0).unwrap();
-        assert_eq!(e.gradients.0.len(), 4);
+        assert_eq!(e.gradients.iter().count(), 4);
         assert!(e.gradient(&f.model.conv.weight).is_none());
         assert!(e.gradient(&f.model.mix.weight).is_some());
         // the same numbers as without reuse

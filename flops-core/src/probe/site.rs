@@ -1,7 +1,5 @@
 //! What a site keeps from the clean pass, and the gradients that follow from it.
 
-use std::collections::HashMap;
-
 use burn::module::ParamId;
 use burn::nn::conv::Conv2d;
 use burn::nn::{LayerNorm, PaddingConfig2d};
@@ -202,24 +200,50 @@ pub(crate) struct Energy<B: Backend> {
 }
 
 /// Gradients per parameter, flat, summed as they come.
+///
+/// They stay in the order in which the parameters were first met, so that every step hands a device the same operations in the same order: one that
+/// fuses them compiles a kernel for each order it has not seen.
 #[derive(Clone)]
-pub(crate) struct Gradients<B: Backend>(pub HashMap<ParamId, Tensor<B, 1>>);
+pub(crate) struct Gradients<B: Backend>(Vec<(ParamId, Tensor<B, 1>)>);
 
 impl<B: Backend> Default for Gradients<B> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(vec![])
     }
 }
 
 impl<B: Backend> Gradients<B> {
+    /// Adds to the gradient of a parameter.
     pub fn add<const D: usize>(&mut self, id: ParamId, g: Tensor<B, D>) {
         let n = g.shape().num_elements();
         let g = g.reshape([n]);
-        let sum = match self.0.remove(&id) {
-            Some(sum) => sum + g,
-            None => g,
-        };
-        self.0.insert(id, sum);
+        match self.at(id) {
+            Some(at) => {
+                // taken out, that it may be added to in place
+                let (_, sum) = self.0.remove(at);
+                self.0.insert(at, (id, sum + g));
+            }
+            None => self.0.push((id, g)),
+        }
+    }
+
+    fn at(&self, id: ParamId) -> Option<usize> {
+        self.0.iter().position(|(found, _)| *found == id)
+    }
+
+    /// The gradient of a parameter, flat.
+    pub fn get(&self, id: ParamId) -> Option<&Tensor<B, 1>> {
+        self.at(id).map(|at| &self.0[at].1)
+    }
+
+    /// The same, taken out.
+    pub fn take(&mut self, id: ParamId) -> Option<Tensor<B, 1>> {
+        self.at(id).map(|at| self.0.remove(at).1)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Tensor<B, 1>> {
+        self.0.iter().map(|(_, g)| g)
     }
 
     /// All of them times `factor`.
@@ -232,5 +256,29 @@ impl<B: Backend> Gradients<B> {
         for (id, g) in other.0 {
             self.add(id, g);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    #[test]
+    fn gradients_are_sums_in_the_order_they_were_met() {
+        let device = Default::default();
+        let of = |value: f32| Tensor::<Flex, 2>::full([1, 2], value, &device);
+        let ids: Vec<ParamId> = (0..50).map(|_| ParamId::new()).collect();
+        let (mut sum, mut other) = (Gradients::default(), Gradients::default());
+        ids.iter().for_each(|&id| sum.add(id, of(1.0)));
+        ids.iter().rev().for_each(|&id| other.add(id, of(2.0)));
+        sum.merge(other);
+        sum.add(ids[7], of(4.0));
+        let sums: Vec<f32> =
+            sum.clone().scaled(0.5).iter().flat_map(|g| g.to_data().iter::<f32>().collect::<Vec<_>>()).collect();
+        assert_eq!(sums, (0..100).map(|i| if i / 2 == 7 { 3.5 } else { 1.5 }).collect::<Vec<_>>());
+        assert_eq!(sum.0.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids);
+        assert!(sum.take(ids[3]).is_some() && sum.get(ids[3]).is_none());
+        assert_eq!(sum.get(ids[4]).map(|g| g.dims()), Some([2]));
     }
 }

@@ -99,11 +99,13 @@ where
         check_checkpoint::<L>(&optimizer, epoch, &plan)?;
     }
 
-    let mut training = SupervisedTraining::new(plan.artifacts.dir(), train, test)
+    let recorder = AtomicRecorder::default();
+    let unread = recorder.unread();
+    let mut training = SupervisedTraining::new(plan.artifacts.dir(), unread.before_epochs(train), test)
         .metrics((LossMetric::<Flex>::new(), AccuracyMetric::<Flex>::new()))
         .num_epochs(plan.last_epoch)
-        .with_file_checkpointer(AtomicRecorder::default())
-        .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
+        .with_file_checkpointer(recorder)
+        .with_checkpointing_strategy(unread.noted(KeepLastNCheckpoints::new(2)))
         .with_metric_logger(InMemoryMetricLogger::new())
         .with_application_logger(None)
         .with_training_strategy(ExecutionStrategy::single(plan.device.clone()).into());

@@ -1,10 +1,16 @@
-//! Checkpoints that are whole or absent.
+//! Checkpoints that are whole or absent, and of the state that they were asked for in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
 
+use burn::data::dataloader::{DataLoader, DataLoaderIterator};
 use burn::prelude::Backend;
-use burn::record::{FileRecorder, FullPrecisionSettings, NamedMpkBytesRecorder, Recorder, RecorderError};
+use burn::record::{
+    BurnRecord, FileRecorder, FullPrecisionSettings, NamedMpkBytesRecorder, Record, Recorder, RecorderError,
+};
+use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
+use burn::train::metric::store::EventStoreClient;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::artifacts::write_atomic;
@@ -14,6 +20,85 @@ use crate::artifacts::write_atomic;
 #[derive(Clone, Debug, Default)]
 pub struct AtomicRecorder {
     bytes: NamedMpkBytesRecorder<FullPrecisionSettings>,
+    unread: Unread,
+}
+
+impl AtomicRecorder {
+    /// The records that are still to be read from their tensors, of this recorder and all its clones.
+    pub fn unread(&self) -> Unread {
+        self.unread.clone()
+    }
+}
+
+/// Records that were asked for and are still to be read from their tensors.
+///
+/// burn-train reads them in threads of its own, while the next epoch begins. With fusion a tensor that training takes in the meantime is gone
+/// (`Should have handle for tensor`, <https://github.com/tracel-ai/burn/issues/4347>), so that epoch [waits](Self::before_epochs). Files are written
+/// while it runs.
+#[derive(Clone, Debug, Default)]
+pub struct Unread(Arc<(Mutex<usize>, Condvar)>);
+
+impl Unread {
+    fn change(&self, change: impl FnOnce(usize) -> usize) {
+        let (count, changed) = &*self.0;
+        let mut count = count.lock().unwrap_or_else(|e| e.into_inner());
+        *count = change(*count);
+        changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let (count, changed) = &*self.0;
+        let count = count.lock().unwrap_or_else(|e| e.into_inner());
+        drop(changed.wait_while(count, |count| *count > 0));
+    }
+
+    /// A strategy that takes note of what it asks for.
+    pub fn noted<S: CheckpointingStrategy>(&self, strategy: S) -> impl CheckpointingStrategy + use<S> {
+        struct Noted<S>(S, Unread);
+        impl<S: CheckpointingStrategy> CheckpointingStrategy for Noted<S> {
+            fn checkpointing(&mut self, epoch: usize, store: &EventStoreClient) -> Vec<CheckpointingAction> {
+                let actions = self.0.checkpointing(epoch, store);
+                let saves = actions.iter().filter(|action| **action == CheckpointingAction::Save).count();
+                // the model, the optimizer, the schedule
+                self.1.change(|count| count + 3 * saves);
+                actions
+            }
+        }
+        Noted(strategy, self.clone())
+    }
+
+    /// A loader whose epochs begin when nothing is left to read.
+    pub fn before_epochs<B: Backend, I: 'static>(
+        &self,
+        loader: Arc<dyn DataLoader<B, I>>,
+    ) -> Arc<dyn DataLoader<B, I>> {
+        struct Waiting<B: Backend, I>(Arc<dyn DataLoader<B, I>>, Unread);
+        impl<B: Backend, I: 'static> DataLoader<B, I> for Waiting<B, I> {
+            fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<I> + 'a> {
+                self.1.wait();
+                self.0.iter()
+            }
+            fn num_items(&self) -> usize {
+                self.0.num_items()
+            }
+            fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, I>> {
+                self.1.before_epochs(self.0.to_device(device))
+            }
+            fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, I>> {
+                self.1.before_epochs(self.0.slice(start, end))
+            }
+        }
+        Arc::new(Waiting(loader, self.clone()))
+    }
+}
+
+/// One record less to read, whatever comes of it.
+struct Reading<'a>(&'a Unread);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.change(|count| count.saturating_sub(1));
+    }
 }
 
 /// The extension of the files.
@@ -31,6 +116,13 @@ impl<B: Backend> Recorder<B> for AtomicRecorder {
     type RecordOutput = ();
     type LoadArgs = PathBuf;
 
+    fn record<R: Record<B>>(&self, record: R, file: PathBuf) -> Result<(), RecorderError> {
+        let reading = Reading(&self.unread);
+        let item = record.into_item::<FullPrecisionSettings>();
+        drop(reading);
+        Recorder::<B>::save_item(self, BurnRecord::<_, B>::new::<Self>(item), file)
+    }
+
     fn save_item<I: Serialize>(&self, item: I, file: PathBuf) -> Result<(), RecorderError> {
         let bytes = Recorder::<B>::save_item(&self.bytes, item, ())?;
         write_atomic(&file.with_extension(EXTENSION), &bytes).map_err(|e| RecorderError::Unknown(format!("{e:#}")))
@@ -47,7 +139,9 @@ impl<B: Backend> Recorder<B> for AtomicRecorder {
 mod tests {
     use super::*;
     use burn::module::{Module, Param};
+    use burn::record::PrecisionSettings;
     use burn::tensor::Tensor;
+    use burn::tensor::backend::BackendTypes;
     type B = burn::backend::Flex;
 
     #[test]
@@ -63,6 +157,36 @@ mod tests {
         assert_eq!(param.val().into_data().to_vec::<f32>().unwrap(), [2.5; 3]);
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["model-1.mpk"]);
+    }
+
+    /// A record whose tensors cannot be read.
+    struct Broken;
+
+    impl Record<B> for Broken {
+        type Item<S: PrecisionSettings> = usize;
+        fn into_item<S: PrecisionSettings>(self) -> usize {
+            panic!("there is nothing to read")
+        }
+        fn from_item<S: PrecisionSettings>(_: usize, _: &<B as BackendTypes>::Device) -> Self {
+            Self
+        }
+    }
+
+    #[test]
+    fn whoever_waits_goes_on_when_all_is_read_or_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorder, path) = (AtomicRecorder::default(), dir.path().join("model-1"));
+        recorder.unread().wait();
+        recorder.unread().change(|count| count + 2);
+        let unread = recorder.unread();
+        let waiting = std::thread::spawn(move || unread.wait());
+        Recorder::<B>::record(&recorder, 7usize, path.clone()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!waiting.is_finished(), "one record is still to be read");
+        let broken =
+            std::panic::catch_unwind(|| Recorder::<B>::record(&AtomicRecorder::clone(&recorder), Broken, path));
+        assert!(broken.is_err());
+        waiting.join().unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | [`SlowConvergence`](Signature::SlowConvergence) | the allocation is near its optimum, and the loss stands still | the allocation is not what limits training |
 //! | [`OverBound`](Signature::OverBound) | more rows in a pass, or more memory, than allowed | an allocation or a model beyond its bounds |
 //!
-//! They are those of the paper's method as this project's seed lists them. Each is decided by figures that a step
+//! Each is decided by figures that a step
 //! [reports](crate::StepReport), over a window of 200 steps, looked at every 50; none of them changes what is computed.
 
 use std::collections::VecDeque;

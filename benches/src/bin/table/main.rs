@@ -336,8 +336,9 @@ fn memories(table: &mut Table, progress: &mut Progress) {
         }
         for (i, scope) in SCOPES.into_iter().enumerate() {
             progress.at(i, SCOPES.len(), || section.into());
-            for space in [Some(Space::Activation), Some(Space::Weights), Some(Space::LowRank(1)), None] {
-                let case = remembered(scope, space);
+            let [joint, weights, low_rank] = Space::ALL.map(|space| remembered(scope, Some(space)));
+            let single = Case { placement: Placement::Single, ..joint };
+            for case in [joint, single, weights, low_rank, remembered(scope, None)] {
                 table.rows.push(Row::memory(section, "step", Some(&case), 6, memory(&format!("6 {case}"), returning)));
             }
         }

@@ -33,8 +33,8 @@ impl AtomicRecorder {
 /// Records that were asked for and are still to be read from their tensors.
 ///
 /// burn-train reads them in threads of its own, while the next epoch begins. With fusion a tensor that training takes in the meantime is gone
-/// (`Should have handle for tensor`, <https://github.com/tracel-ai/burn/issues/4347>), so that epoch [waits](Self::before_epochs). Files are written
-/// while it runs.
+/// (`Should have handle for tensor`, <https://github.com/tracel-ai/burn/issues/4347>), so that epoch [waits](Self::before_epochs),
+/// for the reading alone, not for the files.
 #[derive(Clone, Debug, Default)]
 pub struct Unread(Arc<(Mutex<usize>, Condvar)>);
 

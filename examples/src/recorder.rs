@@ -1,6 +1,7 @@
 //! Checkpoints that are whole or absent, and of the state that they were asked for in.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -92,15 +93,6 @@ impl Unread {
     }
 }
 
-/// One record less to read, whatever comes of it.
-struct Reading<'a>(&'a Unread);
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        self.0.change(|count| count.saturating_sub(1));
-    }
-}
-
 /// The extension of the files.
 pub const EXTENSION: &str = "mpk";
 
@@ -117,9 +109,12 @@ impl<B: Backend> Recorder<B> for AtomicRecorder {
     type LoadArgs = PathBuf;
 
     fn record<R: Record<B>>(&self, record: R, file: PathBuf) -> Result<(), RecorderError> {
-        let reading = Reading(&self.unread);
-        let item = record.into_item::<FullPrecisionSettings>();
-        drop(reading);
+        // Burn panics where a device does not answer, which would end the thread that writes; an error ends training
+        let item = catch_unwind(AssertUnwindSafe(|| record.into_item::<FullPrecisionSettings>()));
+        self.unread.change(|count| count.saturating_sub(1));
+        let item = item.map_err(|_| {
+            RecorderError::Unknown(format!("the state for {} could not be read from the device", file.display()))
+        })?;
         Recorder::<B>::save_item(self, BurnRecord::<_, B>::new::<Self>(item), file)
     }
 
@@ -138,6 +133,10 @@ impl<B: Backend> Recorder<B> for AtomicRecorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use burn::data::dataloader::Progress;
     use burn::module::{Module, Param};
     use burn::record::PrecisionSettings;
     use burn::tensor::Tensor;
@@ -172,21 +171,54 @@ mod tests {
         }
     }
 
+    /// An epoch of nothing.
+    struct Nothing;
+
+    impl Iterator for Nothing {
+        type Item = ();
+        fn next(&mut self) -> Option<()> {
+            None
+        }
+    }
+
+    impl DataLoaderIterator<()> for Nothing {
+        fn progress(&self) -> Progress {
+            Progress::new(0, 0)
+        }
+    }
+
+    impl DataLoader<B, ()> for Nothing {
+        fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<()> + 'a> {
+            Box::new(Nothing)
+        }
+        fn num_items(&self) -> usize {
+            0
+        }
+        fn to_device(&self, _: &<B as BackendTypes>::Device) -> Arc<dyn DataLoader<B, ()>> {
+            Arc::new(Nothing)
+        }
+        fn slice(&self, _: usize, _: usize) -> Arc<dyn DataLoader<B, ()>> {
+            Arc::new(Nothing)
+        }
+    }
+
     #[test]
-    fn whoever_waits_goes_on_when_all_is_read_or_cannot_be() {
+    fn an_epoch_begins_when_all_is_read_or_cannot_be() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, path) = (AtomicRecorder::default(), dir.path().join("model-1"));
-        recorder.unread().wait();
-        recorder.unread().change(|count| count + 2);
-        let unread = recorder.unread();
-        let waiting = std::thread::spawn(move || unread.wait());
-        Recorder::<B>::record(&recorder, 7usize, path.clone()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        assert!(!waiting.is_finished(), "one record is still to be read");
-        let broken =
-            std::panic::catch_unwind(|| Recorder::<B>::record(&AtomicRecorder::clone(&recorder), Broken, path));
-        assert!(broken.is_err());
-        waiting.join().unwrap();
+        let loader = recorder.unread().before_epochs::<B, ()>(Arc::new(Nothing));
+        for loader in [loader.to_device(&Default::default()), loader.slice(0, 0), loader] {
+            assert_eq!(loader.iter().count(), 0, "there is nothing to wait for");
+            recorder.unread().change(|count| count + 2);
+            let (begun, begins) = mpsc::channel();
+            std::thread::spawn(move || begun.send(loader.iter().count()));
+            Recorder::<B>::record(&recorder, 7usize, path.clone()).unwrap();
+            let early = begins.recv_timeout(Duration::from_millis(100));
+            assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout), "one record is still to be read");
+            let broken = Recorder::<B>::record(&recorder, Broken, path.clone());
+            assert!(broken.is_err_and(|e| e.to_string().contains("model-1")));
+            assert_eq!(begins.recv_timeout(Duration::from_secs(60)), Ok(0));
+        }
     }
 
     #[test]

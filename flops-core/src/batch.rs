@@ -1,16 +1,20 @@
-//! A batch whose rows can be gathered: what the estimators need to evaluate some data more often than others.
+//! Batches whose rows can be gathered, so that some examples can be evaluated more often than
+//! others.
 
 use burn::prelude::*;
 use burn::tensor::{BasicOps, TensorKind};
 
-/// Something with one row per datum, of which any rows can be gathered, any number of times.
+/// Something with one row per example, whose rows can be gathered in any order and number.
 ///
 /// Implemented for tensors (rows along the first axis), vectors, tuples of up to four and `()`.
 pub trait Rows: Clone + Send + 'static {
-    /// Rows `index[0], index[1], …`, in that order; an index may occur more than once.
+    /// Returns rows `index[0], index[1], …`, in that order; an index may occur more than once.
+    ///
+    /// # Panics
+    /// Where an index is out of range.
     fn rows(&self, index: &[usize]) -> Self;
 
-    /// The rows of all parts, one part after the other.
+    /// Concatenates the rows of all parts.
     ///
     /// # Panics
     /// Where `parts` is empty.
@@ -27,7 +31,7 @@ where
         if index.len() == n && index.iter().enumerate().all(|(i, &j)| i == j) {
             return self.clone();
         }
-        // one row is copied: a view of it would keep all of them in memory
+        // a single row is copied: a view would keep all rows in memory
         let contiguous = index.windows(2).all(|w| w[1] == w[0] + 1);
         if contiguous && index.len() > 1 {
             return self.clone().narrow(0, index[0], index.len());
@@ -82,15 +86,15 @@ impl<T: Clone + Send + 'static> Rows for Vec<T> {
     }
 }
 
-/// The data of one training step.
+/// The examples of one training step.
 ///
-/// `ids` name the data across epochs: running statistics and cached prefixes are kept under them.
+/// `ids` identify examples across epochs: running statistics and cached prefixes are stored by id.
 #[derive(Clone, Debug)]
 pub struct Batch<I, T> {
-    /// One identifier per datum, unique in the data set.
+    /// One identifier per example, unique in the data set.
     pub ids: Vec<u64>,
-    /// What the model sees, one row per datum.
+    /// Inputs of the model, one row per example.
     pub input: I,
-    /// What the loss compares the output with, one row per datum.
+    /// Targets that the loss compares the outputs with, one row per example.
     pub target: T,
 }

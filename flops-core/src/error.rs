@@ -1,4 +1,4 @@
-//! What can go wrong, each kind with the offending value and the remedy.
+//! The errors of this crate. Each names the offending value and the remedy.
 
 /// The errors of this crate.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -24,13 +24,13 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
-    /// A batch without data.
-    #[error("the batch holds 0 data; drop empty batches before the training step")]
+    /// A batch without examples.
+    #[error("the batch holds 0 examples; drop empty batches before the training step")]
     EmptyBatch,
-    /// A per-datum value that is not a usable number.
+    /// A value of one example that cannot be used.
     #[error("{name}[{index}] = {value}; {remedy}")]
     Value {
-        /// What the value is: `losses`, `variances`, …
+        /// The kind of value: `losses`, `variances`, …
         name: &'static str,
         /// Position in the batch.
         index: usize,
@@ -39,73 +39,108 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// Per-datum inputs that do not belong to one batch.
-    #[error("{name} has {got} entries where {expected} are expected; pass one entry per datum of the batch")]
+    /// Inputs of another length than the batch.
+    #[error("{name} has {got} entries where {expected} are expected; pass one entry per example of the batch")]
     Length {
-        /// What has the wrong length.
+        /// The input.
         name: &'static str,
         /// Its length.
         got: usize,
-        /// The length expected.
+        /// The expected length.
         expected: usize,
     },
-    /// A name that stands for nothing.
+    /// An unknown name.
     #[error("unknown {what} '{name}'; choose one of {choices}")]
     Unknown {
-        /// What was asked for: `allocator`, …
+        /// The kind of thing: `allocator`, …
         what: &'static str,
         /// The name given.
         name: String,
-        /// The names there are.
+        /// The known names.
         choices: &'static str,
     },
-    /// Activation noise without a place to fall on.
+    /// Trained parameters that noise on layers (activation and low-rank space) cannot reach.
     #[error(
-        "{missed} of {trained} trained parameters belong to no layer called through the probe: activation noise cannot reach them; call their layers as probe.linear(&layer, x), freeze them, or use the weights space"
+        "{missed} of {trained} trained parameters belong to no layer called through the probe, and the activation and low-rank spaces perturb only those; call their layers as probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) sites by Probe::site, freeze them, or use the weight space"
     )]
     NotSites {
-        /// Trained parameters out of reach.
+        /// The number of trained parameters out of reach.
         missed: usize,
-        /// All trained parameters.
+        /// The number of all trained parameters.
         trained: usize,
     },
-    /// A part of the model that is out of its hands has failed.
+    /// A part that the model depends on, such as a remote service, has failed.
     #[error("the model cannot answer: {why}")]
     Model {
-        /// What the model [says](crate::ForwardModel::failure) of it.
+        /// The [reason](crate::ForwardModel::failure) that the model gives.
         why: String,
     },
-    /// A parameter whose gradient is known in closed form is called through the probe as well.
+    /// Parameters with a gradient in closed form that are called through the probe as well.
     #[error(
         "{count} parameters have exact gradients and are called through the probe; call their layers without it, so that no query perturbs them"
     )]
     ExactSites {
-        /// How many.
+        /// The number of such parameters.
         count: usize,
     },
-    /// Nothing to estimate a gradient for.
+    /// An allocator that gives examples unequal numbers of queries, although they share their
+    /// noise.
+    #[error(
+        "the '{allocator}' allocator cannot be used with weight noise: the examples of a pass share that noise, so unequal numbers of queries gain nothing; use the uniform allocator, or the activation or low-rank space"
+    )]
+    SharedNoise {
+        /// The name of the allocator.
+        allocator: &'static str,
+    },
+    /// A setting that the perturbation space does not use.
+    #[error("{setting} = {value} has no effect in the {space} space; leave it out, or use the {spaces} space")]
+    UnusedSetting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// The space.
+        space: String,
+        /// The spaces that use the setting.
+        spaces: &'static str,
+    },
+    /// A parameter group without parameters.
+    #[error("no parameter lies below '{path}'; name the fields from the optimised module down, such as model.head")]
+    EmptyParamGroup {
+        /// The path of the group.
+        path: String,
+    },
+    /// A model without a trained parameter.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,
-    /// Data whose loss is not a number before anything is perturbed.
+    /// Examples whose unperturbed loss is not finite.
     #[error(
-        "the unperturbed loss of {count} data of the batch is not finite (data ids {ids}); look for NaN or infinite values in their inputs and targets"
+        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets"
     )]
     NonFiniteData {
-        /// How many.
+        /// The number of such examples.
         count: usize,
         /// The first of their ids.
         ids: String,
     },
-    /// Step after step without a usable loss.
+    /// Many steps in a row without a finite loss.
     #[error(
         "no finite loss in {steps} steps in a row: training has diverged (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
     )]
     Diverged {
-        /// Steps without a finite loss.
+        /// The number of steps.
         steps: usize,
         /// The smoothing scale.
         sigma: f64,
         /// The learning rate of the last update.
         lr: f64,
+    },
+    /// The allocator's update has another type than the allocator takes.
+    #[error(
+        "the update of allocator '{allocator}' has a foreign type and is lost; let `Allocator::Update` be one type on both backends"
+    )]
+    ForeignUpdate {
+        /// Name of the allocator.
+        allocator: &'static str,
     },
 }

@@ -1,8 +1,10 @@
-//! The few products that the allocator and the control variate need on the host, in f64 and in a fixed order.
+//! Linear algebra on the host for the allocators and the control variate, in f64 and in a fixed
+//! order.
 
-/// Replaces the lower triangle of a positive definite matrix, row-major `[n, n]`, by its Cholesky factor L.
+/// Replaces the lower triangle of a positive definite matrix, row-major `[n, n]`, by its Cholesky
+/// factor L.
 ///
-/// Squared pivots below `floor`, which rounding may leave of a positive one, are set to it.
+/// A squared pivot below `floor` is set to `floor`. Rounding may leave such a pivot.
 pub(crate) fn cholesky(matrix: &mut [f64], n: usize, floor: f64) {
     for i in 0..n {
         let (above, rest) = matrix.split_at_mut(i * n);
@@ -15,13 +17,19 @@ pub(crate) fn cholesky(matrix: &mut [f64], n: usize, floor: f64) {
     }
 }
 
-/// Solves L·Lᵀ·x = b in place, L as [`cholesky`] leaves it.
-pub(crate) fn solve(factor: &[f64], b: &mut [f64]) {
+/// Solves L·x = b in place, with L from [`cholesky`].
+pub(crate) fn solve_lower(factor: &[f64], b: &mut [f64]) {
     let n = b.len();
     for i in 0..n {
         let row = &factor[i * n..i * n + i + 1];
         b[i] = (b[i] - dot(&row[..i], &b[..i])) / row[i];
     }
+}
+
+/// Solves L·Lᵀ·x = b in place, with L from [`cholesky`].
+pub(crate) fn solve(factor: &[f64], b: &mut [f64]) {
+    let n = b.len();
+    solve_lower(factor, b);
     for i in (0..n).rev() {
         let sum: f64 = (i + 1..n).map(|k| factor[k * n + i] * b[k]).sum();
         b[i] = (b[i] - sum) / factor[i * n + i];

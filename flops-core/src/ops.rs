@@ -1,9 +1,12 @@
-//! What forward passes spend their time in besides matrix products, vectorised where the numbers lie in host memory.
+//! GELU and attention, vectorised on CPU backends.
 //!
-//! Burn's CPU backends compute erf and exp one number at a time, and copy views with swapped axes element by element. On Flex and NdArray, in
-//! single precision, the functions here do so a register at a time, with what the CPU has (asked at run time), and in place where nothing
-//! else holds the numbers. Everywhere else, under Autodiff too, they are Burn's. Multiplications and additions are not contracted, so every CPU
-//! gives the same bits.
+//! Besides matrix products, forward passes spend most of their time in these. Burn's CPU backends
+//! compute erf and exp one value at a time, and copy views with swapped axes element by element.
+//!
+//! The functions here use the CPU's vector instructions, detected at run time, on Flex and NdArray
+//! in single precision. They work in place where no other tensor shares the values. Everywhere
+//! else, including under Autodiff, they call Burn's operations. Multiplications and additions are
+//! never fused, so every CPU gives the same bits.
 
 use burn::prelude::*;
 use burn::tensor::activation;
@@ -18,20 +21,20 @@ pub(crate) fn is_host<B: Backend>(device: &B::Device) -> bool {
     name.starts_with("flex") || name.starts_with("ndarray")
 }
 
-/// Whether tensors of this backend lie on a device that CubeCL drives, as CUDA's and wgpu's do, with fusion or without.
-pub(crate) fn is_device<B: Backend>(device: &B::Device) -> bool {
+/// Whether tensors of this backend lie on a GPU, or any device that CubeCL drives.
+pub(crate) fn is_gpu<B: Backend>(device: &B::Device) -> bool {
     B::name(device).contains("cubecl<")
 }
 
-/// Whether `x` is of single precision and lies in host memory.
+/// Whether `x` has single precision and lies in host memory.
 fn on_host<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
     x.dtype() == DType::F32 && is_host::<B>(&x.device())
 }
 
-/// `x` after `f` of its numbers, in place where nothing else holds them.
+/// Returns `x` with `f` applied to its values, in place where no other tensor shares them.
 ///
 /// # Panics
-/// Where `x` is not [`on_host`].
+/// Where `x` is not in single precision.
 fn in_place<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&mut [f32])) -> Tensor<B, D> {
     let device = x.device();
     let mut data = x.into_data();
@@ -39,25 +42,28 @@ fn in_place<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&mut [f3
     Tensor::from_data(data, (&device, DType::F32))
 }
 
-/// The precision that noise, products and sums of many rows have: single, or the backend's own where that is double.
-pub(crate) fn working<B: Backend>() -> DType {
+/// Precision of noise, of products and of sums over many rows: double on f64 backends, else single.
+pub fn accum_dtype<B: Backend>() -> DType {
     match <B::FloatElem as burn::tensor::Element>::dtype() {
         DType::F64 => DType::F64,
         _ => DType::F32,
     }
 }
 
-/// Numbers made on the host, in [`working`] precision.
+/// Copies values from the host, in [`accum_dtype`] precision.
 pub(crate) fn from_host<B: Backend, const D: usize>(
     values: Vec<f32>,
     shape: [usize; D],
     device: &B::Device,
 ) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(values, shape), (device, working::<B>()))
+    Tensor::from_data(TensorData::new(values, shape), (device, accum_dtype::<B>()))
 }
 
-/// `x` plus what `add` adds to numbers of `shape`, which `x` has or is broadcast to: to its own on the host, else to zeros that are brought to it.
-pub(crate) fn add_numbers<B: Backend, const D: usize>(
+/// Returns `x` plus what `add` adds to the values it is given, in `shape`.
+///
+/// `x` has this shape or is broadcast to it. On the host, `add` is given the values of `x` where
+/// the shapes agree. Otherwise it is given zeros, and the result is added to `x`.
+pub(crate) fn add_values<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     shape: [usize; D],
     add: impl FnOnce(&mut [f32]),
@@ -65,22 +71,24 @@ pub(crate) fn add_numbers<B: Backend, const D: usize>(
     if on_host(&x) && x.dims() == shape {
         return in_place(x, add);
     }
-    let mut numbers = vec![0f32; shape.iter().product()];
-    add(&mut numbers);
-    let numbers = from_host(numbers, shape, &x.device());
-    add_rounded(x, numbers)
+    let mut values = vec![0f32; shape.iter().product()];
+    add(&mut values);
+    let values = from_host(values, shape, &x.device());
+    add_rounded(x, values)
 }
 
-/// `x` plus numbers of better precision, rounded once.
-pub(crate) fn add_rounded<B: Backend, const D: usize>(x: Tensor<B, D>, numbers: Tensor<B, D>) -> Tensor<B, D> {
+/// Returns `x` plus values of equal or higher precision, rounded once to the precision of `x`.
+pub(crate) fn add_rounded<B: Backend, const D: usize>(x: Tensor<B, D>, values: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = x.dtype();
-    (x.cast(numbers.dtype()) + numbers).cast(dtype)
+    (x.cast(values.dtype()) + values).cast(dtype)
 }
 
-/// x·Φ(x) with the exact normal distribution function Φ.
+/// GELU: x·Φ(x), with the exact normal distribution function Φ.
 ///
-/// On the host, in single precision and within 10⁻⁶ for every x, x⁺ − ½|x|·erfc(|x|/√2) with erfc(a/√2) = p(a)⁻¹⁶, p of degree 7 (after Abramowitz and Stegun, 7.1.28; refitted: |error| ≤ 4·10⁻⁷ in
-/// single precision).
+/// On the host, in single precision, the error is at most 10⁻⁶ for every x. There it is computed as
+/// x⁺ − ½|x|·erfc(|x|/√2), with erfc(a/√2) ≈ p(a)⁻¹⁶ and p of degree 7. The form is that of
+/// Abramowitz and Stegun, 7.1.28; the coefficients are refitted, with |error| ≤ 4·10⁻⁷ in single
+/// precision.
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     if !on_host(&x) {
         return activation::gelu(x);
@@ -93,7 +101,7 @@ pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     })
 }
 
-/// p of [`gelu`], the coefficients of a⁷ to a⁰.
+/// Coefficients of p in [`gelu`], from a⁷ to a⁰.
 const ERFC: [f32; 8] = [
     7.157_445_3e-7,
     -9.956_563e-7,
@@ -107,7 +115,7 @@ const ERFC: [f32; 8] = [
 
 #[inline(always)]
 fn gelu_of(x: f32) -> f32 {
-    // beyond 16 the tail is zero; a NaN stays one
+    // beyond 16 the tail is zero; NaN stays NaN
     let a = if x.abs() > 16.0 { 16.0 } else { x.abs() };
     let mut p = ERFC[0];
     for c in &ERFC[1..] {
@@ -120,16 +128,18 @@ fn gelu_of(x: f32) -> f32 {
     positive - 0.5 * a / (p8 * p8)
 }
 
-/// softmax(q·kᵀ/√(d/heads) + bias)·v of each head, the heads side by side in the last axis.
+/// Multi-head attention: softmax(q·kᵀ/√(d/num_heads) + bias)·v of each head.
+///
+/// The heads lie side by side in the last axis.
 ///
 /// # Shapes
 /// - q: `[rows, tokens, d]`, d a multiple of `num_heads`
 /// - k, v: `[rows, context_tokens, d]`
-/// - bias: `[rows or 1, num_heads or 1, tokens or 1, context_tokens]`, added to the scores
+/// - bias: `[rows or 1, num_heads or 1, tokens or 1, context_tokens]`, added to the scaled scores
 /// - returns: `[rows, tokens, d]`
 ///
 /// # Panics
-/// Where the shapes do not go together.
+/// Where the shapes do not match.
 pub fn attention<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
@@ -143,7 +153,7 @@ pub fn attention<B: Backend>(
         let out = module::attention(q, k, v, None, bias, AttentionModuleOptions::default());
         return swap_middle(out).reshape([rows, tokens, d]);
     }
-    // of views: a matrix product gathers its operands anyhow
+    // views suffice: a matrix product gathers its operands anyway
     let [q, k, v] = [q, k, v].map(|x| split(x, num_heads).swap_dims(1, 2));
     let mut scale = ((d / num_heads) as f32).sqrt().recip();
     let mut scores = q.matmul(k.transpose());
@@ -156,13 +166,13 @@ pub fn attention<B: Backend>(
     merge(weights.matmul(v))
 }
 
-/// `[rows, tokens, d]` as `[rows, tokens, num_heads, d / num_heads]`.
+/// Reshapes `[rows, tokens, d]` to `[rows, tokens, num_heads, d / num_heads]`.
 fn split<B: Backend>(x: Tensor<B, 3>, num_heads: usize) -> Tensor<B, 4> {
     let [rows, tokens, d] = x.dims();
     x.reshape([rows, tokens, num_heads, d / num_heads])
 }
 
-/// `[rows, heads, tokens, d]` as `[rows, tokens, heads·d]`, copied a head of a token at a time.
+/// Copies `[rows, heads, tokens, d]` to `[rows, tokens, heads·d]`, one head of one token at a time.
 fn merge<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [rows, heads, tokens, d] = x.dims();
     if heads == 1 || tokens == 1 {
@@ -182,9 +192,10 @@ fn merge<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     Tensor::from_data(TensorData::new(to, [rows, tokens, heads * d]), (&device, DType::F32))
 }
 
-/// `[rows, a, b, d]` as `[rows, b, a, d]`.
+/// Swaps the two middle axes: `[rows, a, b, d]` becomes `[rows, b, a, d]`.
 ///
-/// On Flex, reached with Autodiff around it or with 16 bits, a gather: it copies a view with swapped axes element by element.
+/// On Flex, under Autodiff or in 16 bits, this is a gather: Flex copies a view with swapped axes
+/// element by element.
 fn swap_middle<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     let [rows, a, b, d] = x.dims();
     if a == 1 || b == 1 {
@@ -199,16 +210,16 @@ fn swap_middle<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     x.reshape([all, d]).select(0, index).reshape([rows, b, a, d])
 }
 
-/// Runs a loop as it is compiled for the registers that this CPU has; its closures must be inlined for that.
+/// Runs a loop compiled for the vector registers of this CPU; its closures must be inlined.
 #[inline]
 pub(crate) fn vectorised(run: impl FnOnce()) {
     Arch::new().dispatch(run);
 }
 
-/// Numbers that are summed side by side.
+/// Values that are summed side by side.
 const LANES: usize = 16;
 
-/// Σ a_i b_i, in f64 but for runs of 64.
+/// Σ a_i b_i; runs of 64 are summed in f32, and the runs in f64.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut sum = 0.0;
     vectorised(
@@ -232,7 +243,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     sum
 }
 
-/// Each `width` numbers x ← softmax(scale·x).
+/// Applies x ← softmax(scale·x) to each row of `width` values.
 fn softmax(x: &mut [f32], width: usize, scale: f32) {
     vectorised(
         #[inline(always)]
@@ -240,7 +251,7 @@ fn softmax(x: &mut [f32], width: usize, scale: f32) {
     );
 }
 
-/// A score of −∞ weighs next to nothing; a NaN makes all of the row NaN.
+/// Softmax of one row. A score of −∞ gets nearly zero weight; a NaN makes the whole row NaN.
 #[inline(always)]
 fn softmax_of(row: &mut [f32], scale: f32) {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -293,7 +304,8 @@ mod tests {
 
     type Device = burn::backend::flex::FlexDevice;
 
-    /// erf in double precision: its power series, or behind 3 the continued fraction of erfc; both within 10⁻¹⁵.
+    /// erf in double precision, within 10⁻¹⁵: its power series, or from 3 on the continued fraction
+    /// of erfc.
     fn erf(x: f64) -> f64 {
         let a = x.abs();
         let value = if a < 3.0 {
@@ -316,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_is_erf() {
+    fn the_reference_matches_tabulated_erf() {
         // Abramowitz and Stegun, table 7.1
         for (x, y) in [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0), (-3.5, -0.999_999_256_9)]
         {
@@ -330,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn gelu_is_within_a_millionth_of_the_exact_one() {
+    fn gelu_is_within_1e_6_of_the_exact_value() {
         let xs: Vec<f32> = (-1_000_000..=1_000_000).map(|i| i as f32 * 1e-5).collect();
         let y = values(gelu(Tensor::<Flex, 1>::from_floats(xs.as_slice(), &Device::default())));
         let worst = xs.iter().zip(&y).map(|(&x, &y)| (f64::from(y) - exact_gelu(x)).abs()).fold(0.0, f64::max);
@@ -342,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_else_holds_the_numbers_is_left_alone() {
+    fn shared_values_are_not_modified() {
         let x = Tensor::<Flex, 1>::from_floats([-1.0, 2.0], &Device::default());
         let y = gelu(x.clone());
         assert_eq!(values(x), [-1.0, 2.0]);
@@ -351,25 +363,26 @@ mod tests {
         assert_eq!(values(gelu(view)), [0.0, 0.0, 20.0, 30.0]);
     }
 
-    fn numbers<B: Backend, const D: usize>(shape: [usize; D], salt: f32) -> Tensor<B, D> {
+    fn waves<B: Backend, const D: usize>(shape: [usize; D], salt: f32) -> Tensor<B, D> {
         let n = shape.iter().product::<usize>();
         let values: Vec<f32> = (0..n).map(|i| 3.0 * (i as f32 * 0.37 + salt).sin()).collect();
         Tensor::from_data(TensorData::new(values, shape), &Default::default())
     }
 
-    /// Against Burn's, that Autodiff goes through, for one and several heads, tokens and rows, with and without a bias.
-    fn agrees<B: Backend>() {
+    /// Compares with Burn's attention, which Autodiff uses, with and without a bias, for one and
+    /// several heads, tokens and rows.
+    fn assert_matches_burn<B: Backend>() {
         for (rows, tokens, context, heads, d) in
             [(1, 1, 1, 1, 4), (3, 5, 7, 2, 6), (2, 1, 65, 4, 32), (2, 40, 33, 3, 12)]
         {
             for shape in
                 [None, Some([1, 1, 1, context]), Some([rows, 1, tokens, context]), Some([rows, heads, tokens, context])]
             {
-                let run = |salt| numbers::<B, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
+                let run = |salt| waves::<B, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
                 let burn =
-                    |salt| numbers::<Autodiff<Flex>, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
-                let ours = attention(run(0.0), run(1.0), run(2.0), heads, shape.map(|s| numbers(s, 3.0)));
-                let theirs = attention(burn(0.0), burn(1.0), burn(2.0), heads, shape.map(|s| numbers(s, 3.0)));
+                    |salt| waves::<Autodiff<Flex>, 3>([rows, if salt == 0.0 { tokens } else { context }, d], salt);
+                let ours = attention(run(0.0), run(1.0), run(2.0), heads, shape.map(|s| waves(s, 3.0)));
+                let theirs = attention(burn(0.0), burn(1.0), burn(2.0), heads, shape.map(|s| waves(s, 3.0)));
                 assert_eq!(ours.dims(), [rows, tokens, d]);
                 for (a, b) in values(ours).into_iter().zip(values(theirs)) {
                     assert!(
@@ -382,13 +395,13 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_burn_s() {
-        agrees::<Flex>();
-        agrees::<NdArray>();
+    fn attention_matches_burn() {
+        assert_matches_burn::<Flex>();
+        assert_matches_burn::<NdArray>();
     }
 
     #[test]
-    fn softmax_takes_scores_of_any_size() {
+    fn softmax_handles_scores_of_any_size() {
         let mut row: Vec<f32> = (0..37).map(|i| -(i as f32)).collect();
         row[20] = f32::NEG_INFINITY;
         row[21] = -1e30;

@@ -11,11 +11,12 @@ use burn::record::{PrecisionSettings, Record};
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A serde-able value as a field of a Burn module.
+/// A serialisable value as a field of a Burn module.
 ///
-/// Fields marked `#[module(skip)]` are lost when a checkpoint is loaded; a `Persist` field is written into the
-/// record and read back, at full precision whatever the recorder's. It has no parameters and no device.
-/// The backend in the type is what makes `#[derive(Module)]` treat the field as a module.
+/// Fields marked `#[module(skip)]` are lost when a checkpoint is loaded. A `Persist` field is
+/// written into the record and read back, at full precision whatever the recorder's precision is.
+/// It has no parameters and no device. The backend in its type makes `#[derive(Module)]` treat the
+/// field as a module.
 ///
 /// ```
 /// use burn::prelude::*;
@@ -41,7 +42,7 @@ impl<B: Backend, T> Persist<B, T> {
     }
 }
 
-/// The record of a [`Persist`]: the value itself.
+/// Record of a [`Persist`]: the value itself.
 #[derive(Clone, Debug)]
 pub struct PersistRecord<T>(pub T);
 

@@ -1,72 +1,109 @@
-//! Methods of the field as combinations of this crate's parts.
+//! Published methods as combinations of this crate's parts.
 
-use std::fmt;
-use std::str::FromStr;
-
-use crate::allocator::AllocatorKind;
-use crate::budget::QueryBudget;
-use crate::error::Error;
-use crate::estimator::Space;
-use crate::feedback::ControlVariate;
-use crate::learner::{ForwardConfig, Normalisation};
+use crate::allocator::{AllocatorKind, QueryBudget};
+use crate::control_variate::ControlVariate;
+use crate::estimator::{Normalisation, Space};
+use crate::names::named_enum;
 use crate::noise::{NoiseLaw, Placement, Sampling};
+use crate::train::ForwardConfig;
 
 /// A published method, or this crate's default.
 ///
-/// Each sets space, law, sampling, placement, σ, control variate, normalisation and allocator; the optimizer is the caller's.
-/// Every one takes any number of queries per datum, FZOO at least 2.
+/// Each sets space, noise law, sampling, placement, σ, control variate, normalisation and
+/// allocator. The optimizer is the caller's choice. Any number of queries per example works, but
+/// FZOO needs at least 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Recipe {
-    /// This crate's defaults: activation noise, signs, one-sided, one layer per query, learned feedback, [`GaussianAllocator`](crate::allocator::GaussianAllocator).
+    /// This crate's defaults.
+    ///
+    /// One-sided Rademacher noise falls on the activations of one layer per query. The control
+    /// variate is learned, and so is the allocation, by
+    /// [`GaussianAllocator`](crate::allocator::GaussianAllocator).
     Default,
-    /// The paper: activation noise on all layers at once, Gaussian, antithetic, the Gaussian allocator in its own form, no control variate but
-    /// the clean loss, σ = 10⁻³. Variances are still estimated from earlier steps; [`VarianceEstimate::Pilot`](crate::VarianceEstimate::Pilot) is the
-    /// paper's initial queries.
+    /// FLOPS (Ren et al. 2025, arXiv 2410.05966): antithetic Gaussian noise on the activations of
+    /// all layers, σ = 10⁻³.
+    ///
+    /// The allocator is the [paper's](crate::allocator::GaussianAllocatorConfig::paper), and the
+    /// clean loss is the only control variate. Variances are estimated from earlier steps;
+    /// [`VarianceSource::Pilot`](crate::VarianceSource::Pilot) is the paper's initial queries.
     Flops,
-    /// MeZO (Malladi et al. 2023, arXiv 2305.17333): antithetic Gaussian noise on the weights, shared by the batch, σ = 10⁻³.
+    /// MeZO (Malladi et al. 2023, arXiv 2305.17333): antithetic Gaussian noise on the weights, σ =
+    /// 10⁻³.
+    ///
+    /// The batch shares each direction of the noise.
     Mezo,
-    /// FZOO (Dang et al. 2025, arXiv 2506.09034): one-sided signs on the weights, the step divided by the spread of the losses.
+    /// FZOO (Dang et al. 2025, arXiv 2506.09034): one-sided Rademacher noise on the weights.
+    ///
+    /// The step is divided by the spread of the losses.
     Fzoo,
-    /// Evolution strategies (Salimans et al. 2017, arXiv 1703.03864) with the clean loss as baseline: one-sided Gaussian noise on the weights.
+    /// Evolution strategies (Salimans et al. 2017, arXiv 1703.03864): one-sided Gaussian noise on
+    /// the weights.
+    ///
+    /// The clean loss is the baseline.
     Es,
-    /// EGGROLL (Sarkar et al. 2025, arXiv 2511.16652): antithetic noise of rank 1 on the weights, independent for every query of every datum.
+    /// EGGROLL (Sarkar et al. 2025, arXiv 2511.16652): antithetic noise of rank 1 on the weights.
+    ///
+    /// The noise is independent for every query of every example.
     Eggroll,
 }
 
-impl Recipe {
-    /// Every recipe.
-    pub const ALL: [Self; 6] = [Self::Default, Self::Flops, Self::Mezo, Self::Fzoo, Self::Es, Self::Eggroll];
-
-    /// The name it is chosen by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Default => "default",
-            Self::Flops => "flops",
-            Self::Mezo => "mezo",
-            Self::Fzoo => "fzoo",
-            Self::Es => "es",
-            Self::Eggroll => "eggroll",
-        }
+named_enum! {
+    Recipe: "recipe" {
+        Default => "default",
+        Flops => "flops",
+        Mezo => "mezo",
+        Fzoo => "fzoo",
+        Es => "es",
+        Eggroll => "eggroll",
     }
+}
 
-    /// Its settings with `budget` queries.
+impl Recipe {
+    /// The settings of the method, with `budget` queries.
+    #[must_use]
     pub fn config(self, budget: QueryBudget) -> ForwardConfig {
-        let config = ForwardConfig::new(budget);
-        let plain = || config.clone().with_control_variate(ControlVariate::None).with_placement(Placement::Joint);
-        let weights = || plain().with_space(Space::Weights).with_sigma(1e-3);
+        let config = ForwardConfig::new(budget).with_space(self.space());
+        let antithetic =
+            |config: ForwardConfig| config.with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic);
         match self {
             Self::Default => config,
-            Self::Flops => plain().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic).with_sigma(1e-3),
-            Self::Mezo => weights().with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic),
-            Self::Fzoo => weights().with_noise(NoiseLaw::Rademacher).with_normalisation(Normalisation::LossSpread),
-            Self::Es => weights().with_noise(NoiseLaw::Gaussian),
-            Self::Eggroll => {
-                plain().with_space(Space::LowRank(1)).with_noise(NoiseLaw::Gaussian).with_sampling(Sampling::Antithetic)
-            }
+            Self::Flops | Self::Mezo => antithetic(config.with_sigma(1e-3)),
+            Self::Fzoo => config.with_sigma(1e-3).with_noise(NoiseLaw::Rademacher),
+            Self::Es => config.with_sigma(1e-3).with_noise(NoiseLaw::Gaussian),
+            Self::Eggroll => antithetic(config),
         }
     }
 
-    /// Its allocator.
+    /// The space of the method.
+    #[must_use]
+    pub fn space(self) -> Space {
+        self.settings_in(match self {
+            Self::Default | Self::Flops => Space::activation(),
+            Self::Mezo | Self::Fzoo | Self::Es => Space::weights(),
+            Self::Eggroll => Space::low_rank(1),
+        })
+    }
+
+    /// Any `space` with the settings that the method gives it.
+    ///
+    /// The published methods perturb all layers at once, and have no control variate. FZOO divides
+    /// the gradient of weight noise by the spread of the losses; other spaces do not have that.
+    #[must_use]
+    pub fn settings_in(self, space: Space) -> Space {
+        if self == Self::Default {
+            return space;
+        }
+        let (placement, control_variate) = (Placement::Joint, ControlVariate::None);
+        match space {
+            Space::Activation { .. } => Space::Activation { placement, control_variate },
+            Space::LowRank { rank, .. } => Space::LowRank { rank, placement },
+            Space::Weights { .. } if self == Self::Fzoo => Space::Weights { normalisation: Normalisation::LossSpread },
+            Space::Weights { .. } => space,
+        }
+    }
+
+    /// The allocator of the method.
     pub fn allocator(self) -> AllocatorKind {
         match self {
             Self::Default => AllocatorKind::Gaussian,
@@ -76,27 +113,23 @@ impl Recipe {
     }
 }
 
-impl fmt::Display for Recipe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Recipe {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|recipe| recipe.name() == name).ok_or_else(|| Error::Unknown {
-            what: "recipe",
-            name: name.into(),
-            choices: "default, flops, mezo, fzoo, es, eggroll",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn published_methods_bring_their_settings_to_each_space_that_has_them() {
+        for recipe in Recipe::ALL {
+            let [activation, weights, low_rank] = Space::ALL.map(|space| recipe.settings_in(space));
+            let published = recipe != Recipe::Default;
+            let placement = if published { Placement::Joint } else { Placement::Single };
+            assert_eq!([activation, low_rank].map(Space::placement), [Some(placement); 2], "{recipe}");
+            let predicted = activation.control_variate() == Some(ControlVariate::Prediction);
+            assert_eq!(predicted, !published, "{recipe}");
+            assert_eq!(weights.normalisation() == Normalisation::LossSpread, recipe == Recipe::Fzoo);
+            assert_eq!(recipe.config(QueryBudget::new(2, 1).unwrap()).estimator.space, recipe.space());
+        }
+    }
 
     #[test]
     fn every_recipe_is_valid_and_has_a_name() {

@@ -1,4 +1,4 @@
-//! A network with every kind of site, small enough to be estimated thousands of times.
+//! A model with every kind of site, small enough for thousands of gradient estimates.
 
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Param, ParamId};
@@ -11,16 +11,16 @@ use burn::tensor::Distribution;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::allocator::{Allocator, DatumFeatures, proxy};
+use crate::allocator::{Allocator, DatumFeatures, QueryBudget, variance_objective};
 use crate::batch::Batch;
-use crate::budget::QueryBudget;
-use crate::objective::{ForwardModel, cross_entropy};
+use crate::losses::cross_entropy;
+use crate::model::ForwardModel;
 use crate::probe::Probe;
 
 pub type B = Flex;
 pub type AB = Autodiff<Flex>;
 
-/// Convolution, class token, positions, embedding, normalisation, linear layers.
+/// A convolution, a class token, an embedding, a layer norm and two linear layers.
 #[derive(Module, Debug)]
 pub struct Zoo<B: Backend> {
     pub conv: Conv2d<B>,
@@ -62,6 +62,7 @@ impl<B: Backend> ForwardModel<B> for Zoo<B> {
     }
 }
 
+/// Standard normals.
 fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
     let mut rng = StdRng::seed_from_u64(seed);
     Tensor::from_data(
@@ -70,6 +71,7 @@ fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B,
     )
 }
 
+/// A model whose parameters are all drawn from `seed`.
 pub fn zoo(seed: u64) -> Zoo<AB> {
     let device = Default::default();
     let init = Initializer::Normal { mean: 0.0, std: 0.5 };
@@ -89,7 +91,9 @@ pub fn zoo(seed: u64) -> Zoo<AB> {
     zoo
 }
 
+/// Draws each parameter from a seed of its own, also those that start at 0 or 1.
 struct Fill(u64);
+
 impl<B: Backend> burn::module::ModuleMapper<B> for Fill {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         self.0 += 1;
@@ -102,7 +106,7 @@ impl<B: Backend> burn::module::ModuleMapper<B> for Fill {
 
 pub type ZooBatch<B> = Batch<(Tensor<B, 4>, Tensor<B, 2, Int>), Tensor<B, 1, Int>>;
 
-/// `n` data of very different losses.
+/// `n` examples with very different losses.
 pub fn zoo_batch<B: Backend>(n: usize, seed: u64) -> ZooBatch<B> {
     let device = Default::default();
     let scale: Vec<f32> = (0..n).map(|j| 0.2 * (1 + j) as f32).collect();
@@ -117,7 +121,7 @@ pub fn zoo_batch<B: Backend>(n: usize, seed: u64) -> ZooBatch<B> {
     }
 }
 
-/// Every trained parameter's values as one list, through `read`.
+/// The values that `read` gives for each parameter, as one list, with zeros for `None`.
 pub fn flat<M: Module<B>>(model: &M, read: &mut dyn FnMut(ParamId, usize) -> Option<Vec<f64>>) -> Vec<f64> {
     struct Visit<'a>(&'a mut dyn FnMut(ParamId, usize) -> Option<Vec<f64>>, Vec<f64>);
     impl burn::module::ModuleVisitor<B> for Visit<'_> {
@@ -131,7 +135,7 @@ pub fn flat<M: Module<B>>(model: &M, read: &mut dyn FnMut(ParamId, usize) -> Opt
     visit.1
 }
 
-/// All parameters of a model as one list.
+/// All parameter values of a model, as one list.
 pub fn weights<M: Module<B>>(model: &M) -> Vec<f64> {
     struct Visit(Vec<f64>);
     impl burn::module::ModuleVisitor<B> for Visit {
@@ -144,7 +148,7 @@ pub fn weights<M: Module<B>>(model: &M) -> Vec<f64> {
     visit.0
 }
 
-/// The gradient of the mean loss by autodiff.
+/// The gradient of the mean loss, by autodiff.
 pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
     let output = model.forward(batch.input, &mut Probe::clean());
     let grads = model.losses(output, batch.target).mean().backward();
@@ -163,19 +167,19 @@ pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
     visit.1
 }
 
-/// The model without a graph.
+/// The model on the inner backend, without a graph.
 pub fn plain(model: &Zoo<AB>) -> Zoo<B> {
     model.valid()
 }
 
-/// Losses of skew 2 as training leaves them.
+/// Skewed losses, as training leaves them: half the exponential of a standard normal.
 pub fn skewed_losses(n: usize, seed: u64) -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(seed);
     let data = TensorData::random::<f64, _, _>([n], Distribution::Normal(0.0, 1.0), &mut rng);
     data.iter::<f64>().map(|z| 0.5 * z.exp()).collect()
 }
 
-/// The mean of J over 100 draws of an allocator that has learned for `steps` steps on one batch.
+/// The mean J of 100 allocations, after the allocator has learned for `steps` steps on one batch.
 pub fn train_allocator<A: Allocator<B>>(
     mut allocator: A,
     features: &DatumFeatures<'_>,
@@ -188,6 +192,6 @@ pub fn train_allocator<A: Allocator<B>>(
         let update = allocator.allocate(features, budget, &mut rng).unwrap().1;
         allocator = allocator.apply(update);
     }
-    let draw = |_| proxy(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
+    let draw = |_| variance_objective(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
     (0..100).map(draw).sum::<f64>() / 100.0
 }

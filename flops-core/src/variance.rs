@@ -1,4 +1,4 @@
-//! Estimates of Tr Σ_j, known before the queries are drawn.
+//! Estimates of Tr Σ_j and of the sites' second moments, before the queries are drawn.
 
 use std::collections::BTreeMap;
 
@@ -6,31 +6,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Where the allocator's estimates of Tr Σ_j come from.
+/// The source of the allocator's estimates of Tr Σ_j.
 ///
-/// | estimate | queries it costs | knows |
+/// | source | queries | what the estimates rest on |
 /// |---|---|---|
-/// | [`Running`](Self::Running) | none | what data of this loss, and this datum, have shown in earlier steps |
-/// | [`Loss`](Self::Loss) | none | the loss |
-/// | [`Pilot`](Self::Pilot) | none beyond the budget: they join the estimate with a fixed weight | what this step's own pilots show |
+/// | [`Running`](Self::Running) | none | earlier queries of examples with this loss, and of this example |
+/// | [`Loss`](Self::Loss) | none | the clean loss |
+/// | [`Pilot`](Self::Pilot) | part of the budget | pilot queries of this step |
 ///
-/// The default is the one that measurement picked, see `docs/method.md`.
+/// The default did best in experiments, see `docs/method.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum VarianceEstimate {
-    /// [`VarianceTracker`]: from the queries of earlier steps.
+#[non_exhaustive]
+pub enum VarianceSource {
+    /// The queries of earlier steps, by a [`VarianceTracker`].
     #[default]
     Running,
-    /// Tr Σ_j = ℓ_j²: the clean loss as a proxy.
+    /// The clean loss: Tr Σ_j is taken to be ℓ_j².
     Loss,
-    /// Pilot queries of the same step, this many for each datum, out of the budget: A₀ must be larger.
+    /// Pilot queries of the same step, this many for each example, at least 1 and fewer than A₀.
     ///
-    /// With P pilots, the estimate is ĝ = (P/A₀)·ĝ_pilot + (1 − P/A₀)·ĝ_rest, a weight that is fixed before anything is drawn: ĝ is
-    /// unbiased, although the pilots decide the allocation of the rest. A weight that depends on the allocation would bias it.
+    /// With P pilots the gradient estimate is ĝ = (P/A₀)·ĝ_pilot + (1 − P/A₀)·ĝ_rest. The weight
+    /// P/A₀ is fixed before anything is drawn, so ĝ is unbiased, although the pilots decide the
+    /// allocation of the rest. A weight that depended on the allocation would bias it.
     Pilot(usize),
 }
 
-impl std::fmt::Display for VarianceEstimate {
+impl std::fmt::Display for VarianceSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Running => f.write_str("running"),
@@ -40,69 +42,79 @@ impl std::fmt::Display for VarianceEstimate {
     }
 }
 
-impl std::str::FromStr for VarianceEstimate {
+impl std::str::FromStr for VarianceSource {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self, Error> {
         match s {
             "running" => Ok(Self::Running),
             "loss" => Ok(Self::Loss),
             _ => s.strip_prefix("pilot:").and_then(|n| n.parse().ok()).map(Self::Pilot).ok_or_else(|| Error::Unknown {
-                what: "estimate of the variance",
+                what: "variance source",
                 name: s.into(),
-                choices: "running, loss, pilot:N (N queries per datum)",
+                choices: "running, loss, pilot:N (N queries per example)",
             }),
         }
     }
 }
 
-/// Tr Σ_j = ℓ_j², the proxy; losses whose squares overflow are cut.
-pub fn loss_proxy(losses: &[f64]) -> Vec<f64> {
+/// ℓ_j², the estimate of Tr Σ_j by [`VarianceSource::Loss`].
+///
+/// Squares are cut at the square root of the largest `f64`, so that sums of them stay finite.
+pub fn squared_losses(losses: &[f64]) -> Vec<f64> {
     losses.iter().map(|l| (l * l).min(f64::MAX.sqrt())).collect()
 }
 
-/// Bins of the pooled curve, equal in log loss from `LOSS_MIN` to `LOSS_MAX`.
+/// Number of bins of the pooled curve, of equal width in log loss from `LOSS_MIN` to `LOSS_MAX`.
 const BINS: usize = 48;
 const LOSS_MIN: f64 = 1e-6;
 const LOSS_MAX: f64 = 1e2;
 /// Width of the smoothing kernel, in bins.
 const BANDWIDTH: f64 = 0.75;
-/// What is left of the curve's weight after one more batch.
+/// Factor on the curve's weight per batch.
 const CURVE_DECAY: f64 = 0.98;
-/// What is left of a datum's weight when it is seen again, one epoch later.
+/// Factor on an example's weight when it is seen again, usually one epoch later.
 const DATUM_DECAY: f64 = 0.7;
-/// The curve counts as much as this many queries of the datum itself.
+/// The curve counts as much as this many queries of the example itself.
 const PRIOR_QUERIES: f64 = 40.0;
-/// A datum's ratio to the curve is kept below this.
+/// Upper bound of an example's ratio to the curve.
 const MAX_RATIO: f64 = 100.0;
 
-/// Predicts Tr Σ_j before datum j's queries are drawn.
+/// Predicts Tr Σ_j before the queries of example j are drawn.
 ///
-/// What is observed is m_j, the mean over a datum's queries of ‖ĝ_jq‖². Its expectation is Tr Σ_j + ‖E ĝ_j‖², of which
-/// the second term is smaller by about the number of perturbed coordinates; it is not subtracted.
+/// It observes m_j, an estimate of E‖ĝ_jq‖² = Tr Σ_j + ‖E ĝ_j‖² from the queries of an example. The
+/// second term is not subtracted: it is smaller by a factor of about the number of perturbed
+/// coordinates.
 ///
-/// Two estimates are combined. The *pooled curve* m(ℓ) is what data of loss ℓ have shown lately, whoever they were:
-/// it needs no earlier visit, and follows the training. The *datum's own ratio* m_j / m(ℓ_j) is what sets it apart
-/// from others of its loss, averaged over its visits with older ones forgotten. The prediction is m(ℓ_j) times that
-/// ratio, shrunk towards 1 as if 40 queries had already shown a ratio of 1, since a single query's ‖ĝ‖² scatters
-/// by more than 100 %. An unseen datum gets the curve; before any observation every datum gets 1.
+/// Two estimates are combined.
 ///
-/// The ratio is remembered, not m_j, so that an estimate from the last epoch stays right when the loss has fallen.
+/// - The *pooled curve* m(ℓ) is the recent mean of m over all examples with loss ℓ. It needs no
+///   earlier visit of the example, and it follows the training.
+/// - The example's *own ratio* m_j / m(ℓ_j) sets it apart from others with its loss. It is averaged
+///   over the visits, and older visits count less.
 ///
-/// Memory: 16 bytes per datum seen, about 25 with the map around them; the curve takes 1 kB.
+/// The prediction is m(ℓ_j) times the ratio. The standard deviation of a single query's ‖ĝ‖² is
+/// above its mean. The ratio is therefore shrunk towards 1, as if 40 queries had already shown a
+/// ratio of 1. An unseen example gets the curve. Before any observation every example gets 1.
+///
+/// The tracker remembers the ratio instead of m_j, so that an estimate from the last epoch stays
+/// right when the loss has fallen. The loss may be replaced by another variance covariate, if the
+/// model has one.
+///
+/// Memory: 16 bytes per example seen, or about 25 with the map around them. The curve takes 1 kB.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VarianceTracker {
     curve: Vec<Bin>,
     data: BTreeMap<u64, Datum>,
 }
 
-/// A bin of the pooled curve: Σ weight·m and Σ weight, a query of the latest batch weighing 1.
+/// A bin of the pooled curve: Σ weight·m and Σ weight. A query of the latest batch has weight 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Bin {
     sum: f64,
     weight: f64,
 }
 
-/// A datum's mean ratio to the curve and the number of queries behind it, older ones counting less.
+/// An example's mean ratio to the curve, and its number of queries, where older ones count less.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Datum {
     ratio: f32,
@@ -115,7 +127,7 @@ impl VarianceTracker {
         Self::default()
     }
 
-    /// The number of data seen.
+    /// The number of examples seen.
     pub fn len(&self) -> usize {
         self.data.len()
     }
@@ -125,14 +137,15 @@ impl VarianceTracker {
         self.data.is_empty()
     }
 
-    /// Estimates of Tr Σ_j, one per datum: finite and not negative.
+    /// Estimates of Tr Σ_j, one per example, finite and not negative.
     pub fn predict(&self, ids: &[u64], losses: &[f64]) -> Vec<f64> {
         ids.iter().zip(losses).map(|(id, &loss)| self.pooled(loss).unwrap_or(1.0) * self.ratio(*id)).collect()
     }
 
-    /// Takes in one step's observations: `m[j]`, the mean of ‖ĝ_jq‖² over the `counts[j]` queries of datum `ids[j]`.
+    /// Adds the observations of one step.
     ///
-    /// Entries without queries, or whose loss or `m` is not finite, are passed over.
+    /// `m[j]` estimates E‖ĝ_jq‖² from the `counts[j]` queries of example `ids[j]`. Entries without
+    /// queries are skipped, and so are those whose loss or `m` is not finite.
     pub fn observe(&mut self, ids: &[u64], losses: &[f64], m: &[f64], counts: &[usize]) {
         self.curve.resize(BINS, Bin::default());
         for bin in &mut self.curve {
@@ -160,13 +173,14 @@ impl VarianceTracker {
         }
     }
 
-    /// m(ℓ), smoothed over neighbouring bins; none before any observation.
+    /// m(ℓ), smoothed over neighbouring bins, or none before any observation.
     fn pooled(&self, loss: f64) -> Option<f64> {
         let at = position(loss);
         let (mut sum, mut weight) = (0.0, 0.0);
         for (k, bin) in self.curve.iter().enumerate() {
             let d = (at - k as f64) / BANDWIDTH;
-            // The second term carries the curve to where no datum has been; it underflows nowhere.
+            // the second term extends the curve to losses that no example has had; it never
+            // underflows
             let kernel = (-0.5 * d * d).exp() + 1e-4 * (-d.abs()).exp();
             sum += kernel * bin.sum;
             weight += kernel * bin.weight;
@@ -174,7 +188,7 @@ impl VarianceTracker {
         (weight > 0.0).then(|| sum / weight)
     }
 
-    /// The datum's own ratio to the curve, shrunk towards 1.
+    /// The example's own ratio to the curve, shrunk towards 1.
     fn ratio(&self, id: u64) -> f64 {
         self.data.get(&id).map_or(1.0, |d| {
             let own = d.queries as f64;
@@ -183,26 +197,30 @@ impl VarianceTracker {
     }
 }
 
-/// Where a loss lies on the curve, from 0 to `BINS` − 1. NaN lies at 0.
+/// The position of a loss on the curve, from 0 to `BINS` − 1, or NaN for NaN.
 fn position(loss: f64) -> f64 {
     let loss = loss.clamp(LOSS_MIN, LOSS_MAX);
     (loss / LOSS_MIN).ln() / (LOSS_MAX / LOSS_MIN).ln() * (BINS - 1) as f64
 }
 
-/// Share of the site probabilities that is equal for all, so that none is forgotten.
+/// Share of the site probabilities that is equal for all sites, so that none is neglected.
 const EQUAL_SHARE: f64 = 0.2;
-/// What a site's running moment keeps per step.
+/// Factor on a site's running sums per step.
 const SITE_DECAY: f64 = 0.95;
 
-/// Running second moments E_s·G_s of the estimates at each site, and the probabilities p_s ∝ √(E_s·G_s) that follow.
+/// Running second moments E_s·G_s of the estimates at each site, and site probabilities p_s ∝
+/// √(E_s·G_s).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SiteTracker {
-    /// (sum, queries), decayed.
+    /// Σ c²·E_s and the number of queries at each site, decayed.
     sites: Vec<(f64, f64)>,
 }
 
 impl SiteTracker {
-    /// Probabilities of sites whose queries cost `costs`: p_s ∝ √(E_s·G_s/cost_s), mixed with equal ones; equal ones for sites never seen.
+    /// Probabilities of sites whose queries cost `costs`: p_s ∝ √(E_s·G_s/cost_s), mixed with equal
+    /// ones.
+    ///
+    /// They are all equal until every site has been seen.
     pub fn probabilities(&self, costs: &[f64]) -> Vec<f64> {
         let sites = costs.len();
         let equal = 1.0 / sites.max(1) as f64;
@@ -215,12 +233,15 @@ impl SiteTracker {
         roots.iter().map(|r| EQUAL_SHARE * equal + (1.0 - EQUAL_SHARE) * r / total).collect()
     }
 
-    /// The running mean of c²·E_s·E s² at each site, E_s·G_s: the second moment of a query there. NaN where none was seen.
+    /// E_s·G_s at each site, the second moment of a query there, as a running mean.
+    ///
+    /// It is NaN for a site without queries.
     pub fn moments(&self) -> Vec<f64> {
         self.sites.iter().map(|(sum, queries)| sum / queries).collect()
     }
 
-    /// Takes in what a step saw at each site: the sum of c²·E_s over its queries, and their number.
+    /// Adds the observations of one step at each site: the sum of c²·E_s over its queries, and
+    /// their number.
     pub fn observe(&mut self, moments: &[(f64, u64)]) {
         if moments.is_empty() {
             return;
@@ -243,17 +264,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn estimates_have_names() {
-        for estimate in [VarianceEstimate::Running, VarianceEstimate::Loss, VarianceEstimate::Pilot(4)] {
-            assert_eq!(estimate.to_string().parse::<VarianceEstimate>().unwrap(), estimate);
+    fn sources_have_names() {
+        for source in [VarianceSource::Running, VarianceSource::Loss, VarianceSource::Pilot(4)] {
+            assert_eq!(source.to_string().parse::<VarianceSource>().unwrap(), source);
         }
-        assert!("pilot:x".parse::<VarianceEstimate>().unwrap_err().to_string().contains("pilot:N"));
-        assert_eq!(loss_proxy(&[3.0, 0.0, -2.0]), [9.0, 0.0, 4.0]);
-        assert!(loss_proxy(&[1e300]).iter().all(|v| v.is_finite()));
+        assert!("pilot:x".parse::<VarianceSource>().unwrap_err().to_string().contains("pilot:N"));
+        assert_eq!(squared_losses(&[3.0, 0.0, -2.0]), [9.0, 0.0, 4.0]);
+        assert!(squared_losses(&[1e300]).iter().all(|v| v.is_finite()));
     }
 
     #[test]
-    fn before_any_observation_all_data_are_alike() {
+    fn before_any_observation_all_examples_are_alike() {
         assert_eq!(VarianceTracker::new().predict(&[4, 7], &[0.1, 9.0]), [1.0, 1.0]);
         let mut tracker = VarianceTracker::new();
         tracker.observe(&[1, 2, 3], &[1.0, f64::NAN, 1.0], &[f64::INFINITY, 1.0, 1.0], &[5, 5, 0]);
@@ -261,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unseen_datum_gets_the_curve() {
+    fn an_unseen_example_gets_the_curve() {
         let mut tracker = VarianceTracker::new();
         let losses: Vec<f64> = (0..200).map(|j| 0.01 * 1.05f64.powi(j)).collect();
         let m: Vec<f64> = losses.iter().map(|l| l * l).collect();
@@ -269,19 +290,21 @@ mod tests {
         tracker.observe(&ids, &losses, &m, &[20; 200]);
         for loss in [0.05, 0.3, 2.0, 20.0] {
             let got = tracker.predict(&[999], &[loss])[0];
-            // Deterministic; the bins and their smoothing blur m = ℓ² by up to half.
+            // deterministic: the bins and their smoothing blur m = ℓ² by less than a factor of
+            // e^0.5
             assert!((got / (loss * loss)).ln().abs() < 0.5, "{loss}: {got}");
         }
-        // Far from all data the nearest bins answer, and nothing is ever unusable.
+        // far from all examples the nearest bins decide, and every prediction is usable
         let odd = tracker.predict(&[999; 5], &[0.0, 1e30, f64::NAN, f64::INFINITY, -1.0]);
         assert!(odd.iter().all(|v| v.is_finite() && *v >= 0.0), "{odd:?}");
         assert!(odd[0] < 1e-3 && odd[1] > 1e3, "{odd:?}");
     }
 
     #[test]
-    fn a_datum_that_differs_from_its_loss_is_found_out() {
-        // Two kinds of data of equal loss, Tr Σ = 1 and 9, seen 12 times at 20 queries. m is Tr Σ·χ²₂₀/20, here a sum
-        // of 20 uniform variates of mean 1: a fixed seed, deterministic. The true curve is 5.
+    fn an_example_that_differs_from_others_of_its_loss_is_recognised() {
+        // Two kinds of examples with equal loss and Tr Σ = 1 and 9 are seen 12 times with 20
+        // queries. m is Tr Σ times the mean of 20 uniform variates of mean 1. The seed is fixed.
+        // The true curve is 5.
         let mut rng = StdRng::seed_from_u64(1);
         let (ids, losses): (Vec<u64>, Vec<f64>) = ((0..64).collect(), vec![1.0; 64]);
         let mut tracker = VarianceTracker::new();
@@ -296,7 +319,7 @@ mod tests {
             tracker.observe(&ids, &losses, &m, &[20; 64]);
         }
         let v = tracker.predict(&ids, &losses);
-        // Shrunk by 40 of 107 queries: 1 → 2.5 and 9 → 7.5.
+        // the ratio is shrunk by 40 of 106 queries: 1 becomes 2.5, and 9 becomes 7.5
         assert!(v.chunks(2).all(|p| p[0] > 1.5 && p[0] < 3.5 && p[1] > 6.0 && p[1] < 9.0), "{v:?}");
     }
 
@@ -313,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn it_survives_serde() {
+    fn a_tracker_survives_serde() {
         let mut tracker = VarianceTracker::new();
         tracker.observe(&[3, u64::MAX], &[0.2, 0.4], &[1.0, 2.0], &[3, 5]);
         let json = serde_json::to_string(&tracker).unwrap();

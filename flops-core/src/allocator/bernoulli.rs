@@ -6,10 +6,13 @@ use burn::prelude::{Backend, Tensor};
 use rand::rngs::StdRng;
 use rand_distr::{Binomial, Distribution};
 
+use super::allocation::Allocation;
+use super::budget::QueryBudget;
+use super::features::DatumFeatures;
 use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
-use super::{Allocator, DatumFeatures, set_values, values};
-use crate::budget::{Allocation, QueryBudget};
+use super::params::{set_values, values};
+use super::traits::Allocator;
 use crate::error::Error;
 use crate::ops;
 use crate::persist::Persist;
@@ -20,31 +23,36 @@ const LOGIT: (f64, f64) = (-8.0, 8.0);
 /// Configuration of a [`BernoulliAllocator`].
 #[derive(Config, Debug)]
 pub struct BernoulliAllocatorConfig {
-    /// What the logit is linear in.
+    /// The features in which the logit is linear.
     #[config(default = "MeanModel::Loss")]
     pub mean: MeanModel,
-    /// Steps from one update of λ to the next, at least 1. In the steps between the most likely allocation is used.
+    /// Steps from one update of λ to the next, at least 1.
+    ///
+    /// In the steps between, the most likely allocation is used. With one candidate it is a draw.
     #[config(default = 1)]
     pub update_every: usize,
-    /// Likelihood-ratio updates of λ in a step that has any; 0 freezes λ.
+    /// Likelihood-ratio updates of λ in a step that updates it. 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
-    /// Sampled allocations per update, at least 2.
+    /// Allocations drawn per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations of which the one of least estimated variance is used: the most likely one, and draws. 1 is a draw alone, as in the paper.
+    /// Allocations to choose from, at least 1. The one with the least estimated variance is used.
+    ///
+    /// The first candidate is the most likely allocation, and the others are draws. A single
+    /// candidate is a draw, as in the paper.
     #[config(default = 16)]
     pub candidates: usize,
-    /// Learning rate of λ.
+    /// Learning rate of λ, in (0, 1].
     #[config(default = 0.05)]
     pub lr: f64,
-    /// Probability to keep a query at the start, the same for all data, in (0, 1).
+    /// Initial probability to keep a query, the same for all examples, from 0.001 to 0.999.
     #[config(default = 0.7)]
     pub keep: f64,
 }
 
 impl BernoulliAllocatorConfig {
-    /// An allocator that treats all data alike: equal allocation but for the exploration.
+    /// An allocator that has learned nothing yet. All examples keep queries with equal probability.
     ///
     /// # Errors
     /// If a setting is out of range.
@@ -70,20 +78,30 @@ impl BernoulliAllocatorConfig {
     }
 }
 
-/// Each datum gives up its queries one by one with a learned probability; those who keep theirs get what was given up.
+/// Each example gives up queries with a learned probability, and those who keep theirs share them.
 ///
-/// A datum has A_min queries for certain and A₀ − A_min that it keeps independently, each with probability
-/// p_j = 1/(1 + exp(−β₀ − β₁φ_j)), φ the losses standardised within the batch ([`MeanModel`] has other choices). With K_j of them kept,
-/// what all gave up goes to those who kept, in proportion to what they kept: A_j = A_min + B(A₀ − A_min)·K_j/ΣK, rounded by largest
-/// remainders to the exact budget; equal shares where nobody kept any. The largest ratio of two shares is not bounded by A₀, since small p
-/// stand in any ratio.
+/// # The distribution
+/// An example has A_min queries for certain. It keeps each of the other A₀ − A_min independently,
+/// with probability p_j = 1/(1 + exp(−β₀ − β₁φ_j)). φ are the losses standardised within the batch;
+/// [`MeanModel`] has other choices. K_j is the number that example j keeps.
 ///
-/// λ = β minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio, whose score is
-/// ∂ ln P/∂β = Σ_j (K_j − (A₀ − A_min)·p_j)·x_j; the same updates, optimizer and order as the
-/// [Gaussian allocator](super::GaussianAllocator)'s. Its draws need no covariance: O(M·B) per update for M samples, plus rounding.
+/// All B(A₀ − A_min) are shared in proportion to what was kept: A_j = A_min + B(A₀ − A_min)·K_j/ΣK.
+/// Rounding by largest remainders meets the budget exactly. If nothing was kept, the shares are
+/// equal. The largest ratio of two shares is not bounded by A₀, because small p_j can have any
+/// ratio.
 ///
-/// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966), section 4, where a datum keeps or loses half
-/// of its queries at once; here each query is kept or lost, and the probability learned.
+/// # Learning
+/// λ = β minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio, with the score
+///
+/// ∂ ln P/∂β = Σ_j (K_j − (A₀ − A_min)·p_j)·x_j.
+///
+/// Gradient and optimizer are those of the [Gaussian allocator](super::GaussianAllocator). By
+/// default every step updates λ. No covariance is needed: an update with M samples costs O(M·B)
+/// plus the rounding.
+///
+/// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966),
+/// section 4. There an example keeps or loses half of its queries at once. Here each query is kept
+/// or lost on its own, and the probability is learned.
 #[derive(Module, Debug)]
 pub struct BernoulliAllocator<B: Backend> {
     /// β, `[coefficients]`: (β₀, β₁) by default.
@@ -132,10 +150,12 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
     }
 }
 
-/// The law of the kept queries for one λ and one batch.
+/// The law of the kept queries K for one λ and one batch.
 struct Bernoulli<'a> {
     design: &'a Design,
+    /// p_j.
     keep: Vec<f64>,
+    /// A₀ − A_min.
     spare: u64,
 }
 
@@ -147,11 +167,11 @@ impl<'a> Bernoulli<'a> {
 }
 
 impl Law for Bernoulli<'_> {
-    /// K_j.
+    /// K_j of each example.
     type Draw = Vec<u64>;
 
     fn draw(&self, rng: &mut StdRng) -> Vec<u64> {
-        // a probability is a number from 0 to 1 here, so that the law exists
+        // p is always in [0, 1], so the law exists
         self.keep.iter().map(|&p| Binomial::new(self.spare, p).map_or(0, |law| law.sample(rng))).collect()
     }
 
@@ -172,7 +192,7 @@ impl Law for Bernoulli<'_> {
 
     fn score(&self, kept: &Vec<u64>) -> Vec<f64> {
         let residual: Vec<f64> = kept.iter().zip(&self.keep).map(|(&k, p)| k as f64 - self.spare as f64 * p).collect();
-        self.design.pull(&residual)
+        self.design.transpose_mul(&residual)
     }
 }
 
@@ -183,7 +203,7 @@ mod tests {
     use rand::seq::SliceRandom;
 
     use super::*;
-    use crate::allocator::proxy;
+    use crate::allocator::variance_objective;
     use crate::testing::{skewed_losses, train_allocator};
 
     fn budget(queries: usize) -> QueryBudget {
@@ -226,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_keeps_and_all_keep() {
+    fn equal_numbers_of_kept_queries_give_equal_shares() {
         let design =
             MeanModel::Loss.design(&DatumFeatures { losses: &[1.0; 4], variances: &[1.0; 4], ..Default::default() });
         let design = design.unwrap();
@@ -237,11 +257,12 @@ mod tests {
         assert_eq!(counts([1, 0, 0, 0]), [77, 1, 1, 1]);
     }
 
-    // Fixed seeds: a failure means a change. E[J] from 100 draws, standard error below 1 %. Neyman's J is 0.32 to 0.43 of uniform's here; what is
-    // lost against it is the scatter of the kept counts, which few queries make large.
+    // The seeds are fixed, so a failure means a change. E[J] comes from 100 draws, with a standard
+    // error below 1 %. The J of the Neyman allocation is 0.32 to 0.43 of the uniform one's here.
+    // The kept counts scatter, the more so with few queries, and that is the loss against Neyman.
 
     #[test]
-    fn it_learns_where_losses_explain_the_variances_and_does_no_harm_where_not() {
+    fn it_gains_if_losses_explain_the_variances_and_does_no_harm_if_not() {
         for (queries, explained, flat) in [(20, 1.4, 1.05), (4, 1.6, 1.06)] {
             for seed in 0..3 {
                 let losses = skewed_losses(64, seed);
@@ -253,17 +274,17 @@ mod tests {
                     let start = allocator(BernoulliAllocatorConfig::new());
                     train_allocator(start, &features, &budget, seed, 300)
                 };
-                let neyman = proxy(&variances, &Allocation::neyman(&weights, &budget).unwrap());
+                let neyman = variance_objective(&variances, &Allocation::neyman(&weights, &budget).unwrap());
                 assert!(j(&variances) <= explained * neyman, "{queries}, {seed}: {} against {neyman}", j(&variances));
                 variances.shuffle(&mut StdRng::seed_from_u64(seed + 100));
-                let uniform = proxy(&variances, &Allocation::uniform(64, &budget));
+                let uniform = variance_objective(&variances, &Allocation::uniform(64, &budget));
                 assert!(j(&variances) <= flat * uniform, "{queries}, {seed}: {} against {uniform}", j(&variances));
             }
         }
     }
 
     #[test]
-    fn settings_out_of_range_are_named() {
+    fn errors_name_the_setting() {
         let fail = |c: BernoulliAllocatorConfig| c.init::<Flex>(&Default::default()).unwrap_err().to_string();
         let config = BernoulliAllocatorConfig::new;
         assert!(fail(config().with_keep(1.0)).contains("keep = 1"));

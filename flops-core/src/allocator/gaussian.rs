@@ -8,64 +8,83 @@ use burn::prelude::{Backend, Tensor};
 use burn::tensor::{Distribution, TensorData};
 use rand::rngs::StdRng;
 
-use super::kernel::{Distances, Kernel};
+use super::allocation::Allocation;
+use super::budget::QueryBudget;
+use super::covariance::{Covariance, Distances};
+use super::features::DatumFeatures;
 use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
-use super::{Allocator, DatumFeatures, set_values, values};
-use crate::budget::{Allocation, QueryBudget};
+use super::params::{set_values, values};
+use super::traits::Allocator;
 use crate::error::Error;
 use crate::linalg::dot;
 use crate::ops;
 use crate::persist::Persist;
 
-/// Bounds of β₀, the other coefficients, σ and γ; the lower bound of σ in training is a setting. A larger γ would make the noise common
-/// to all data, and the projection undoes what is common.
+/// Bounds of β₀.
 const BETA0: (f64, f64) = (0.0, 2.0);
+/// Bounds of the other coefficients.
 const BETA: (f64, f64) = (-4.0, 4.0);
+/// Bounds of σ. `sigma_floor` raises the lower one.
 const SIGMA: (f64, f64) = (1e-3, 0.5);
+/// Bounds of γ. A larger γ would make the noise common to all examples, and the projection undoes
+/// that.
 const GAMMA: (f64, f64) = (0.1, 1.0);
 
 /// Configuration of a [`GaussianAllocator`].
 #[derive(Config, Debug)]
 pub struct GaussianAllocatorConfig {
-    /// What the mean is linear in; [`MeanModel::Loss`] is the paper's.
+    /// The features in which the mean is linear. The paper uses [`MeanModel::Loss`].
     #[config(default = "MeanModel::Variance")]
     pub mean: MeanModel,
-    /// Steps from one update of λ to the next, at least 1. In the steps between the mean alone is allocated, which costs next to nothing.
+    /// Steps from one update of λ to the next, at least 1.
+    ///
+    /// In the steps between, the mean itself is allocated, at almost no cost. With one candidate it
+    /// is a draw.
     #[config(default = 16)]
     pub update_every: usize,
-    /// Likelihood-ratio updates of λ in a step that has any; 0 freezes λ.
+    /// Likelihood-ratio updates of λ in a step that updates it. 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
-    /// Sampled allocations per update, at least 2.
+    /// Allocations drawn per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations of which the one of least estimated variance is used: the most likely one, and draws. 1 is a draw alone, as in the paper.
+    /// Allocations to choose from, at least 1. The one with the least estimated variance is used.
+    ///
+    /// The first candidate is the most likely allocation, and the others are draws. A single
+    /// candidate is a draw, as in the paper.
     #[config(default = 16)]
     pub candidates: usize,
-    /// Learning rate of λ.
+    /// Learning rate of λ, in (0, 1].
     #[config(default = 0.015)]
     pub lr: f64,
-    /// Initial σ, in units of A₀.
+    /// Initial σ, in units of A₀, from 0.001 to 0.5.
     #[config(default = 0.1)]
     pub sigma: f64,
-    /// What A₀·σ is kept above, in queries. Draws that differ by less than a query round to the same allocation: λ
-    /// would learn nothing from them, and drift.
+    /// Lower bound of A₀·σ, in queries, from 0.001 to 1,000.
+    ///
+    /// Draws that differ by less than a query round to the same allocation. λ would learn nothing
+    /// from them and drift.
     #[config(default = 1.0)]
     pub sigma_floor: f64,
-    /// Initial γ.
+    /// Initial γ, the length scale of the covariance, from 0.1 to 1.
     #[config(default = 0.5)]
     pub gamma: f64,
-    /// The largest batch whose covariance is exact; beyond it a low-rank one takes over, whose cost is linear in the batch.
+    /// The largest batch with an exact covariance. Larger ones use a low-rank covariance, whose
+    /// cost is linear in the batch.
     #[config(default = 1024)]
     pub exact_up_to: usize,
-    /// Rank of that covariance: data that the others are compared with, at least 1.
+    /// Rank of that covariance: the examples that all others are compared with, from 1 to 10,000.
     #[config(default = 64)]
     pub landmarks: usize,
 }
 
 impl GaussianAllocatorConfig {
-    /// The paper's form: the mean follows the losses alone, λ is updated in every step, and the allocation is a single draw.
+    /// The paper's form.
+    ///
+    /// The mean follows only the losses, λ is updated in every step, and the allocation is a single
+    /// draw.
+    #[must_use]
     pub fn paper() -> Self {
         Self::new().with_mean(MeanModel::Loss).with_candidates(1).with_update_every(1)
     }
@@ -84,8 +103,10 @@ impl GaussianAllocatorConfig {
         self.mean == MeanModel::Loss && self.candidates == 1
     }
 
-    /// An allocator whose mean is Neyman's allocation by the estimated variances, β = (1, 0, 1), or with another [`MeanModel`] equal
-    /// allocation, β = (1, 0).
+    /// An allocator that has learned nothing yet.
+    ///
+    /// Its mean is the Neyman allocation by the estimated variances, β = (1, 0, 1). With another
+    /// [`MeanModel`] than [`Variance`](MeanModel::Variance) it is the uniform allocation.
     ///
     /// # Errors
     /// If a setting is out of range.
@@ -110,33 +131,45 @@ impl GaussianAllocatorConfig {
     }
 }
 
-/// Draws the allocation from a Gaussian whose mean follows the losses, and learns that Gaussian as training goes on.
+/// Draws the allocation from a Gaussian, whose mean and covariance it learns during training.
 ///
-/// In units of A₀ the raw allocation is a ∼ N(μ, K) with
+/// # The distribution
+/// In units of A₀ the raw allocation is a ∼ N(μ, K), with
 ///
-/// - μ_j = β₀ + β₁ φ_j + β₂ ψ_j, φ the losses standardised within the batch (zero where they are all equal), ψ_j = √v_j/mean(√v) − 1 by the
-///   estimates v_j of Tr Σ_j, so that β = (1, 0, 1) is Neyman's allocation. The paper has no ψ: [`MeanModel::Loss`]. ([`MeanModel`] has other
-///   choices.)
-/// - K_ij = σ² (exp(−d_ij / 2γ²) + jitter·[i = j]), d_ij the cosine distance of the data's embeddings; without
-///   embeddings, d_ij = 1 for i ≠ j. The jitter keeps K positive definite when data repeat.
+/// - μ_j = β₀ + β₁ φ_j + β₂ ψ_j. The φ_j are the losses, standardised within the batch, or zeros if
+///   they are all equal. The ψ_j = √v_j/mean(√v) − 1 follow the estimates v_j of Tr Σ_j.
+/// - K_ij = σ² (exp(−d_ij / 2γ²) + jitter·[i = j]), with d_ij the cosine distance of the
+///   embeddings. Without embeddings d_ij = 1 for i ≠ j. The jitter keeps K positive definite when
+///   examples repeat.
 ///
-/// The queries A are the projection of A₀·a onto the budget, [`Allocation::project`]. It undoes what is common to all
-/// data, so β₀ is of no consequence there; it is kept as part of the published parameterisation.
+/// β = (1, 0, 1) is the Neyman allocation. The paper has no ψ, which is [`MeanModel::Loss`].
 ///
-/// λ = (β, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio
-/// ∇_λ E J = E[J(A) ∇_λ ln P(a|λ)]: the score is taken at the raw draw a, J at its projection, which makes the
-/// gradient unbiased although the projection has no derivative. Each J is compared with the mean of the other
-/// samples' (which keeps the gradient unbiased) and divided by their spread (which makes it free of scale); Adam
-/// does the rest, with a learning rate of its own. No model query is spent on it. As in the paper λ is updated
-/// first, and A drawn from the result: by default the one with the least estimated J of 16, the mean and 15 draws, which keeps the estimate
-/// unbiased, since it is chosen before any noise is drawn. λ changes slowly, so that by default it is updated in every 16th step alone; the
-/// others allocate by the mean, and need no covariance. A₀·σ is kept above about one query: below it draws round to the same
-/// allocation, and λ drifts for want of a signal.
+/// The queries A are the projection of A₀·a onto the budget, [`Allocation::project`]. It removes
+/// what is common to all examples, so β₀ has no effect there. It is kept as part of the published
+/// parameterisation.
 ///
-/// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966), section 4.3.
+/// # Learning
+/// λ = (β, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio:
 ///
-/// Cost per update, for M samples, on the host: O(B³/6 + M·B²) for batches of up to 1,024 data; for larger ones K is a Nyström approximation
-/// with an exact diagonal, from 64 data of the batch, and the cost O(64·M·B + M·B log B).
+/// ∇_λ E[J(A)] = E[J(A) ∇_λ ln P(a|λ)].
+///
+/// The score is taken at the raw draw a and J at its projection. The gradient is therefore
+/// unbiased, although the projection has no derivative. The mean of the other samples' J is
+/// subtracted from each J, and the difference is divided by their spread. Adam, with a learning
+/// rate of its own, takes the step. Learning spends no query of the model.
+///
+/// As in the paper λ is updated first, and A is drawn from the result. By default A is the best of
+/// 16 by the estimated J: the mean and 15 draws. The choice is made before any noise is drawn, so
+/// the gradient estimate stays unbiased. By default only every 16th step updates λ, which changes
+/// slowly. The other steps allocate the mean and need no covariance.
+///
+/// # Cost
+/// One update with M samples costs O(B³/6 + M·B²) on the host, for batches of up to 1,024 examples.
+/// For larger ones K is a Nyström approximation from 64 examples of the batch, with an exact
+/// diagonal. It costs O(64²·B + 64·M·B + M·B log B).
+///
+/// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966),
+/// section 4.3.
 #[derive(Module, Debug)]
 pub struct GaussianAllocator<B: Backend> {
     /// β, `[coefficients]`: (β₀, β₁, β₂) by default.
@@ -150,7 +183,7 @@ pub struct GaussianAllocator<B: Backend> {
     config: Configured,
 }
 
-/// The configuration, as a field that a module can skip.
+/// The configuration in a form that a field of a module can hold.
 #[derive(Clone, Debug)]
 struct Configured(GaussianAllocatorConfig);
 
@@ -164,7 +197,7 @@ impl<B: Backend> GaussianAllocator<B> {
         let config = &self.config.0;
         let floor = (config.sigma_floor / budget.queries_per_datum() as f64).clamp(SIGMA.0, SIGMA.1);
         let betas = lambda.len() - 2;
-        // means of ranks are all alike; of the others, only the first stands for the mean itself
+        // coefficients of ranks are all bounded alike; otherwise β₀ has bounds of its own
         let level = if matches!(config.mean, MeanModel::Ranks(_)) { 0 } else { 1 };
         for (k, b) in lambda[..betas].iter_mut().enumerate() {
             let (low, high) = if k < level { BETA0 } else { BETA };
@@ -191,8 +224,8 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         let design = config.mean.design(features)?;
         let embeddings = features.embeddings.as_ref();
         let distances =
-            LazyCell::new(|| Distances::new(design.data(), embeddings, config.exact_up_to, config.landmarks));
-        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, |log_gamma| Kernel::new(&distances, log_gamma));
+            LazyCell::new(|| Distances::new(design.batch_size(), embeddings, config.exact_up_to, config.landmarks));
+        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
         let start = (lambda, self.state.value.clone());
         config.learning().allocate(start, |l| self.clamp(l, budget), law, (features.variances, budget), rng)
     }
@@ -211,26 +244,28 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     }
 }
 
-/// N(μ, K) for one λ and one batch, K = σ² times a [`Kernel`]. A draw is told by its standard normal z.
+/// N(μ, K) for one λ and one batch, K = σ² times a [`Covariance`].
+///
+/// A draw is given by its standard normals z.
 struct Gaussian<'a> {
     design: &'a Design,
     mean: Vec<f64>,
     sigma: f64,
-    /// Made when the first draw needs it: the mean does without.
-    kernel: LazyCell<Kernel, Box<dyn FnOnce() -> Kernel + 'a>>,
+    /// Made when the first draw needs it. The mean needs none.
+    covariance: LazyCell<Covariance, Box<dyn FnOnce() -> Covariance + 'a>>,
 }
 
 impl<'a> Gaussian<'a> {
-    /// `kernel` makes the kernel of log γ.
-    fn new(lambda: &[f64], design: &'a Design, kernel: impl FnOnce(f64) -> Kernel + 'a) -> Self {
+    /// `covariance` makes the covariance from log γ.
+    fn new(lambda: &[f64], design: &'a Design, covariance: impl FnOnce(f64) -> Covariance + 'a) -> Self {
         let (beta, rest) = lambda.split_at(lambda.len() - 2);
         let (mean, sigma, log_gamma) = (design.mean(beta), rest[0].exp(), rest[1]);
-        Self { design, mean, sigma, kernel: LazyCell::new(Box::new(move || kernel(log_gamma))) }
+        Self { design, mean, sigma, covariance: LazyCell::new(Box::new(move || covariance(log_gamma))) }
     }
 
     /// a = μ + σ K^½ z.
     fn raw(&self, z: &[f64]) -> Vec<f64> {
-        self.mean.iter().zip(self.kernel.colour(z)).map(|(m, x)| m + self.sigma * x).collect()
+        self.mean.iter().zip(self.covariance.colour(z)).map(|(m, x)| m + self.sigma * x).collect()
     }
 }
 
@@ -238,7 +273,7 @@ impl Law for Gaussian<'_> {
     type Draw = Vec<f64>;
 
     fn draw(&self, rng: &mut StdRng) -> Vec<f64> {
-        standard_normal(self.kernel.dim(), rng)
+        standard_normal(self.covariance.dim(), rng)
     }
 
     fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
@@ -249,15 +284,15 @@ impl Law for Gaussian<'_> {
         nearest(&self.raw(z), budget)
     }
 
-    /// With x = (a − μ)/σ and y its product with the kernel's inverse C⁻¹: (Xᵀy/σ, xᵀy, ½ yᵀ ∂C/∂log γ y).
+    /// (Xᵀy/σ, xᵀy, ½ yᵀ ∂C/∂log γ y), with x = (a − μ)/σ, C = K/σ² and y = C⁻¹x.
     ///
-    /// The constant left out, (0, −B, −½ tr C⁻¹ ∂C/∂log γ), would cost O(B³).
+    /// This leaves out the constant (0, −B, −½ tr C⁻¹ ∂C/∂log γ), which would cost O(B³).
     fn score(&self, z: &Vec<f64>) -> Vec<f64> {
-        let (x, y) = self.kernel.whiten(z);
-        let mut score = self.design.pull(&y);
+        let (x, y) = self.covariance.whiten(z);
+        let mut score = self.design.transpose_mul(&y);
         score.iter_mut().for_each(|s| *s /= self.sigma);
         score.push(dot(&x, &y));
-        score.push(0.5 * self.kernel.curvature(&y));
+        score.push(0.5 * self.covariance.curvature(&y));
         score
     }
 }
@@ -269,6 +304,7 @@ fn nearest(a: &[f64], budget: &QueryBudget) -> Result<Allocation, Error> {
     Allocation::project(&raw, budget)
 }
 
+/// `n` standard normals.
 pub(super) fn standard_normal(n: usize, rng: &mut StdRng) -> Vec<f64> {
     let data = TensorData::random::<f64, _, _>([n], Distribution::Normal(0.0, 1.0), rng);
     data.iter::<f64>().collect()
@@ -279,7 +315,8 @@ mod tests {
     use burn::backend::Flex;
     use rand::{SeedableRng, seq::SliceRandom};
 
-    use super::super::{Embeddings, proxy};
+    use super::super::features::Embeddings;
+    use super::super::objective::variance_objective;
     use super::*;
     use crate::testing::{skewed_losses, train_allocator};
 
@@ -293,7 +330,7 @@ mod tests {
         config.init(&Default::default()).unwrap()
     }
 
-    /// Losses of skew 2 as training leaves them, and embeddings around four directions.
+    /// Skewed losses, as training leaves them, and embeddings around four directions.
     fn batch(seed: u64) -> (Vec<f64>, Vec<f32>) {
         let noise = standard_normal(N * 8, &mut StdRng::seed_from_u64(seed + 1000));
         let embeddings = (0..N * 8).map(|k| noise[k] as f32 + if k % 8 == (k / 8) % 4 { 3.0 } else { 0.0 }).collect();
@@ -307,22 +344,23 @@ mod tests {
     /// J of the integer Neyman allocation.
     fn neyman(variances: &[f64], budget: &QueryBudget) -> f64 {
         let weights: Vec<f64> = variances.iter().map(|v| v.sqrt()).collect();
-        proxy(variances, &Allocation::neyman(&weights, budget).unwrap())
+        variance_objective(variances, &Allocation::neyman(&weights, budget).unwrap())
     }
 
     fn uniform(variances: &[f64], budget: &QueryBudget) -> f64 {
-        proxy(variances, &Allocation::uniform(N, budget))
+        variance_objective(variances, &Allocation::uniform(N, budget))
     }
 
-    /// ln P(a|λ) up to a constant, from the definition: a multivariate normal whose covariance is read off the draws.
+    /// ln P(a|λ) up to a constant, from the definition of a multivariate normal. Its covariance is
+    /// read off the draws.
     fn log_density(lambda: &[f64], design: &Design, distances: &Distances, a: &[f64]) -> f64 {
         let n = a.len();
-        let g = Gaussian::new(lambda, design, |log_gamma| Kernel::new(distances, log_gamma));
+        let g = Gaussian::new(lambda, design, |log_gamma| Covariance::new(distances, log_gamma));
         let mut covariance = vec![0.0; n * n];
-        for k in 0..g.kernel.dim() {
-            let mut z = vec![0.0; g.kernel.dim()];
+        for k in 0..g.covariance.dim() {
+            let mut z = vec![0.0; g.covariance.dim()];
             z[k] = 1.0;
-            let x = g.kernel.colour(&z);
+            let x = g.covariance.colour(&z);
             (0..n * n).for_each(|ij| covariance[ij] += g.sigma * g.sigma * x[ij / n] * x[ij % n]);
         }
         crate::linalg::cholesky(&mut covariance, n, 1e-12);
@@ -350,7 +388,7 @@ mod tests {
             let distances = Distances::new(n, embeddings, exact_up_to, 5);
             let mut lambda: Vec<f64> = (0..mean.coefficients()).map(|k| 0.9 - 0.5 * (k % 2) as f64).collect();
             lambda.extend([0.2f64.ln(), 0.6f64.ln()]);
-            let g = Gaussian::new(&lambda, &design, |log_gamma| Kernel::new(&distances, log_gamma));
+            let g = Gaussian::new(&lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
             let draws = [g.draw(&mut rng), g.draw(&mut rng)];
             let numeric = |z: &[f64], i: usize| {
                 let (a, h) = (g.raw(z), 1e-5);
@@ -362,22 +400,25 @@ mod tests {
                 (at(h) - at(-h)) / (2.0 * h)
             };
             for i in 0..lambda.len() {
-                // The constant that `score` leaves out is the density's own derivative at a = μ.
-                let constant = numeric(&vec![0.0; g.kernel.dim()], i);
+                // the constant that `score` leaves out is the derivative of the density at a = μ
+                let constant = numeric(&vec![0.0; g.covariance.dim()], i);
                 for z in &draws {
                     let (analytic, numeric) = (g.score(z)[i] + constant, numeric(z, i));
-                    // Central differences of step 1e-5: error about 1e-6 relative. Fixed seed, deterministic.
+                    // central differences of step 1e-5 have a relative error of about 1e-6; the
+                    // seed is fixed
                     assert!((analytic - numeric).abs() < 2e-5 * (1.0 + numeric.abs()), "{i}: {analytic} {numeric}");
                 }
             }
         }
     }
 
-    // The next three: E[J] from 100 draws, standard error below 1 %. The seeds are fixed, so that a failure means a change.
+    // The next five take E[J] from 100 draws, with a standard error below 1 %. The seeds are fixed,
+    // so a failure means a change.
 
-    /// The paper's own form, one draw: J(λ) falls under the likelihood-ratio updates and ends within 5 % of the closed-form optimum.
+    /// The paper's form, with one draw: J(λ) falls by likelihood-ratio updates to within 5 % of the
+    /// closed-form optimum.
     #[test]
-    fn the_likelihood_ratio_takes_j_to_the_closed_form_optimum() {
+    fn the_likelihood_ratio_reaches_the_closed_form_optimum() {
         for seed in 0..6 {
             let (losses, embeddings) = batch(seed);
             let variances = explained_by(&losses);
@@ -394,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_near_uniform_where_losses_explain_nothing() {
+    fn the_mean_stays_near_uniform_if_losses_explain_nothing() {
         for seed in 0..6 {
             let (losses, embeddings) = batch(seed);
             let mut shuffled = explained_by(&losses);
@@ -415,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mean_learns_at_four_queries_too() {
+    fn every_mean_learns_with_four_queries() {
         let losses = skewed_losses(N, 2);
         let variances = explained_by(&losses);
         let values: Vec<f32> = losses.iter().flat_map(|&l| [l as f32, (l * l) as f32]).collect();
@@ -439,9 +480,10 @@ mod tests {
         }
     }
 
-    /// Where losses say nothing, the estimated variances in the mean still do: within 3 % of Neyman's from the first step on.
+    /// If losses say nothing, the estimated variances in the mean still do: J is within 3 % of the
+    /// Neyman allocation's from the first step on.
     #[test]
-    fn the_default_mean_starts_at_neyman_s_allocation_and_stays() {
+    fn the_default_mean_starts_at_the_neyman_allocation_and_stays() {
         for (seed, per_datum) in [(0, 20), (1, 4)] {
             let losses = skewed_losses(N, seed);
             let mut variances = explained_by(&losses);
@@ -457,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn the_low_rank_covariance_learns_as_the_exact_one_does() {
+    fn the_low_rank_covariance_learns_like_the_exact_one() {
         let (losses, embeddings) = batch(3);
         let variances = explained_by(&losses);
         let embeddings = Some(Embeddings::new(&embeddings, 8).unwrap());
@@ -472,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_samples_leave_lambda_alone() {
+    fn equally_good_samples_leave_lambda_unchanged() {
         let features = DatumFeatures { losses: &[1.0, 2.0], variances: &[0.0, 0.0], ..Default::default() };
         let start = allocator(GaussianAllocatorConfig::new());
         let (_, update) = start.allocate(&features, &queries(20), &mut StdRng::seed_from_u64(0)).unwrap();
@@ -499,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_out_of_range_are_named() {
+    fn errors_name_the_setting() {
         let fail = |c: GaussianAllocatorConfig| c.init::<Flex>(&Default::default()).unwrap_err().to_string();
         let config = GaussianAllocatorConfig::new;
         assert!(fail(config().with_sigma(-0.1)).contains("sigma = -0.1"));

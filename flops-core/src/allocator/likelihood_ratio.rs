@@ -1,41 +1,48 @@
-//! How a learned allocator learns: the likelihood ratio, and an Adam of its own.
+//! How a learned allocator learns: by the likelihood ratio, with an Adam of its own.
 
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use super::proxy;
-use crate::budget::{Allocation, QueryBudget};
+use super::allocation::Allocation;
+use super::budget::QueryBudget;
+use super::objective::variance_objective;
 use crate::error::Error;
 
 /// The law of a batch's allocation for one λ.
 pub(super) trait Law {
-    /// A raw draw, of which the allocation is a function.
+    /// A raw draw, which determines the allocation.
     type Draw;
 
+    /// Draws once.
     fn draw(&self, rng: &mut StdRng) -> Self::Draw;
 
-    /// The integers that the most likely draw stands for.
+    /// The allocation of the most likely draw.
     fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error>;
 
-    /// The integers that a draw stands for.
+    /// The allocation of a draw.
     fn allocation(&self, draw: &Self::Draw, budget: &QueryBudget) -> Result<Allocation, Error>;
 
-    /// ∇_λ ln P(draw|λ), up to a constant that is the same for every draw.
+    /// ∇_λ ln P(draw|λ), up to a constant common to all draws.
     fn score(&self, draw: &Self::Draw) -> Vec<f64>;
 }
 
-/// How a learned allocator is trained and drawn from.
+/// How often and how fast a learned allocator learns, and from how many draws it chooses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learning {
+    /// Batches from one update of λ to the next.
     pub every: usize,
+    /// Updates of λ on a batch that has any.
     pub updates: usize,
+    /// Draws per update.
     pub samples: usize,
+    /// Allocations to choose from.
     pub candidates: usize,
+    /// Learning rate of λ.
     pub lr: f64,
 }
 
 impl Learning {
-    /// Whether the settings are usable.
+    /// Checks that every setting lies in its range.
     pub fn validate(&self) -> Result<(), Error> {
         within("update_every", self.every as f64, (1.0, 1e6))?;
         within("updates_per_step", self.updates as f64, (0.0, 1e6))?;
@@ -44,8 +51,10 @@ impl Learning {
         within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))
     }
 
-    /// Updates λ on every `every`-th batch, keeping it within `bounds`, and draws the allocation from the `law` of the result; on the batches
-    /// between takes the mode, unless a single draw is asked for.
+    /// Updates λ on every `every`-th batch, keeps it within `bounds`, and allocates.
+    ///
+    /// On those batches the allocation is drawn from the `law` of the new λ. On the others it is
+    /// the most likely one, unless there is a single candidate, which is always a draw.
     pub fn allocate<L: Law>(
         &self,
         (mut lambda, mut state): (Vec<f64>, LearningState),
@@ -74,10 +83,12 @@ impl Learning {
     }
 }
 
-/// The likelihood-ratio gradient of E[J] from `samples` draws; none where every draw is equally good.
+/// The likelihood-ratio gradient of E[J] from `samples` draws, or none if all draws are equally
+/// good.
 ///
-/// Each J is compared with the mean of the others', which keeps the gradient unbiased, and divided by their spread, which frees it of scale.
-/// The advantages sum to zero: constants of the score fall out.
+/// The mean of the other draws' J is subtracted from each J, which keeps the gradient unbiased. The
+/// difference is divided by the spread of J, which makes it independent of scale. These advantages
+/// sum to zero, so constants of the score cancel.
 fn gradient<L: Law>(
     law: &L,
     variances: &[f64],
@@ -88,7 +99,7 @@ fn gradient<L: Law>(
     let draws: Vec<L::Draw> = (0..samples).map(|_| law.draw(rng)).collect();
     let mut costs = Vec::with_capacity(draws.len());
     for draw in &draws {
-        costs.push(proxy(variances, &law.allocation(draw, budget)?));
+        costs.push(variance_objective(variances, &law.allocation(draw, budget)?));
     }
     let n = costs.len() as f64;
     let mean = costs.iter().sum::<f64>() / n;
@@ -98,7 +109,7 @@ fn gradient<L: Law>(
     }
     let mut gradient = vec![];
     for (draw, cost) in draws.iter().zip(&costs) {
-        // cost − the mean of the others = (cost − mean)·n/(n − 1)
+        // (cost − mean of the others) / (n·spread) = (cost − mean) / (spread·(n − 1))
         let advantage = (cost - mean) / (spread * (n - 1.0));
         let score = law.score(draw);
         gradient.resize(score.len(), 0.0);
@@ -107,8 +118,10 @@ fn gradient<L: Law>(
     Ok(Some(gradient))
 }
 
-/// A draw; of several `candidates`, of which the first is the mode, the best by the estimated variances. It is chosen before any noise is
-/// drawn, as every allocation is.
+/// One draw, or the best of several `candidates` by the estimated variances.
+///
+/// Of several candidates the first is the most likely allocation, and the others are draws. The
+/// choice is made before any noise is drawn, as for every allocation.
 fn best_of<L: Law>(
     law: &L,
     variances: &[f64],
@@ -120,10 +133,10 @@ fn best_of<L: Law>(
         return law.allocation(&law.draw(rng), budget);
     }
     let mut best = law.most_likely(budget)?;
-    let mut least = proxy(variances, &best);
+    let mut least = variance_objective(variances, &best);
     for _ in 1..candidates {
         let other = law.allocation(&law.draw(rng), budget)?;
-        let cost = proxy(variances, &other);
+        let cost = variance_objective(variances, &other);
         if cost < least {
             (best, least) = (other, cost);
         }
@@ -131,7 +144,7 @@ fn best_of<L: Law>(
     Ok(best)
 }
 
-/// Where the learning of λ stands.
+/// The state of learning λ, part of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LearningState {
     /// Batches allocated so far.
@@ -166,14 +179,14 @@ impl Adam {
     }
 }
 
-/// What a learned allocator learned in one step: λ and where its learning stands.
+/// What a learned allocator learned in one step: the new λ and the state of learning.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LearnedUpdate {
     pub(super) lambda: Vec<f64>,
     pub(super) state: LearningState,
 }
 
-/// Whether a setting lies within its range.
+/// Checks that a setting lies within its range, ends included.
 pub(super) fn within(name: &'static str, value: f64, (low, high): (f64, f64)) -> Result<(), Error> {
     match value >= low && value <= high {
         true => Ok(()),

@@ -1,31 +1,38 @@
-//! The mean of a learned allocator: linear in what is known of each datum.
+//! The mean of a learned allocator, linear in the features of each example.
 
 use serde::{Deserialize, Serialize};
 
-use super::DatumFeatures;
+use super::features::DatumFeatures;
 use crate::error::Error;
 use crate::linalg::dot;
 
-/// What the mean of a learned allocator is linear in; β are its coefficients.
+/// The features in which a learned allocator's mean is linear, with coefficients β.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum MeanModel {
-    /// β₀ + β₁φ_j, φ the losses standardised within the batch: the paper's reparameterisation, two coefficients whatever the batch.
+    /// β₀ + β₁φ_j, with φ the losses standardised within the batch.
+    ///
+    /// This is the paper's reparameterisation: two coefficients for every batch size.
     #[default]
     Loss,
-    /// β₀ + β₁φ_j + β₂ψ_j with ψ_j = √v_j/mean(√v) − 1, v_j the estimates of Tr Σ_j: losses, and the square roots that the optimum follows.
-    Variance,
-    /// One mean for each rank of the loss within the batch, the smallest loss first: the full parameterisation.
+    /// β₀ + β₁φ_j + β₂ψ_j, with ψ_j = √v_j/mean(√v) − 1 and v_j the estimates of Tr Σ_j.
     ///
-    /// The number is that of the coefficients, at least 2: the batch size for a mean of each rank. A batch of another size reads them
-    /// by linear interpolation.
+    /// The optimal allocation is proportional to the square roots.
+    Variance,
+    /// One mean for each rank of the loss within the batch, smallest loss first: the full
+    /// parameterisation.
+    ///
+    /// The number of coefficients is given, at least 2. Give the batch size for a mean of each
+    /// rank. A batch of another size interpolates linearly between them.
     Ranks(usize),
-    /// β₀ + βᵀf_j, f the [features](super::DatumFeatures::extra) that the user gives, of this many entries.
+    /// β₀ + βᵀf_j, with f_j the user's own [features](super::DatumFeatures::extra), this many per
+    /// example.
     Features(usize),
 }
 
 impl MeanModel {
-    /// Coefficients there are.
+    /// The number of coefficients.
     pub fn coefficients(self) -> usize {
         match self {
             Self::Loss => 2,
@@ -35,13 +42,17 @@ impl MeanModel {
         }
     }
 
-    /// Coefficients that give every datum the mean `level`, and ψ the coefficient `variance`.
+    /// Coefficients that give every example the mean `level`, with `variance` as the coefficient of
+    /// ψ.
+    ///
+    /// # Errors
+    /// If there are fewer than 2 ranks, or no features.
     pub(super) fn start(self, level: f64, variance: f64) -> Result<Vec<f64>, Error> {
         let fail =
             |name, value: usize, remedy: &str| Err(Error::Setting { name, value: value as f64, remedy: remedy.into() });
         match self {
             Self::Ranks(ranks) if ranks < 2 => fail("ranks", ranks, "use at least 2 ranks, such as the batch size"),
-            Self::Features(0) => fail("features", 0, "give each datum at least 1 feature"),
+            Self::Features(0) => fail("features", 0, "give each example at least 1 feature"),
             Self::Ranks(ranks) => Ok(vec![level; ranks]),
             Self::Variance => Ok(vec![level, 0.0, variance]),
             Self::Loss | Self::Features(_) => {
@@ -52,7 +63,7 @@ impl MeanModel {
         }
     }
 
-    /// Whether a record that was loaded has as many coefficients as this mean.
+    /// Checks that β, which a record may have replaced, has the coefficients of this mean.
     pub(super) fn check(self, coefficients: usize) -> Result<(), Error> {
         match coefficients == self.coefficients() {
             true => Ok(()),
@@ -62,7 +73,10 @@ impl MeanModel {
         }
     }
 
-    /// The design of a batch: what each mean is a combination of.
+    /// The design matrix X of a batch, with the means Xβ.
+    ///
+    /// # Errors
+    /// If the user's features are missing or of another size.
     pub(super) fn design(self, features: &DatumFeatures<'_>) -> Result<Design, Error> {
         let n = features.losses.len();
         let mut design = Design { coefficients: self.coefficients(), ends: Vec::with_capacity(n), entries: vec![] };
@@ -81,41 +95,14 @@ impl MeanModel {
                     design.push(&[(0, 1.0), (1, phi), (2, psi)]);
                 }
             }
-            Self::Ranks(ranks) => {
-                let mut order: Vec<usize> = (0..n).collect();
-                order.sort_by(|&i, &j| features.losses[i].total_cmp(&features.losses[j]).then(i.cmp(&j)));
-                let mut place = vec![0.0; n];
-                for (rank, &j) in order.iter().enumerate() {
-                    place[j] = rank as f64 * (ranks - 1) as f64 / n.saturating_sub(1).max(1) as f64;
-                }
-                for at in place {
-                    let below = (at as usize).min(ranks - 2);
-                    let part = at - below as f64;
-                    design.push(&[(below, 1.0 - part), (below + 1, part)]);
-                }
-            }
-            Self::Features(dim) => {
-                let Some(given) = &features.extra else {
-                    return Err(Error::Length { name: "allocation features", got: 0, expected: n });
-                };
-                for row in given.rows() {
-                    if row.len() != dim {
-                        return Err(Error::Length {
-                            name: "allocation features of a datum",
-                            got: row.len(),
-                            expected: dim,
-                        });
-                    }
-                    let row = row.iter().enumerate().map(|(k, &f)| (k + 1, f64::from(f)));
-                    design.push(&std::iter::once((0, 1.0)).chain(row).collect::<Vec<_>>());
-                }
-            }
+            Self::Ranks(ranks) => design.push_ranks(features.losses, ranks),
+            Self::Features(dim) => design.push_features(features, dim)?,
         }
         Ok(design)
     }
 }
 
-/// X of μ = Xβ, row by row, zeros left out.
+/// The matrix X of μ = Xβ, stored by rows without zeros.
 pub(super) struct Design {
     coefficients: usize,
     ends: Vec<usize>,
@@ -128,8 +115,40 @@ impl Design {
         self.ends.push(self.entries.len());
     }
 
-    /// Data of the batch.
-    pub fn data(&self) -> usize {
+    /// A row for the rank of each loss, between the two nearest of `ranks` coefficients.
+    fn push_ranks(&mut self, losses: &[f64], ranks: usize) {
+        let n = losses.len();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| losses[i].total_cmp(&losses[j]).then(i.cmp(&j)));
+        let mut place = vec![0.0; n];
+        for (rank, &j) in order.iter().enumerate() {
+            place[j] = rank as f64 * (ranks - 1) as f64 / n.saturating_sub(1).max(1) as f64;
+        }
+        for at in place {
+            let below = (at as usize).min(ranks - 2);
+            let part = at - below as f64;
+            self.push(&[(below, 1.0 - part), (below + 1, part)]);
+        }
+    }
+
+    /// A row for the user's features of each example.
+    fn push_features(&mut self, features: &DatumFeatures<'_>, dim: usize) -> Result<(), Error> {
+        let Some(given) = &features.extra else {
+            return Err(Error::Length { name: "allocation features", got: 0, expected: features.losses.len() });
+        };
+        for row in given.rows() {
+            if row.len() != dim {
+                let name = "allocation features of an example";
+                return Err(Error::Length { name, got: row.len(), expected: dim });
+            }
+            let row = row.iter().enumerate().map(|(k, &f)| (k + 1, f64::from(f)));
+            self.push(&std::iter::once((0, 1.0)).chain(row).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    /// The number of examples.
+    pub fn batch_size(&self) -> usize {
         self.ends.len()
     }
 
@@ -144,7 +163,7 @@ impl Design {
     }
 
     /// Xᵀv.
-    pub fn pull(&self, v: &[f64]) -> Vec<f64> {
+    pub fn transpose_mul(&self, v: &[f64]) -> Vec<f64> {
         let mut out = vec![0.0; self.coefficients];
         for (row, v) in self.rows().zip(v) {
             row.iter().for_each(|&(k, x)| out[k] += x * v);
@@ -153,7 +172,7 @@ impl Design {
     }
 }
 
-/// (losses − mean) / standard deviation; zeros where the losses are all equal.
+/// (losses − mean) / standard deviation, or zeros if all losses are equal.
 pub(super) fn standardise(losses: &[f64]) -> Vec<f64> {
     let n = losses.len() as f64;
     let scale = losses.iter().fold(0.0, |m: f64, l| m.max(l.abs())).max(f64::MIN_POSITIVE);
@@ -168,7 +187,7 @@ pub(super) fn standardise(losses: &[f64]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Embeddings;
+    use super::super::features::Embeddings;
     use super::*;
 
     fn features(losses: &[f64]) -> DatumFeatures<'_> {
@@ -185,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_mean_holds_neyman_s_allocation() {
+    fn the_default_mean_starts_at_the_neyman_allocation() {
         let given = DatumFeatures { losses: &[1.0; 3], variances: &[1.0, 4.0, 9.0], ..Default::default() };
         let beta = MeanModel::Variance.start(1.0, 1.0).unwrap();
         let mean = MeanModel::Variance.design(&given).unwrap().mean(&beta);
@@ -195,20 +214,20 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_read_in_the_order_of_the_losses() {
+    fn ranks_follow_the_order_of_the_losses() {
         let losses = [5.0, 1.0, 3.0, 2.0, 4.0];
         let beta = [10.0, 20.0, 30.0, 40.0, 50.0];
         let design = MeanModel::Ranks(5).design(&features(&losses)).unwrap();
         assert_eq!(design.mean(&beta), [50.0, 10.0, 30.0, 20.0, 40.0]);
-        // five data read three coefficients by interpolation
+        // five examples interpolate between three coefficients
         let design = MeanModel::Ranks(3).design(&features(&losses)).unwrap();
         assert_eq!(design.mean(&[0.0, 10.0, 40.0]), [40.0, 0.0, 10.0, 5.0, 25.0]);
-        assert_eq!(design.pull(&[1.0; 5]), [1.5, 2.0, 1.5]);
+        assert_eq!(design.transpose_mul(&[1.0; 5]), [1.5, 2.0, 1.5]);
         assert_eq!(MeanModel::Ranks(4).design(&features(&losses[..1])).unwrap().mean(&[7.0, 8.0, 9.0, 10.0]), [7.0]);
     }
 
     #[test]
-    fn features_are_the_user_s() {
+    fn the_mean_is_linear_in_the_user_features() {
         let losses = [1.0, 2.0];
         let values = [1.0, 0.0, 0.5, 2.0];
         let extra = Some(Embeddings::new(&values, 2).unwrap());

@@ -4,16 +4,20 @@ use burn::module::Module;
 use burn::prelude::Backend;
 use rand::rngs::StdRng;
 
-use super::{Allocator, DatumFeatures};
-use crate::budget::{Allocation, QueryBudget};
+use super::allocation::Allocation;
+use super::budget::QueryBudget;
+use super::features::DatumFeatures;
+use super::traits::Allocator;
 use crate::error::Error;
 
-/// A_j ∝ √(Tr Σ_j), the minimiser of Σ_j Tr Σ_j / A_j, exact in integers; see [`Allocation::neyman`].
+/// A_j ∝ √(Tr Σ_j), which minimises Σ_j Tr Σ_j / A_j, exact in integers: [`Allocation::neyman`].
 ///
-/// It is as good as the estimates of Tr Σ_j it is given; with exact ones it lowers the variance of the gradient to
-/// 1/(1 + CV²) of equal allocation's, CV the coefficient of variation of √(Tr Σ_j), up to rounding and A_min.
+/// It is as good as its estimates of Tr Σ_j. With exact ones the gradient's variance is 1/(1 + CV²)
+/// of the uniform allocation's, up to rounding and A_min. CV is the coefficient of variation of
+/// √(Tr Σ_j).
 ///
-/// Neyman, J. (1934). On the two different aspects of the representative method. *J. R. Stat. Soc.* 97(4).
+/// Paper: Neyman, J. (1934). On the two different aspects of the representative method. *J. R.
+/// Stat. Soc.* 97(4).
 #[derive(Module, Clone, Debug, Default)]
 pub struct Neyman;
 

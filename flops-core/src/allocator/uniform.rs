@@ -1,14 +1,16 @@
-//! Equal allocation.
+//! Uniform allocation.
 
 use burn::module::Module;
 use burn::prelude::Backend;
 use rand::rngs::StdRng;
 
-use super::{Allocator, DatumFeatures};
-use crate::budget::{Allocation, QueryBudget};
+use super::allocation::Allocation;
+use super::budget::QueryBudget;
+use super::features::DatumFeatures;
+use super::traits::Allocator;
 use crate::error::Error;
 
-/// A_j = A₀: what every other allocator is measured against.
+/// A_j = A₀, the baseline of every other allocator.
 #[derive(Module, Clone, Debug, Default)]
 pub struct Uniform;
 
@@ -31,5 +33,9 @@ impl<B: Backend> Allocator<B> for Uniform {
 
     fn name(&self) -> &'static str {
         "uniform"
+    }
+
+    fn is_uniform(&self) -> bool {
+        true
     }
 }

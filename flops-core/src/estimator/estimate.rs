@@ -6,18 +6,22 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 
-use crate::budget::Allocation;
-use crate::feedback::Observation;
+use crate::allocator::Allocation;
+use crate::control_variate::Observation;
 #[cfg(doc)]
 use crate::noise::Placement;
 use crate::probe::Gradients;
 
 /// Rows and time of a pass.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct PassCost {
     /// Rows sent through the model.
     pub rows: u64,
-    /// Wall-clock time; where a device makes the noise and nothing is read back, as in an update of weight noise, that of handing it the work.
+    /// Wall-clock time.
+    ///
+    /// An update of weight noise on a device reads nothing back: there it is the time of handing
+    /// out the work.
     pub elapsed: Duration,
     /// Rows of the largest forward pass among them.
     pub largest: u64,
@@ -34,23 +38,35 @@ impl PassCost {
 }
 
 /// A gradient estimate and what it tells of its own variance.
+#[non_exhaustive]
 pub struct Estimate<B: Backend> {
     pub(super) gradients: Gradients<B>,
-    /// Mean over the queries of datum j of ‖ĝ_jq‖²: the second moment of a single-query estimate, of what the control variate leaves.
+    /// Estimate of E‖ĝ_jq‖² for each example j: the second moment of a single-query estimate.
     ///
-    /// It exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions. NaN where no query of the datum survived.
+    /// With a control variate, it is the second moment of what the control variate leaves. It
+    /// exceeds Tr Σ_j by ‖E ĝ_j‖², a part of about 1/(D + 2) in D perturbed dimensions.
+    ///
+    /// The squared coefficient and the squared score norm are taken for independent. That is exact
+    /// for signs on one token, and an approximation otherwise (`docs/method.md`, *What is
+    /// measured*). NaN where no query of the example survived.
     pub second_moments: Vec<f64>,
-    /// What [`Placement::Single`] saw at each site: the sum of c²·E_s over its queries, and their number.
+    /// Σ c²·E s²·E‖∂_s‖² over the queries on each site, and their number.
+    ///
+    /// Empty, unless a direction falls on one site alone ([`Placement::Single`] and
+    /// [`Placement::CostWeighted`]).
     pub site_moments: Vec<(f64, u64)>,
-    /// What the estimate shows of the control variate, where the clean pass had a prediction (activation space).
+    /// What the queries show of the control variate, where the clean pass had a prediction
+    /// (activation space).
     pub observed: Option<Observation>,
-    /// Queries of each datum that gave a finite loss.
+    /// Queries of each example that gave a finite loss.
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
     pub dropped: u64,
-    /// Of an estimate that was mixed of two: the queries of each datum in the first, and its weight.
+    /// For a combination of two estimates: the queries of each example in the first, and its
+    /// weight.
     pub(super) mixed: Option<(usize, f64)>,
-    /// Standard deviation of the mean loss of the data over the directions they share; 0 where there are fewer than two.
+    /// Standard deviation of the batch's mean loss over the shared directions; 0 for fewer than
+    /// two.
     pub(super) loss_spread: f64,
     /// Cost of the queries.
     pub queries: PassCost,
@@ -67,21 +83,23 @@ impl<B: Backend> Estimate<B> {
     /// ‖ĝ‖², over all parameters.
     pub fn squared_norm(&self) -> f64 {
         let squares = self.gradients.iter().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
-        // one number is read back, however many parameters there are
+        // one value is read back, however many parameters there are
         squares.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
     }
 
-    /// ĝ·σ/spread of the losses, ĝ itself where they do not differ.
+    /// ĝ·σ/spread, the spread that of the losses; ĝ itself where they do not differ.
     pub(crate) fn normalise(&mut self, sigma: f64) {
         if self.loss_spread > 0.0 {
             self.gradients = std::mem::take(&mut self.gradients).scaled(sigma / self.loss_spread);
         }
     }
 
-    /// weight·ĝ + (1 − weight)·ĝ′: two estimates of independent noise as one, unbiased where the weight was fixed before either was drawn.
+    /// weight·ĝ + (1 − weight)·ĝ′: two estimates of independent noise as one.
     ///
-    /// The first has the same number of queries for each datum. A datum that lost all queries of one of them has the other's weight alone.
-    pub(crate) fn mix(self, other: Self, weight: f64) -> Self {
+    /// It is unbiased where the weight was fixed before either was drawn. The first has the same
+    /// number of queries for each example. An example that lost all queries of one of them has the
+    /// other's weight alone.
+    pub(crate) fn combine(self, other: Self, weight: f64) -> Self {
         let queries =
             self.second_moments.iter().zip(&other.second_moments).zip(self.survived.iter().zip(&other.survived));
         let second_moments = queries.map(|((&a, &b), (&n, &m))| match (n, m) {
@@ -118,8 +136,10 @@ impl<B: Backend> Estimate<B> {
         }
     }
 
-    /// B² times the variance of this estimate: Σ_j v_j/A_j, or where it is a mixture Σ_j v_j (w²/P + (1 − w)²/(A_j − P)).
-    pub(crate) fn proxy(&self, variances: &[f64], allocation: &Allocation) -> f64 {
+    /// B² times the variance of this estimate, Σ_j v_j/A_j.
+    ///
+    /// For a combination with P pilots it is Σ_j v_j (w²/P + (1 − w)²/(A_j − P)).
+    pub(crate) fn variance_objective(&self, variances: &[f64], allocation: &Allocation) -> f64 {
         let share = |a: usize| match self.mixed {
             Some((first, w)) => w * w / first as f64 + (1.0 - w).powi(2) / (a - first) as f64,
             None => 1.0 / a as f64,
@@ -127,7 +147,7 @@ impl<B: Backend> Estimate<B> {
         variances.iter().zip(allocation.counts()).map(|(v, &a)| v * share(a)).sum()
     }
 
-    /// The gradients as Burn's optimizers take them, registered under `model`'s parameters.
+    /// The gradients as Burn's optimizers take them, under the ids of `model`'s parameters.
     pub fn into_params<M: Module<B>>(self, model: &M) -> GradientsParams {
         struct Register<'a, B: Backend>(&'a mut Gradients<B>, GradientsParams);
         impl<B: Backend> ModuleVisitor<B> for Register<'_, B> {

@@ -1,20 +1,22 @@
-//! Noise on the trained parameters (SPSA, Spall 1992; MeZO, Malladi et al. 2023; evolution strategies, Salimans et al. 2017).
+//! Noise on the trained parameters (SPSA, Spall 1992; MeZO, Malladi et al. 2023; evolution
+//! strategies, Salimans et al. 2017).
 //!
-//! Query q of every datum shares direction ε_q: one perturbed model evaluates, in one pass, the data that have a query q. The
-//! coefficient of datum j is its own, (ℓ_jq − ℓ_j)/σ, so that allocations still weigh 1/(B·A_j); but the noise is not independent
-//! between data, and Neyman's ceiling does not hold. The perturbed copy is a new one for every direction: no weight is ever
-//! restored by subtraction.
+//! Query q of every example shares the direction ε_q: one perturbed model evaluates, in one pass,
+//! the examples that have a query q. The coefficient of example j is its own, (ℓ_jq − ℓ_j)/σ, and
+//! its weight is 1/(B·A_j) as everywhere. The noise is not independent between examples, so
+//! Neyman's floor does not hold. Every direction gets a perturbed copy of its own: no weight is
+//! ever restored by subtraction.
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
-use super::{Formed, Problem, counted, parallel::in_order, read};
+use super::context::{EstimateContext, SpaceGradients, check_len, to_host};
 use crate::batch::Rows;
 use crate::error::Error;
-use crate::noise::device::Numbers;
-use crate::noise::{NoiseSource, RowKey, SHARED};
-use crate::objective::{ForwardModel, even};
+use crate::model::ForwardModel;
+use crate::noise::{DeviceNoise, NoiseSource, RowKey, SHARED};
 use crate::ops;
+use crate::parallel::{balanced_chunk, run_ordered};
 use crate::probe::{Gradients, Prefix, Probe};
 
 /// θ + σε_q, in the trained parameters.
@@ -23,8 +25,8 @@ struct Perturb<'a, B: Backend> {
     query: usize,
     trained: &'a std::collections::HashSet<ParamId>,
     site: usize,
-    /// Of which they take theirs in turn, where the device makes it.
-    numbers: Option<Numbers<B>>,
+    /// Noise that the device makes; the parameters take theirs in turn.
+    numbers: Option<DeviceNoise<B>>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
@@ -41,7 +43,7 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
             if let Some(numbers) = &mut self.numbers {
                 return numbers.add(value, shape);
             }
-            ops::add_numbers(value, shape, |values| {
+            ops::add_values(value, shape, |values| {
                 self.noise.perturb(site, &[key], len, |_, start, noise| {
                     values[start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                 });
@@ -50,7 +52,7 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
     }
 }
 
-/// The trained parameters in the order of their sites, the numbers of each, and where they lie.
+/// The trained parameters in the order of their sites, their sizes, and their device.
 struct Sizes<'a, B: Backend> {
     trained: &'a std::collections::HashSet<ParamId>,
     found: Vec<(ParamId, usize)>,
@@ -58,7 +60,7 @@ struct Sizes<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Sizes<'a, B> {
-    fn of<M: ForwardModel<B>>(p: &Problem<'a, B, M>) -> Self {
+    fn of<M: ForwardModel<B>>(p: &EstimateContext<'a, B, M>) -> Self {
         let mut sizes = Self { trained: p.trained, found: vec![], device: None };
         p.model.visit(&mut sizes);
         sizes
@@ -75,11 +77,13 @@ impl<B: Backend> ModuleVisitor<B> for Sizes<'_, B> {
     }
 }
 
-/// Losses of all queries of each datum, and the rows of the largest pass.
-pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> Result<(Vec<Vec<f64>>, usize), Error> {
+/// Losses of all queries of each example, and the rows of the largest pass.
+pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
+    p: &EstimateContext<'_, B, M>,
+) -> Result<(Vec<Vec<f64>>, usize), Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    // the data that have a query q, for each q
+    // the examples that have a query q, for each q
     let directions: Vec<Vec<usize>> =
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
     let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
@@ -90,35 +94,36 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(p: &Problem<'_, B, M>) -> R
     let work = |(model, input, target, prefix, device): &(M, M::Input, M::Target, Prefix, Option<B::Device>),
                 query: usize| {
         let key = [RowKey { position: SHARED, query }];
-        let numbers = device.as_ref().map(|device| noise.of_rows(0, &key, device).of(total));
+        let numbers = device.as_ref().map(|device| noise.device_noise(0, &key, device).with_total(total));
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, numbers });
         let mut values = vec![];
-        for positions in directions[query].chunks(even(directions[query].len(), max_rows)) {
+        for positions in directions[query].chunks(balanced_chunk(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
-            values.push(counted(perturbed.losses(output, target.rows(positions)), positions.len())?);
+            values.push(check_len(perturbed.losses(output, target.rows(positions)), positions.len())?);
         }
         Ok(values)
     };
     let mut found = vec![];
-    in_order(directions.len(), p.threads, context, work, |_, values| found.extend(values))?;
-    let mut values = read(found).into_iter();
-    for (query, data) in directions.iter().enumerate() {
-        for (&j, value) in data.iter().zip(&mut values) {
+    run_ordered(directions.len(), p.threads, context, work, |_, values| found.extend(values))?;
+    let mut values = to_host(found).into_iter();
+    for (query, examples) in directions.iter().enumerate() {
+        for (&j, value) in examples.iter().zip(&mut values) {
             losses[j][query] = value;
         }
     }
-    let largest = directions.iter().map(|data| data.len().min(max_rows)).max().unwrap_or(0);
+    let largest = directions.iter().map(|examples| examples.len().min(max_rows)).max().unwrap_or(0);
     Ok((losses, largest))
 }
 
-/// Gradients, the energy E‖ε‖² of each datum (the number of perturbed parameters: one site of all of them), and no recorded rows.
+/// Gradients, and E‖ε‖² of each example: the number of perturbed parameters, as one site of them
+/// all.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
-    p: &Problem<'_, B, M>,
+    p: &EstimateContext<'_, B, M>,
     weights: &[Vec<f64>],
-) -> Result<Formed<B>, Error> {
+) -> Result<SpaceGradients<B>, Error> {
     let queries = p.allocation.max();
-    // the weight of a direction is the sum over the data it was evaluated on
+    // the weight of a direction is the sum over the examples it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
     let sizes = Sizes::of(p);
@@ -129,14 +134,19 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let groups = std::slice::from_ref(&all);
     let mut gradients = Gradients::default();
     if noise.on_device {
-        let mut sums = noise.of_groups(0, groups, &keys, &totals, queries, &device).of(dimensions);
+        let mut sums = noise.device_scores(0, groups, &keys, &totals, queries, &device).with_total(dimensions);
         found.iter().for_each(|&(id, len)| gradients.add(id, sums.take(len)));
     } else {
         let sum = |device: &B::Device, site: usize| {
             let len = found[site].1;
             Ok(ops::from_host::<B, 1>(noise.weighted_scores(site, groups, &keys, &totals, len), [len], device))
         };
-        in_order(found.len(), p.threads, device, sum, |site, g| gradients.add(found[site].0, g))?;
+        run_ordered(found.len(), p.threads, device, sum, |site, g| gradients.add(found[site].0, g))?;
     }
-    Ok(Formed { gradients, energies: vec![vec![dimensions as f64]; weights.len()], recorded: 0, observed: None })
+    Ok(SpaceGradients {
+        gradients,
+        squared_score_norms: vec![vec![dimensions as f64]; weights.len()],
+        recorded: 0,
+        observed: None,
+    })
 }

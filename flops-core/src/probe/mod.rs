@@ -1,83 +1,44 @@
 //! The handle that a model's layers are called through.
 //!
-//! One forward pass, four readings of it: plain inference; the *survey* of a step, which keeps the state in front of the first
-//! trained stage; the *record*, which keeps the clean inputs of the trained layers of a few data; and the *query*, which adds noise
-//! to their outputs. The model's code is the same in all four.
+//! One forward pass has four readings. *Inference* is the plain pass. The *tracing* pass of a step
+//! keeps the state in front of the first trained stage. The *recording* pass keeps the clean inputs
+//! of the trained layers of a few examples. The *query* adds noise to their outputs. The model's
+//! code is the same in all four.
 
-mod cache;
-mod site;
+mod check;
+mod gradients;
+mod layer;
+mod layers;
+pub(crate) mod low_rank;
+mod prefix_cache;
+mod query;
+mod rows;
 mod stages;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use burn::module::{Param, ParamId};
-use burn::nn::conv::Conv2d;
-use burn::nn::{Embedding, LayerNorm, Linear};
+use burn::module::ParamId;
 use burn::prelude::*;
 
 use crate::batch::Rows;
-use crate::estimator::low_rank;
-use crate::feedback::Prediction;
-use crate::noise::{NoiseSource, RowKey, device};
-use crate::ops;
-pub(crate) use cache::PrefixCache;
-pub(crate) use site::{Energy, Gradients, Site, SiteInput};
+pub use check::check_site;
+pub use gradients::Gradients;
+pub(crate) use layer::Recorded;
+pub use layer::{Site, SquaredScoreNorm, WeightNoise};
+pub use prefix_cache::PrefixCache;
+pub(crate) use query::Query;
+pub use rows::QueryRows;
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
 
-/// The rows of a chunk of queries: some data of the batch, each with a range of its queries.
-#[derive(Clone, Debug)]
-pub(crate) struct QueryRows {
-    /// Rows of each datum, in turn.
-    pub groups: Vec<std::ops::Range<usize>>,
-    /// Which noise falls on each row.
-    pub keys: Vec<RowKey>,
-    /// The datum of the chunk that each row belongs to.
-    pub datum: Vec<usize>,
-}
-
-impl QueryRows {
-    /// Data `positions` of the batch, datum i with the queries `queries[i]`.
-    pub fn new<Q: IntoIterator<Item = usize>>(positions: &[usize], queries: impl IntoIterator<Item = Q>) -> Self {
-        let (mut groups, mut keys, mut datum) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, (&position, queries)) in positions.iter().zip(queries).enumerate() {
-            let start = keys.len();
-            keys.extend(queries.into_iter().map(|query| RowKey { position: position as u64, query }));
-            datum.resize(keys.len(), i);
-            groups.push(start..keys.len());
-        }
-        Self { groups, keys, datum }
-    }
-}
-
-/// What a perturbed pass needs to know.
-pub(crate) struct Query<B: Backend> {
-    rows: Arc<QueryRows>,
-    noise: NoiseSource,
-    prediction: Option<Arc<Prediction>>,
-    /// Of each row's loss, what the prediction explains.
-    explained: Vec<f64>,
-    /// Rank of noise on weights; noise falls on outputs where there is none.
-    rank: Option<usize>,
-    /// The rows' noise that their device makes, of which the sites take theirs in turn.
-    numbers: Option<device::Numbers<B>>,
-}
-
-impl<B: Backend> Query<B> {
-    pub fn new(
-        rows: Arc<QueryRows>,
-        noise: NoiseSource,
-        prediction: Option<Arc<Prediction>>,
-        rank: Option<usize>,
-    ) -> Self {
-        let explained = vec![0.0; rows.keys.len()];
-        Self { rows, noise, prediction, explained, rank, numbers: None }
-    }
+/// `id`, if its parameter is trained; for the closure of [`Probe::site`].
+pub fn trained_id(trained: &HashSet<ParamId>, id: ParamId) -> Option<ParamId> {
+    trained.contains(&id).then_some(id)
 }
 
 /// What the clean pass of a step finds.
-pub(crate) struct Surveyed<B: Backend> {
+pub(crate) struct Traced<B: Backend> {
     pub stages: Stages,
     pub embeddings: Option<Tensor<B, 2>>,
     /// The trained parameters that are sites.
@@ -86,20 +47,23 @@ pub(crate) struct Surveyed<B: Backend> {
 }
 
 enum Mode<B: Backend> {
-    Plain,
-    Survey { embeddings: Option<Tensor<B, 2>>, reached: HashSet<ParamId>, stages: Stages, late: bool },
-    Record { sites: Vec<Site<B>> },
+    Inference,
+    Trace { embeddings: Option<Tensor<B, 2>>, reached: HashSet<ParamId>, stages: Stages, late: bool },
+    Record { sites: Vec<Recorded<B>> },
     Query(Query<B>),
 }
 
 /// The handle that a model's layers are called through; see the [module](self).
 ///
-/// Layers called through it are *sites*: `probe.linear(&self.fc, x)` is `self.fc.forward(x)` in inference and in backpropagation,
-/// and the same plus σ·ε, a noise of its own for every row, in a query. Only layers with a trained parameter are perturbed.
+/// Layers called through it are *sites*. In inference and in backpropagation
+/// `probe.linear(&self.fc, x)` is `self.fc.forward(x)`. In a query of the activation space it adds
+/// σ·ε to the output; in one of the low-rank space the layer's weights are perturbed. Every row has
+/// noise of its own. Only layers with a trained parameter are perturbed.
 ///
-/// In a query, tensors have either one row per datum, as long as nothing before them was perturbed, or one row per query.
-/// Sites accept both. Where two tensors meet, use [`add`](Self::add), [`cat`](Self::cat) or [`align`](Self::align) of the probe, which repeat the rows of a
-/// datum for its queries where needed; a model without residual connections never notices.
+/// A tensor of a query has one row per example until something before it is perturbed, then one row
+/// per query. Sites accept both. Where two tensors meet, use [`add`](Self::add), [`cat`](Self::cat)
+/// or [`align`](Self::align): they repeat the rows of an example for its queries where needed. A
+/// model without residual connections never notices.
 pub struct Probe<B: Backend> {
     mode: Mode<B>,
     trained: Arc<HashSet<ParamId>>,
@@ -108,30 +72,32 @@ pub struct Probe<B: Backend> {
     site: usize,
     /// Multiply-adds of a row so far.
     work: f64,
-    /// Numbers of a row in the widest output of a layer in this stage.
+    /// Values of a row in the widest output of a layer in this stage.
     width: usize,
 }
 
 impl<B: Backend> Probe<B> {
-    /// Plain inference, and the forward pass of backpropagation: every method is what its layer does.
+    /// Inference, and the forward pass of backpropagation: every method is what its layer does.
     pub fn clean() -> Self {
-        Self::new(Mode::Plain, Arc::default(), Prefix::empty())
+        Self::new(Mode::Inference, Arc::default(), Prefix::empty())
     }
 
-    /// Plain inference from a prefix on.
+    /// Inference from a prefix on.
     pub(crate) fn resume(prefix: Prefix) -> Self {
-        Self::new(Mode::Plain, Arc::default(), prefix)
+        Self::new(Mode::Inference, Arc::default(), prefix)
     }
 
-    /// The clean pass of a step, which keeps what the stages return: the last one before anything is trained, and, where queries
-    /// are to start `late`, all from there on.
-    pub(crate) fn survey(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>, late: bool) -> Self {
+    /// The clean pass of a step, which keeps the output of the last stage before anything is
+    /// trained.
+    ///
+    /// With `late` it keeps those of all later stages too, so that queries can start behind them.
+    pub(crate) fn trace(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>, late: bool) -> Self {
         let prefix = prefix.unwrap_or_else(Prefix::empty);
         let stages = Stages::behind(prefix.clone());
-        Self::new(Mode::Survey { embeddings: None, reached: HashSet::new(), stages, late }, trained, prefix)
+        Self::new(Mode::Trace { embeddings: None, reached: HashSet::new(), stages, late }, trained, prefix)
     }
 
-    /// The clean pass of some data that keeps what their gradients are products of.
+    /// A clean pass of some examples that keeps what their gradients are products of.
     pub(crate) fn record(trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
         Self::new(Mode::Record { sites: Vec::new() }, trained, prefix)
     }
@@ -145,44 +111,46 @@ impl<B: Backend> Probe<B> {
         Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0, width: 0 }
     }
 
-    /// What the survey found.
-    pub(crate) fn surveyed(self) -> Surveyed<B> {
+    /// What the tracing pass found.
+    pub(crate) fn traced(self) -> Traced<B> {
         let sites = self.site;
         match self.mode {
-            Mode::Survey { embeddings, reached, mut stages, .. } => {
+            Mode::Trace { embeddings, reached, mut stages, .. } => {
                 stages.total = self.work;
                 stages.tail = self.width;
-                Surveyed { stages, embeddings, reached, sites }
+                Traced { stages, embeddings, reached, sites }
             }
-            _ => Surveyed { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
+            _ => Traced { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
         }
     }
 
-    /// The sites that were recorded, in order.
-    pub(crate) fn recorded(self) -> Vec<Site<B>> {
+    /// The sites of a recording pass, in order.
+    pub(crate) fn recorded(self) -> Vec<Recorded<B>> {
         match self.mode {
             Mode::Record { sites } => sites,
             _ => Vec::new(),
         }
     }
 
-    /// Of the loss of each row of a query, the change that the control variate predicts.
+    /// The part of each query's loss that the control variate predicts.
     pub(crate) fn explained(self) -> Vec<f64> {
         match self.mode {
-            Mode::Query(query) => query.explained,
+            Mode::Query(query) => query.explained(),
             _ => Vec::new(),
         }
     }
 
-    /// Runs a named part of the forward pass, or, where nothing in it or before it is trained, hands back what it gave in the
-    /// clean pass of the step.
+    /// Runs a part of the forward pass, or returns its result from the clean pass of the step.
     ///
-    /// A stage is the unit of reuse: with a scope of the last blocks, the stages before them run once per datum instead of
-    /// once per query; and a query whose noise falls on one site alone starts behind the last stage before it. Stages follow one another in the same order in every pass, and are not nested; nothing but a stage may
-    /// happen between two stages that can be skipped.
+    /// A stage is the unit of reuse. Stages in front of the first trained layer run once per
+    /// example instead of once per query. A query whose noise falls on a single site starts behind
+    /// the last stage before that site.
+    ///
+    /// Stages follow one another in the same order in every pass, and are not nested. Nothing but a
+    /// stage may happen between two stages that can be skipped.
     ///
     /// # Panics
-    /// Where a model's stages differ from pass to pass.
+    /// If the stages of a model differ from pass to pass.
     pub fn stage<S: Rows, T: Rows>(&mut self, input: S, run: impl FnOnce(S, &mut Self) -> T) -> T {
         let index = self.stage;
         self.stage += 1;
@@ -192,7 +160,7 @@ impl<B: Backend> Probe<B> {
             return *unbox::<T>(if last { state } else { &skipped.row }.clone_box());
         }
         let output = run(input, self);
-        if let Mode::Survey { stages, late, .. } = &mut self.mode
+        if let Mode::Trace { stages, late, .. } = &mut self.mode
             && (*late || self.site == 0)
         {
             stages.total = self.work;
@@ -202,95 +170,29 @@ impl<B: Backend> Probe<B> {
         output
     }
 
-    /// Offers the allocator an embedding of each datum, `[rows, dim]`; only the clean pass of a step looks at it.
+    /// Offers the allocator an embedding of each example, which the clean pass of a step keeps.
+    ///
+    /// # Shapes
+    /// - embedding: `[rows, dim]`
     pub fn embed(&mut self, embedding: &Tensor<B, 2>) {
         self.embed_with(|| embedding.clone());
     }
 
-    /// The same for one that has to be made first: in a query it is not.
+    /// [`embed`](Self::embed) for an embedding that has to be computed: a query does not compute
+    /// it.
     pub fn embed_with(&mut self, embedding: impl FnOnce() -> Tensor<B, 2>) {
-        if let Mode::Survey { embeddings, .. } = &mut self.mode {
+        if let Mode::Trace { embeddings, .. } = &mut self.mode {
             *embeddings = Some(embedding());
         }
     }
 
-    /// A linear layer as a site.
-    ///
-    /// Gradient of a query: xᵀ(c·s(ε)) for the weight, Σ c·s(ε) over the tokens for the bias, with the clean x.
+    /// a + b. Where only one of the two has a row per query, the other's rows are repeated.
     ///
     /// # Shapes
-    /// - x: `[rows, …, d_in]`
-    /// - returns: `[rows, …, d_out]`
-    pub fn linear<const D: usize>(&mut self, layer: &Linear<B>, x: Tensor<B, D>) -> Tensor<B, D> {
-        let [d_in, d_out] = layer.weight.dims();
-        let mut shape = x.dims();
-        shape[D - 1] = d_out;
-        let tokens: usize = shape[..D - 1].iter().product();
-        self.does(tokens / shape[0].max(1) * d_in * d_out, tokens / shape[0].max(1) * d_out);
-        // one matrix product: some backends are three times slower on more than two axes
-        let flat: Tensor<B, 2> = x.reshape([tokens, d_in]);
-        let y = layer.forward(flat.clone()).reshape(shape);
-        self.site(Some(layer.weight.id), layer.bias.as_ref().map(|b| b.id), y, || SiteInput::Linear { x: flat })
-    }
-
-    /// A layer normalisation as a site: noise on its output reaches its scale γ and shift β.
-    ///
-    /// # Shapes
-    /// - x: `[rows, …, d]`
-    /// - returns: `[rows, …, d]`
-    pub fn layer_norm<const D: usize>(&mut self, layer: &LayerNorm<B>, x: Tensor<B, D>) -> Tensor<B, D> {
-        let (gamma, beta) = (layer.gamma.id, layer.beta.as_ref().map(|b| b.id));
-        if !self.is_site(Some(gamma), beta) {
-            return layer.forward(x);
-        }
-        let y = layer.forward(x.clone());
-        self.site(Some(gamma), beta, y, || SiteInput::norm(layer, x))
-    }
-
-    /// A convolution (any stride, padding and dilation; one group) as a site.
-    ///
-    /// With more than one group the layer runs, but is no site: its gradient is not estimated.
-    ///
-    /// # Shapes
-    /// - x: `[rows, channels_in, height, width]`
-    /// - returns: `[rows, channels_out, height_out, width_out]`
-    pub fn conv2d(&mut self, layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let y = layer.forward(x.clone());
-        let [_, channels, kh, kw] = layer.weight.dims();
-        let width = y.dims()[1..].iter().product::<usize>();
-        self.does(width * channels * kh * kw, width);
-        if layer.groups != 1 {
-            return y;
-        }
-        self.site(Some(layer.weight.id), layer.bias.as_ref().map(|b| b.id), y, || SiteInput::conv(layer, x))
-    }
-
-    /// An embedding table as a site: the gradient of a looked-up row goes to that row of the table.
-    ///
-    /// # Shapes
-    /// - ids: `[rows, tokens]`
-    /// - returns: `[rows, tokens, d]`
-    pub fn embedding(&mut self, layer: &Embedding<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let y = layer.forward(ids.clone());
-        self.site(Some(layer.weight.id), None, y, || SiteInput::Embedding { ids, table: layer.weight.val() })
-    }
-
-    /// A bare parameter (class token, positional embedding, prompt) as a site.
-    ///
-    /// Clean, it has the one row it is stored with; perturbed, one row per query. Join it by [`add`](Self::add) or
-    /// [`cat`](Self::cat).
-    ///
-    /// # Shapes
-    /// - param: `[1, …]`
-    /// - returns: `[1 or rows, …]`
-    pub fn param<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Tensor<B, D> {
-        self.site(Some(param.id), None, param.val(), || SiteInput::Parameter)
-    }
-
-    /// a + b, the rows of a datum repeated for its queries where only one of the two has a row per query.
+    /// - a, b: `[rows, …]`; a tensor of one row is broadcast
     pub fn add<const D: usize>(&self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
         let rows = a.dims()[0].max(b.dims()[0]);
-        let (a, b) = (self.repeat_data(a, rows), self.repeat_data(b, rows));
+        let (a, b) = (self.repeat(a, rows), self.repeat(b, rows));
         let (shape, row) = (a.dims(), b.dims());
         if shape[0] == row[0] || shape[1..] != row[1..] {
             return a + b;
@@ -303,19 +205,20 @@ impl<B: Backend> Probe<B> {
         (flat(a, [shape[0], n]) + flat(b, [row[0], n])).reshape(all)
     }
 
-    /// All tensors with the rows of the one that has most, rows repeated as in [`add`](Self::add).
+    /// The tensors with equally many rows, repeated as in [`add`](Self::add).
     pub fn align<const D: usize, const N: usize>(&self, tensors: [Tensor<B, D>; N]) -> [Tensor<B, D>; N] {
         let rows = tensors.iter().map(|t| t.dims()[0]).max().unwrap_or(0);
-        tensors.map(|t| self.repeat_data(t, rows))
+        tensors.map(|t| self.repeat(t, rows))
     }
 
-    /// Concatenation along `dim`, rows repeated as in [`add`](Self::add); a tensor of one row is repeated for all.
+    /// Concatenates along `dim`. Rows are repeated as in [`add`](Self::add), a single row for all
+    /// rows.
     pub fn cat<const D: usize>(&self, parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
         let rows = parts.iter().map(|p| p.dims()[0]).max().unwrap_or(0);
         let parts = parts
             .into_iter()
             .map(|p| {
-                let p = self.repeat_data(p, rows);
+                let p = self.repeat(p, rows);
                 let mut shape = p.dims();
                 if shape[0] == rows {
                     return p;
@@ -327,11 +230,15 @@ impl<B: Backend> Probe<B> {
         Tensor::cat(parts, dim)
     }
 
-    /// Runs `attend` on the queries of attention laid out to match keys and values of `context_rows` rows.
+    /// Runs attention with its queries `q` laid out to match keys and values of `context_rows`
+    /// rows.
     ///
-    /// Where `q` has one row per datum while keys and values have one per forward query, its rows are repeated. Where it is the
-    /// other way round, the forward queries of a datum become further tokens of its row: they share its keys and values instead of
-    /// copying them.
+    /// There are two cases where the rows differ:
+    /// - `q` has one row per example, keys and values one per forward query: the rows of `q` are
+    ///   repeated.
+    /// - keys and values have one row per example, `q` one per forward query: the forward queries
+    ///   of an example become further tokens of its row. They share its keys and values instead of
+    ///   copying them.
     ///
     /// # Shapes
     /// - q: `[rows, tokens, d]`
@@ -343,7 +250,7 @@ impl<B: Backend> Probe<B> {
         context_rows: usize,
         attend: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 3> {
-        let q = self.repeat_data(q, context_rows);
+        let q = self.repeat(q, context_rows);
         let [rows, tokens, d] = q.dims();
         let query = match &self.mode {
             Mode::Query(query) if context_rows != rows && context_rows == query.rows.groups.len() => query,
@@ -356,7 +263,8 @@ impl<B: Backend> Probe<B> {
             let d = out.dims()[2];
             return out.reshape([rows, tokens, d]);
         }
-        // short groups are filled up with copies of their first row, whose results are not looked at
+        // short groups are filled with copies of their first row; the results of the copies are
+        // dropped
         let fill: Vec<usize> =
             groups.iter().flat_map(|g| (0..most).map(|i| if i < g.len() { g.start + i } else { g.start })).collect();
         let out = attend(q.rows(&fill).reshape([context_rows, most * tokens, d]));
@@ -366,93 +274,71 @@ impl<B: Backend> Probe<B> {
         out.reshape([context_rows * most, tokens, d]).rows(&back)
     }
 
-    /// `x` with one row per query, where `rows` says so and `x` has one per datum.
-    fn repeat_data<const D: usize>(&self, x: Tensor<B, D>, rows: usize) -> Tensor<B, D> {
+    /// `x` with one row per query, where `rows` says so and `x` has one per example.
+    fn repeat<const D: usize>(&self, x: Tensor<B, D>, rows: usize) -> Tensor<B, D> {
         match &self.mode {
-            Mode::Query(q)
-                if rows == q.rows.keys.len() && x.dims()[0] == q.rows.groups.len() && x.dims()[0] != rows =>
-            {
-                x.rows(&q.rows.datum)
-            }
+            Mode::Query(query) if rows == query.rows.len() => query.rows.repeat(x),
             _ => x,
         }
     }
 
-    /// Takes note of a layer, by the multiply-adds of a row and the numbers it gives.
-    fn does(&mut self, work: usize, width: usize) {
+    /// Records the cost of a layer that is called through the probe.
+    ///
+    /// Costs decide where [cost-weighted placement](crate::Placement::CostWeighted) puts its
+    /// queries, and how many rows of a pass fit the cache of a CPU. A layer that records none
+    /// counts as free.
+    ///
+    /// - work: multiply-adds of a row
+    /// - width: values of a row in the output
+    pub fn record_cost(&mut self, work: usize, width: usize) {
         self.work += work as f64;
         self.width = self.width.max(width);
     }
 
-    fn is_site(&self, weight: Option<ParamId>, bias: Option<ParamId>) -> bool {
-        !matches!(self.mode, Mode::Plain) && [weight, bias].into_iter().flatten().any(|id| self.trained.contains(&id))
+    /// Whether any of the parameters is trained, in a pass that looks for sites.
+    fn is_site(&self, parameters: &[ParamId]) -> bool {
+        !matches!(self.mode, Mode::Inference) && parameters.iter().any(|id| self.trained.contains(id))
     }
 
-    /// The output of a layer, perturbed in a query; its input, kept in a record.
-    fn site<const D: usize>(
+    /// Makes the output of a layer a site; this is how a layer of your own joins (see [`Site`]).
+    ///
+    /// Returns the output, perturbed in a query. The closure makes the [`Site`] from the clean
+    /// input. It is called in the recording pass. In the low-rank space it is called in every
+    /// query, too: the input then has a row per example or one per query ([`QueryRows::repeat`]).
+    /// Its argument holds the ids of the trained parameters, for [`trained_id`].
+    ///
+    /// # Shapes
+    /// - output: `[rows, …]`, or `[1, …]` for what does not depend on the input
+    /// - returns: the same, or `[queries, …]`
+    pub fn site<S: Site<B>, const D: usize>(
         &mut self,
-        weight: Option<ParamId>,
-        bias: Option<ParamId>,
-        y: Tensor<B, D>,
-        input: impl FnOnce() -> SiteInput<B>,
+        parameters: &[ParamId],
+        output: Tensor<B, D>,
+        site: impl FnOnce(&HashSet<ParamId>) -> S,
     ) -> Tensor<B, D> {
-        if !self.is_site(weight, bias) {
-            return y;
+        if !self.is_site(parameters) {
+            return output;
         }
         let index = self.site;
         self.site += 1;
-        let keep = |id: Option<ParamId>| id.filter(|id| self.trained.contains(id));
         match &mut self.mode {
-            Mode::Plain => y,
-            Mode::Survey { reached, .. } => {
-                reached.extend([keep(weight), keep(bias)].into_iter().flatten());
-                y
+            Mode::Inference => output,
+            Mode::Trace { reached, .. } => {
+                reached.extend(parameters.iter().filter(|id| self.trained.contains(id)));
+                output
             }
             Mode::Record { sites } => {
-                sites.push(Site {
-                    weight: keep(weight),
-                    bias: keep(bias),
-                    shape: y.dims().to_vec(),
-                    device: y.device(),
-                    input: input().working(),
-                });
-                y
+                let shape = output.dims();
+                let (rows, coordinates) = (shape[0], shape[1..].iter().product());
+                let site = Box::new(site(&self.trained));
+                sites.push(Recorded { site, rows, coordinates, device: output.device() });
+                output
             }
-            Mode::Query(query) => {
-                let rows = query.rows.clone();
-                if !query.noise.falls_on(index, &rows.keys) {
-                    return y;
-                }
-                if let Some(rank) = query.rank {
-                    let trained = (keep(weight).is_some(), keep(bias).is_some());
-                    return low_rank::perturb(y, input(), trained, rank, (index, &query.noise), &rows);
-                }
-                let mut shape = y.dims();
-                let given = shape[0];
-                shape[0] = rows.keys.len();
-                let y = if given == shape[0] {
-                    y
-                } else if given == rows.groups.len() {
-                    y.rows(&rows.datum)
-                } else {
-                    y // a bare parameter: one row for all, added by broadcasting
-                };
-                let (noise, prediction, explained) = (&query.noise, &query.prediction, &mut query.explained);
-                let len = shape[1..].iter().product();
-                if noise.made_by_device(len, prediction.as_deref()) {
-                    let device = y.device();
-                    let of_rows = || noise.of_rows(index, &rows.keys, &device);
-                    return noise.numbers(&mut query.numbers, of_rows).add(y, shape);
-                }
-                ops::add_numbers(y, shape, |values| {
-                    noise.perturb(index, &rows.keys, len, |r, start, noise| {
-                        values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
-                        if let Some(prediction) = prediction {
-                            explained[r] += prediction.explain(index, rows.keys[r], len, start, noise);
-                        }
-                    });
-                })
-            }
+            Mode::Query(query) if !query.falls_on(index) => output,
+            Mode::Query(query) => match query.rank {
+                Some(rank) => query.perturb_weights(index, output, &site(&self.trained), rank),
+                None => query.perturb_output(index, output),
+            },
         }
     }
 }

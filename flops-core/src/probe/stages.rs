@@ -1,10 +1,10 @@
-//! Stages of a model, what they returned in a clean pass, and passes that begin behind some of them.
+//! Stages of a model, their outputs in a clean pass, and passes that begin behind some of them.
 
 use std::any::Any;
 
 use crate::batch::Rows;
 
-/// A state between two stages, of whatever type the model has there.
+/// A state between two stages, of any type.
 pub(crate) trait State: Send {
     fn rows_box(&self, index: &[usize]) -> Box<dyn State>;
     fn cat_box(&self, parts: Vec<Box<dyn State>>) -> Box<dyn State>;
@@ -31,10 +31,11 @@ pub(super) fn unbox<T: Rows>(state: Box<dyn State>) -> Box<T> {
     state.into_any().downcast::<T>().expect("the stages of a model follow one another in the same order in every pass")
 }
 
-/// A stage that a pass need not run again: one row of what it returned, which is enough for the types to come out right, and the
-/// sites up to its end.
+/// A stage that a pass does not run again.
 pub(super) struct Skipped {
+    /// One row of its output, which keeps the types right.
     pub row: Box<dyn State>,
+    /// Sites up to its end.
     pub sites: usize,
 }
 
@@ -44,7 +45,7 @@ impl Clone for Skipped {
     }
 }
 
-/// Where a pass begins: behind some of the stages, with what the last of them returned.
+/// Where a pass begins: behind some of the stages, with the output of the last of them.
 pub(crate) struct Prefix {
     pub(super) skipped: Vec<Skipped>,
     pub(super) state: Option<Box<dyn State>>,
@@ -61,13 +62,13 @@ impl Prefix {
         Self { skipped: Vec::new(), state: None }
     }
 
-    /// Whether there is nothing to reuse.
+    /// Whether the pass begins with the input.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.state.is_none()
     }
 
-    /// The same prefix for some of its data.
+    /// The prefix of some of its rows.
     pub fn rows(&self, index: &[usize]) -> Self {
         Self { skipped: self.skipped.clone(), state: self.state.as_ref().map(|s| s.rows_box(index)) }
     }
@@ -79,15 +80,18 @@ pub(super) fn cat_states(states: Vec<Option<Box<dyn State>>>) -> Option<Box<dyn 
     Some(first.cat_box(states))
 }
 
-/// The stages of a clean pass, and what they returned where a later pass may begin behind them.
+/// The stages of a clean pass, with their outputs where a later pass may begin behind them.
 #[derive(Default)]
 pub(crate) struct Stages {
     stages: Vec<(Skipped, Option<Box<dyn State>>)>,
-    /// Multiply-adds of a row up to the end of each stage, and of the whole pass; of stages that were not run, none.
+    /// Multiply-adds of a row up to the end of each stage; 0 for stages that were not run.
     work: Vec<f64>,
+    /// Multiply-adds of a row in the whole pass.
     pub(super) total: f64,
-    /// Numbers of a row in the widest output of a layer in each stage, and behind the last; of stages that were not run, none.
+    /// Values of a row in the widest output of a layer of each stage; 0 for stages that were not
+    /// run.
     widths: Vec<usize>,
+    /// The same behind the last stage.
     pub(super) tail: usize,
 }
 
@@ -111,25 +115,30 @@ impl Stages {
         self.widths.push(width);
     }
 
-    /// Numbers of a row in the widest output of a layer, of a pass that begins behind the first `stages` stages; 0 where nothing is known.
+    /// Values of a row in the widest output of a layer, for a pass behind the first `stages`
+    /// stages.
+    ///
+    /// It is 0 where no width is known.
     pub fn width(&self, stages: usize) -> usize {
         self.widths[stages..].iter().copied().fold(self.tail, usize::max)
     }
 
-    /// The part of a query's pass that one on `site`, counted from 1, takes, which begins behind the stages before it; 1 where nothing is
-    /// known of the work.
+    /// The cost of a query on `site`, counted from 0, as a part of a whole pass.
+    ///
+    /// The query begins behind the stages before the site. The cost is 1 where no work is known.
     pub fn cost(&self, site: usize) -> f64 {
         let behind = |stages: usize| self.total - stages.checked_sub(1).map_or(0.0, |last| self.work[last]);
         let whole = behind(self.before(0));
         if whole > 0.0 { (behind(self.before(site)) / whole).max(1e-3) } else { 1.0 }
     }
 
-    /// The last stage behind which a pass may begin that perturbs no site before `site`, counted from 1; 0 is the input.
+    /// How many stages a pass may skip if it perturbs only sites from `site` on, counted from 0.
     pub fn before(&self, site: usize) -> usize {
         self.stages.iter().rposition(|(stage, state)| stage.sites <= site && state.is_some()).map_or(0, |i| i + 1)
     }
 
-    /// A pass that begins behind the first `stages` stages, a number that [`before`](Self::before) gave.
+    /// The prefix of a pass behind the first `stages` stages, a number from
+    /// [`before`](Self::before).
     pub fn prefix(&self, stages: usize) -> Prefix {
         let state = stages.checked_sub(1).and_then(|last| self.stages[last].1.as_ref());
         match state {
@@ -141,20 +150,21 @@ impl Stages {
         }
     }
 
-    /// What runs before the first trained stage: once per datum, never per query.
+    /// The prefix in front of the first trained stage: it runs once per example, never per query.
     pub fn frozen(&self) -> Prefix {
         self.prefix(self.before(0))
     }
 
-    /// The stages of several chunks of a batch as one; `prefix` is what the chunks began with, where they began behind the input.
+    /// The stages of several chunks of a batch as one. `prefix` is what the chunks began with, if
+    /// anything.
     ///
     /// # Panics
-    /// Where `parts` is empty.
+    /// If `parts` is empty.
     pub fn cat(mut parts: Vec<Self>, prefix: Option<Prefix>) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
         }
-        // the state that the chunks began with is there in one piece
+        // the state that the chunks began with is whole already
         let (given, mut whole) = prefix.map_or((0, None), |prefix| (prefix.skipped.len(), prefix.state));
         let mut stages = Vec::with_capacity(parts[0].stages.len());
         for i in 0..parts[0].stages.len() {

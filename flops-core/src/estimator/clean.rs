@@ -1,0 +1,230 @@
+//! The clean pass of a step.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::module::ParamId;
+use burn::prelude::*;
+
+use super::context::{check_failure, check_len, to_host};
+use super::estimate::PassCost;
+use super::settings::Estimator;
+use crate::batch::{Batch, Rows};
+use crate::control_variate::Prediction;
+use crate::error::Error;
+use crate::model::ForwardModel;
+use crate::parallel::{balanced_chunk, num_workers, run_ordered};
+use crate::probe::{Prefix, Probe, Stages};
+
+/// What the clean pass leaves, and the context in which its queries are evaluated.
+///
+/// [`estimate`](Self::estimate) turns it into a gradient.
+pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
+    pub(super) estimator: &'a Estimator,
+    pub(super) model: &'a M,
+    pub(super) batch: &'a Batch<M::Input, M::Target>,
+    pub(super) trained: &'a Arc<HashSet<ParamId>>,
+    /// Loss ℓ_j of each example.
+    pub losses: Vec<f64>,
+    /// Key by which the variance tracker groups examples: the loss, unless
+    /// [overridden](ForwardModel::variance_covariate).
+    pub variance_covariate: Vec<f64>,
+    /// The output of the model.
+    pub output: M::Output,
+    /// What the losses of the queries compare their outputs with.
+    ///
+    /// These are the batch's targets, [coupled](ForwardModel::couple) where the loss couples
+    /// examples.
+    pub target: M::Target,
+    /// What the model [offered](Probe::embed) as embeddings, `[batch, dim]`.
+    pub embeddings: Option<Tensor<B, 2>>,
+    /// Rows that went through the model, and the time they took.
+    pub cost: PassCost,
+    pub(crate) stages: Stages,
+    pub(super) site_probabilities: Vec<f64>,
+    site_costs: Vec<f64>,
+    pub(super) prediction: Option<Arc<Prediction>>,
+    /// Trained parameters that were called through the probe.
+    pub(super) reached: HashSet<ParamId>,
+    /// Gradients of the mean loss that the model knows in closed form, of trained parameters that
+    /// are never perturbed.
+    pub(super) exact: Vec<(ParamId, Tensor<B, 1>)>,
+}
+
+impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
+    /// The trained parameters whose gradient is estimated.
+    pub(super) fn estimated(&self) -> Arc<HashSet<ParamId>> {
+        if self.exact.is_empty() {
+            return self.trained.clone();
+        }
+        let is_exact = |id: &ParamId| self.exact.iter().any(|(exact, _)| exact == id);
+        Arc::new(self.trained.iter().filter(|id| !is_exact(id)).copied().collect())
+    }
+
+    /// Whether every parameter whose gradient is estimated was called through the probe.
+    ///
+    /// One that was not may act in any stage: none can be skipped.
+    pub(crate) fn reaches_all(&self) -> bool {
+        self.estimated().is_subset(&self.reached)
+    }
+
+    /// Probability of each site where a direction falls on one; they sum to one. Equal, unless set.
+    pub fn site_probabilities(&self) -> &[f64] {
+        &self.site_probabilities
+    }
+
+    /// The part of a pass that a query on each site takes, in (0, 1], by the multiply-adds of the
+    /// layers.
+    pub fn site_costs(&self) -> &[f64] {
+        &self.site_costs
+    }
+
+    /// Sets the probability of each site; [`SiteTracker`](crate::variance::SiteTracker) has good
+    /// ones.
+    ///
+    /// # Errors
+    /// [`Error::Length`] or [`Error::Value`], unless there is one positive number for each site.
+    pub fn set_site_probabilities(&mut self, probabilities: Vec<f64>) -> Result<(), Error> {
+        let (got, expected) = (probabilities.len(), self.site_costs.len());
+        if got != expected {
+            return Err(Error::Length { name: "site probabilities", got, expected });
+        }
+        if let Some(index) = probabilities.iter().position(|p| !(*p > 0.0 && *p < 1.0 + 1e-9)) {
+            let remedy = "give every site a probability above 0; they sum to 1";
+            return Err(Error::Value { name: "site probabilities", index, value: probabilities[index], remedy });
+        }
+        self.site_probabilities = probabilities;
+        Ok(())
+    }
+
+    /// Sets what the control variate predicts (activation space); nothing, unless set.
+    ///
+    /// [`GradientPredictor`](crate::control_variate::GradientPredictor) makes predictions. They
+    /// must be made before the noise of the step is drawn.
+    pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
+        self.prediction = prediction.map(Arc::new);
+    }
+}
+
+/// What the chunks of a clean pass leave, put together.
+struct Chunks<B: Backend, O> {
+    losses: Vec<Tensor<B, 1>>,
+    outputs: Vec<O>,
+    stages: Vec<Stages>,
+    embeddings: Vec<Tensor<B, 2>>,
+    reached: HashSet<ParamId>,
+    sites: usize,
+}
+
+impl Estimator {
+    /// The clean pass: losses, output, embeddings, and the state in front of the first trained
+    /// stage.
+    ///
+    /// # Errors
+    /// Where settings are unusable, the batch is empty, or the model cannot answer.
+    pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
+        &'a self,
+        model: &'a M,
+        batch: &'a Batch<M::Input, M::Target>,
+        trained: &'a Arc<HashSet<ParamId>>,
+    ) -> Result<CleanPass<'a, B, M>, Error> {
+        self.clean_from(model, batch, trained, None)
+    }
+
+    /// [`clean`](Self::clean), from a prefix that an earlier epoch kept.
+    pub(crate) fn clean_from<'a, B: Backend, M: ForwardModel<B>>(
+        &'a self,
+        model: &'a M,
+        batch: &'a Batch<M::Input, M::Target>,
+        trained: &'a Arc<HashSet<ParamId>>,
+        prefix: Option<Prefix>,
+    ) -> Result<CleanPass<'a, B, M>, Error> {
+        self.validate()?;
+        let n = batch.ids.len();
+        if n == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        let start = Instant::now();
+        let (late, width) = (self.is_single_site(), balanced_chunk(n, self.clean_rows(model)));
+        let chunks = self.chunks(model, batch, trained, &prefix, width)?;
+        check_failure(model)?;
+        let Chunks { losses, outputs, stages, embeddings, reached, sites } = chunks;
+        let output = M::Output::cat(outputs);
+        let (losses, target) = match model.couple(&output, &batch.target) {
+            Some(target) => {
+                let losses = check_len(model.losses(output.clone(), target.clone()), n)?;
+                (to_host(vec![losses]), target)
+            }
+            None => (to_host(losses), batch.target.clone()),
+        };
+        let variance_covariate = match model.variance_covariate(&output, &target) {
+            Some(covariate) => to_host(vec![check_len(covariate, n)?]),
+            None => losses.clone(),
+        };
+        let mut exact = model.exact_gradients(&output, &target);
+        exact.retain(|(id, _)| trained.contains(id));
+        let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
+        if count > 0 {
+            return Err(Error::ExactSites { count });
+        }
+        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
+        let stages = Stages::cat(stages, prefix);
+        Ok(CleanPass {
+            estimator: self,
+            model,
+            batch,
+            trained,
+            site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
+            losses,
+            variance_covariate,
+            output,
+            target,
+            embeddings,
+            cost,
+            stages,
+            site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
+            prediction: None,
+            reached,
+            exact,
+        })
+    }
+
+    /// The passes of at most `width` rows.
+    fn chunks<B: Backend, M: ForwardModel<B>>(
+        &self,
+        model: &M,
+        batch: &Batch<M::Input, M::Target>,
+        trained: &Arc<HashSet<ParamId>>,
+        prefix: &Option<Prefix>,
+        width: usize,
+    ) -> Result<Chunks<B, M::Output>, Error> {
+        let (n, late) = (batch.ids.len(), self.is_single_site());
+        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
+        let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
+            let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
+            let mut probe = Probe::trace(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
+            let output = model.forward(input.rows(&index), &mut probe);
+            let losses = check_len(model.losses(output.clone(), target.rows(&index)), index.len())?;
+            Ok((losses, output, probe.traced()))
+        };
+        let mut chunks = Chunks {
+            losses: vec![],
+            outputs: vec![],
+            stages: vec![],
+            embeddings: vec![],
+            reached: HashSet::new(),
+            sites: 0,
+        };
+        let workers = num_workers(model, self.threads);
+        run_ordered(n.div_ceil(width), workers, context, work, |_, (losses, output, traced)| {
+            chunks.losses.push(losses);
+            (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
+            chunks.outputs.push(output);
+            chunks.stages.push(traced.stages);
+            chunks.embeddings.extend(traced.embeddings);
+        })?;
+        Ok(chunks)
+    }
+}

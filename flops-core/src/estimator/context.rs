@@ -1,0 +1,101 @@
+//! What the passes of an estimate share.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::ParamId;
+use burn::prelude::*;
+
+use crate::allocator::Allocation;
+use crate::batch::Batch;
+use crate::control_variate::{Observation, Prediction};
+use crate::error::Error;
+use crate::model::ForwardModel;
+use crate::noise::NoiseSource;
+use crate::probe::{Gradients, Stages};
+
+/// What the query pass and the update pass of a space need.
+pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
+    pub model: &'a M,
+    pub batch: &'a Batch<M::Input, M::Target>,
+    pub target: &'a M::Target,
+    pub trained: &'a Arc<HashSet<ParamId>>,
+    pub stages: &'a Stages,
+    pub allocation: &'a Allocation,
+    pub noise: NoiseSource,
+    pub prediction: Option<&'a Arc<Prediction>>,
+    pub max_rows: usize,
+    pub on_host: bool,
+    pub threads: usize,
+}
+
+impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
+    /// Rows of a pass that begins behind the first `stages` stages.
+    pub fn rows(&self, stages: usize) -> usize {
+        if self.on_host { cached_rows(self.stages.width(stages), self.max_rows) } else { self.max_rows }
+    }
+}
+
+/// Values of a layer's output that are taken to fit a CPU's cache: 4 MiB in single precision.
+const CACHED_VALUES: usize = 1 << 20;
+
+/// Rows that a pass has even where fewer would fill the cache: enough for a matrix product to reach
+/// its speed.
+const MIN_ROWS: usize = 4;
+
+/// Rows of a pass on a CPU: at most `max_rows`, and no more than leave the outputs of its layers in
+/// the cache.
+///
+/// More rows would cost up to half the speed. `width` is the values of a row in the widest output,
+/// 0 where that is not known.
+fn cached_rows(width: usize, max_rows: usize) -> usize {
+    CACHED_VALUES.checked_div(width).map_or(max_rows, |rows| rows.max(MIN_ROWS).min(max_rows))
+}
+
+/// What a space forms from the weights of the queries.
+pub(super) struct SpaceGradients<B: Backend> {
+    pub gradients: Gradients<B>,
+    /// The squared score norm E‖∂_s‖² of each example at each site.
+    pub squared_score_norms: Vec<Vec<f64>>,
+    /// Rows recorded for it.
+    pub recorded: u64,
+    /// What the estimates show of the control variate's regression.
+    pub observed: Option<Observation>,
+}
+
+/// Whether the model had an answer to all it was asked.
+pub(super) fn check_failure<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
+    model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
+}
+
+/// The losses of a pass, if there is one for each row.
+pub(super) fn check_len<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Tensor<B, 1>, Error> {
+    match losses.dims()[0] {
+        got if got == rows => Ok(losses),
+        got => Err(Error::Length { name: "losses returned by the model", got, expected: rows }),
+    }
+}
+
+/// The values of several passes on the host, in turn: a device is waited for once.
+pub(super) fn to_host<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
+    if parts.is_empty() {
+        return vec![];
+    }
+    Tensor::cat(parts, 0).into_data().iter::<f64>().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A width that is not known limits nothing, and no width asks for more rows than are allowed.
+    #[test]
+    fn passes_are_no_wider_than_the_cache() {
+        let widest = 65 * 512;
+        assert_eq!(
+            [0, 1, widest, 1 << 19, 1 << 30].map(|width| cached_rows(width, 256)),
+            [256, 256, 31, MIN_ROWS, MIN_ROWS]
+        );
+        assert_eq!([0, 1, widest, 1 << 30].map(|width| cached_rows(width, 2)), [2; 4]);
+    }
+}

@@ -1,0 +1,135 @@
+//! From a clean pass and an allocation to a gradient estimate.
+
+use std::time::Instant;
+
+use burn::prelude::*;
+
+use super::clean::CleanPass;
+use super::context::{EstimateContext, SpaceGradients, check_failure};
+use super::estimate::{Estimate, PassCost};
+use super::query_weights::loss_spread;
+use super::space::Space;
+use super::{activation, low_rank, per_query, weights};
+use crate::allocator::Allocation;
+use crate::error::Error;
+use crate::model::ForwardModel;
+use crate::noise::{NoiseSource, Placement, makes_noise};
+use crate::ops;
+use crate::parallel::num_workers;
+use crate::probe::Stages;
+use crate::random::derive_seed;
+
+impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
+    /// The gradient of the mean loss of the batch, estimated from `allocation`'s queries.
+    ///
+    /// `step` keys the noise. For a law that [has a score](crate::NoiseLaw::has_score) the estimate
+    /// is unbiased for the gradient of the loss smoothed by the law. The other laws are exact for
+    /// quadratic losses, with a bias of O(σ²) otherwise. Both hold for every allocation that was
+    /// fixed before this call. In the activation space every law has a further bias of O(σ²),
+    /// because gradients use the clean inputs.
+    ///
+    /// Weight noise is shared by the examples of a pass: unequal allocations gain nothing there.
+    ///
+    /// # Errors
+    /// - [`Error::Length`]: the allocation is for another batch, or the model returns another
+    ///   number of losses than rows.
+    /// - [`Error::NothingTrained`]: no parameter is trained.
+    /// - [`Error::NotSites`]: a trained parameter is not called through the probe (activation and
+    ///   low-rank space).
+    /// - [`Error::Model`]: the model cannot answer.
+    pub fn estimate(&self, allocation: &Allocation, step: u64) -> Result<Estimate<B>, Error> {
+        self.estimate_with_seed(self.estimator.seed, allocation, step)
+    }
+
+    /// [`estimate`](Self::estimate) with the noise of another seed.
+    pub(crate) fn estimate_with_seed(
+        &self,
+        seed: u64,
+        allocation: &Allocation,
+        step: u64,
+    ) -> Result<Estimate<B>, Error> {
+        let n = self.batch.ids.len();
+        if self.losses.len() != n {
+            return Err(Error::Length { name: "clean losses", got: self.losses.len(), expected: n });
+        }
+        if allocation.counts().len() != n {
+            return Err(Error::Length { name: "allocation", got: allocation.counts().len(), expected: n });
+        }
+        let estimated = self.estimated();
+        if estimated.is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let missed = estimated.difference(&self.reached).count();
+        if self.estimator.space.is_independent() && missed > 0 {
+            return Err(Error::NotSites { missed, trained: estimated.len() });
+        }
+        let no_stages = Stages::default();
+        let context = EstimateContext {
+            model: self.model,
+            batch: self.batch,
+            target: &self.target,
+            trained: &estimated,
+            stages: if missed == 0 { &self.stages } else { &no_stages },
+            allocation,
+            noise: self.noise(seed, step),
+            prediction: self.prediction.as_ref(),
+            max_rows: self.estimator.max_rows,
+            on_host: self.model.devices().first().is_some_and(ops::is_host::<B>),
+            threads: num_workers(self.model, self.estimator.threads),
+        };
+        self.estimate_in(&context)
+    }
+
+    /// Law, scale, sampling and seed of the noise of a step.
+    fn noise(&self, seed: u64, step: u64) -> NoiseSource {
+        let estimator = self.estimator;
+        NoiseSource {
+            law: estimator.noise,
+            sampling: estimator.sampling,
+            sigma: estimator.sigma,
+            // workers of a multi-device strategy share the step: the batch tells them apart
+            seed: derive_seed(&[seed, self.batch.ids.first().copied().unwrap_or(0)]),
+            step,
+            sites: estimator.is_single_site().then(|| self.site_probabilities.clone().into()),
+            spread: estimator.space.placement() == Some(Placement::CostWeighted),
+            on_device: self.model.devices().first().is_some_and(makes_noise::<B>),
+        }
+    }
+
+    /// The query pass, the weights of the queries, and the update pass.
+    fn estimate_in(&self, context: &EstimateContext<'_, B, M>) -> Result<Estimate<B>, Error> {
+        let estimator = self.estimator;
+        let start = Instant::now();
+        let (losses, largest) = match estimator.space {
+            Space::Activation { .. } => per_query::losses(context, None)?,
+            Space::LowRank { rank, .. } => per_query::losses(context, Some(rank))?,
+            Space::Weights { .. } => weights::losses(context)?,
+        };
+        check_failure(self.model)?;
+        let rows = losses.iter().map(|l| l.len() as u64).sum();
+        let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
+        let weighted = estimator.query_weights(&losses, &self.losses);
+        let start = Instant::now();
+        let formed = match estimator.space {
+            Space::Activation { .. } => activation::gradients(context, &weighted)?,
+            Space::LowRank { rank, .. } => low_rank::gradients(context, &weighted, rank)?,
+            Space::Weights { .. } => weights::gradients(context, &weighted.weights)?,
+        };
+        let SpaceGradients { mut gradients, squared_score_norms, recorded, observed } = formed;
+        let accum_dtype = ops::accum_dtype::<B>();
+        self.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone().cast(accum_dtype)));
+        let (second_moments, site_moments) = estimator.second_moments(&context.noise, &weighted, &squared_score_norms);
+        Ok(Estimate {
+            gradients,
+            second_moments,
+            site_moments,
+            observed,
+            survived: weighted.survived,
+            dropped: weighted.dropped,
+            mixed: None,
+            loss_spread: loss_spread(&losses, &self.losses),
+            queries,
+            update: PassCost { rows: recorded, elapsed: start.elapsed(), largest: 0 },
+        })
+    }
+}

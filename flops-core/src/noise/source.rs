@@ -1,0 +1,318 @@
+//! Keyed streams of noise, and the host's side of drawing them.
+//!
+//! On the host, every direction has its own stream at every site, keyed by (seed, step, site,
+//! position, direction). The two rows of an antithetic pair share it. A row therefore holds the
+//! same values however the queries are chunked, and on any number of threads. Noise is drawn again
+//! for the update instead of being stored.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand_xoshiro::Xoshiro256PlusPlus;
+
+use super::law::NoiseLaw;
+use super::sampling::Sampling;
+use crate::random::derive_seed;
+
+/// Values of a row that are drawn at a time.
+///
+/// A block fits the innermost cache, and every law fills it with whole draws.
+const BLOCK: usize = 4096;
+
+/// Law, scale, sampling, seed and placement of a step's perturbations.
+#[derive(Clone, Debug)]
+pub(crate) struct NoiseSource {
+    pub law: NoiseLaw,
+    pub sampling: Sampling,
+    pub sigma: f64,
+    pub seed: u64,
+    pub step: u64,
+    /// Probability of each site, where a direction falls on a single site.
+    pub sites: Option<Arc<[f64]>>,
+    /// Whether an example's directions are spread evenly over the sites instead of drawn
+    /// independently.
+    pub spread: bool,
+    /// Whether noise is [generated on the GPU](super::device), unless the host needs to see it.
+    pub on_device: bool,
+}
+
+/// Inverse of the golden ratio: any number of its multiples, modulo 1, fill the unit interval
+/// evenly.
+const GOLDEN: f64 = 0.618_033_988_749_894_9;
+
+/// Key for the choice of a site; takes the place of a site's number.
+const CHOICE: u64 = u64::MAX;
+
+/// Identifies a row of noise: the example's position in the batch and the number of its query.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowKey {
+    pub position: u64,
+    pub query: usize,
+}
+
+/// Batch position of directions that all examples share.
+pub(crate) const SHARED: u64 = u64::MAX;
+
+impl NoiseSource {
+    /// Returns the site that a direction falls on; `None` where it falls on all.
+    pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
+        let probabilities = self.sites.as_ref()?;
+        let uniform = |key: u64| {
+            let bits = derive_seed(&[self.seed, self.step, CHOICE, position, key]);
+            (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        };
+        // in both cases each single direction is uniform
+        let mut left = if self.spread { (uniform(0) + direction as f64 * GOLDEN).fract() } else { uniform(direction) };
+        let last = probabilities.len().saturating_sub(1);
+        Some(
+            probabilities
+                .iter()
+                .position(|p| {
+                    left -= p;
+                    left < 0.0
+                })
+                .unwrap_or(last),
+        )
+    }
+
+    /// Returns 1/p of a site that a direction falls on, or 1 where it falls on all sites.
+    ///
+    /// `None` where it falls on another site.
+    fn inverse_probability(&self, site: usize, position: u64, direction: u64) -> Option<f64> {
+        match (self.chosen(position, direction), &self.sites) {
+            (Some(chosen), Some(p)) => (chosen == site).then(|| 1.0 / p[site]),
+            _ => Some(1.0),
+        }
+    }
+
+    /// Whether any of the rows is perturbed at `site`.
+    pub fn falls_on(&self, site: usize, rows: &[RowKey]) -> bool {
+        let hit =
+            |row: &RowKey| self.inverse_probability(site, row.position, self.sampling.direction(row.query).0).is_some();
+        self.sites.is_none() || rows.iter().any(hit)
+    }
+
+    fn stream(&self, site: usize, position: u64, direction: u64) -> Xoshiro256PlusPlus {
+        Xoshiro256PlusPlus::seed_from_u64(derive_seed(&[self.seed, self.step, site as u64, position, direction]))
+    }
+
+    /// Draws σ·ε of each of `rows` that is perturbed at `site`, and hands it to `take` in blocks.
+    ///
+    /// `take` receives the index of the row, the index of the block's first value in the row, and
+    /// the block. A row has `len` values. An antithetic pair of neighbouring rows is drawn once.
+    pub fn perturb(&self, site: usize, rows: &[RowKey], len: usize, mut take: impl FnMut(usize, usize, &[f32])) {
+        let mut block = [0f32; BLOCK];
+        let mut r = 0;
+        while r < rows.len() {
+            let (row, first) = (rows[r], r);
+            let (direction, sign) = self.sampling.direction(row.query);
+            r += 1;
+            if self.inverse_probability(site, row.position, direction).is_none() {
+                continue;
+            }
+            let pair = rows.get(r).filter(|next| {
+                next.position == row.position && self.sampling.direction(next.query) == (direction, -sign)
+            });
+            r += usize::from(pair.is_some());
+            let mut rng = self.stream(site, row.position, direction);
+            for start in (0..len).step_by(BLOCK) {
+                let noise = &mut block[..BLOCK.min(len - start)];
+                self.law.fill(&mut rng, sign * self.sigma as f32, noise);
+                take(first, start, noise);
+                if pair.is_some() {
+                    noise.iter_mut().for_each(|v| *v = -*v);
+                    take(first + 1, start, noise);
+                }
+            }
+        }
+    }
+
+    /// Returns σ·ε of `rows` as `[rows, len]`.
+    #[cfg(test)]
+    pub fn perturbation(&self, site: usize, rows: &[RowKey], len: usize) -> Vec<f32> {
+        let mut out = vec![0f32; rows.len() * len];
+        self.perturb(site, rows, len, |r, start, noise| out[r * len + start..][..noise.len()].copy_from_slice(noise));
+        out
+    }
+
+    /// Returns Σ_r weight_r·s(ε_r) over the rows of each group, as `[groups, len]`.
+    ///
+    /// `groups` holds the range of each group's rows. Antithetic pairs are merged, so each
+    /// direction is drawn once.
+    pub fn weighted_scores(
+        &self,
+        site: usize,
+        groups: &[Range<usize>],
+        rows: &[RowKey],
+        weights: &[f64],
+        len: usize,
+    ) -> Vec<f32> {
+        let mut out = vec![0f32; groups.len() * len];
+        for (group, here) in groups.iter().zip(out.chunks_mut(len.max(1))) {
+            let directions = self.directions(site, group.clone(), rows, weights).into_iter();
+            let stream = |(position, direction, weight)| (self.stream(site, position, direction), weight as f32);
+            let mut streams: Vec<_> = directions.map(stream).collect();
+            for block in here.chunks_mut(BLOCK) {
+                for (rng, weight) in &mut streams {
+                    self.law.add_score(rng, *weight, block);
+                }
+            }
+        }
+        out
+    }
+
+    /// Returns (position, direction, weight) of the rows of a group that perturb `site`.
+    ///
+    /// Antithetic pairs are merged. The weight includes sign and 1/p; zero weights are left out.
+    pub fn directions(
+        &self,
+        site: usize,
+        group: Range<usize>,
+        rows: &[RowKey],
+        weights: &[f64],
+    ) -> Vec<(u64, u64, f64)> {
+        let mut out = Vec::with_capacity(group.len());
+        let mut r = group.start;
+        while r < group.end {
+            let (direction, sign) = self.sampling.direction(rows[r].query);
+            let position = rows[r].position;
+            let mut weight = f64::from(sign) * weights[r];
+            r += 1;
+            while r < group.end && rows[r].position == position {
+                let (d, s) = self.sampling.direction(rows[r].query);
+                if d != direction {
+                    break;
+                }
+                weight += f64::from(s) * weights[r];
+                r += 1;
+            }
+            if weight != 0.0
+                && let Some(scale) = self.inverse_probability(site, position, direction)
+            {
+                out.push((position, direction, weight * scale));
+            }
+        }
+        out
+    }
+
+    /// Fills `out` with ε of one direction at a site, without scale and sign.
+    pub fn draw(&self, site: usize, position: u64, direction: u64, out: &mut [f32]) {
+        self.law.fill(&mut self.stream(site, position, direction), 1.0, out);
+    }
+
+    /// Returns the direction of a row and its sign, where the row perturbs `site`.
+    pub fn signed(&self, site: usize, row: &RowKey) -> Option<(u64, f32)> {
+        let (direction, sign) = self.sampling.direction(row.query);
+        self.inverse_probability(site, row.position, direction).map(|_| (direction, sign))
+    }
+}
+
+#[cfg(test)]
+pub(in crate::noise) mod tests {
+    use super::*;
+
+    pub(in crate::noise) fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
+        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: false }
+    }
+
+    pub(in crate::noise) fn rows(positions: u64, queries: usize) -> Vec<RowKey> {
+        (0..positions).flat_map(|position| (0..queries).map(move |query| RowKey { position, query })).collect()
+    }
+
+    fn values(noise: Vec<f32>) -> Vec<f64> {
+        noise.into_iter().map(f64::from).collect()
+    }
+
+    /// Checks n = 200,000 draws ε of a law and their scores s.
+    ///
+    /// A mean beyond 5/√n, or a variance off by more than 5·√(kurtosis − 1)/√n, has probability <
+    /// 10⁻⁶. Stein's identity E[f(ε) s(ε)] = E f′(ε) must hold within 5 standard errors, with a
+    /// false-failure rate < 10⁻⁶ per law. It is checked for f(ε) = ε, and for f(ε) = sin ε where
+    /// the law has a true score.
+    pub(in crate::noise) fn obey(law: NoiseLaw, e: &[f64], s: &[f64]) {
+        let n = e.len() as f64;
+        assert_eq!((e.len(), s.len()), (200_000, 200_000));
+        let mean = e.iter().sum::<f64>() / n;
+        let var = e.iter().map(|v| v * v).sum::<f64>() / n;
+        assert!(mean.abs() < 5.0 / n.sqrt(), "{law}: mean {mean}");
+        assert!((var - 1.0).abs() < 5.0 * 5f64.sqrt() / n.sqrt(), "{law}: variance {var}");
+        let check = |f: &dyn Fn(f64) -> f64, df: &dyn Fn(f64) -> f64| {
+            let d: Vec<f64> = e.iter().zip(s).map(|(&e, &s)| f(e) * s - df(e)).collect();
+            let m = d.iter().sum::<f64>() / n;
+            let sd = (d.iter().map(|v| (v - m).powi(2)).sum::<f64>() / n).sqrt();
+            assert!(m.abs() <= 5.0 * sd / n.sqrt() + 1e-6, "{law}: {m} against 5·{}", sd / n.sqrt());
+        };
+        check(&|e| e, &|_| 1.0);
+        if law.has_score() {
+            check(&f64::sin, &f64::cos);
+        }
+        let second = s.iter().map(|v| v * v).sum::<f64>() / n;
+        assert!((second - law.score_second_moment()).abs() < 0.02, "{law}: E s² = {second}");
+    }
+
+    #[test]
+    fn laws_have_their_moments_and_scores_satisfy_steins_identity() {
+        for law in NoiseLaw::ALL {
+            let src = source(law, Sampling::OneSided);
+            let keys = rows(400, 1);
+            let groups: Vec<_> = (0..400).map(|i| i..i + 1).collect();
+            let s = src.weighted_scores(1, &groups, &keys, &[1.0; 400], 500);
+            obey(law, &values(src.perturbation(1, &keys, 500)), &values(s));
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        for law in NoiseLaw::ALL {
+            for sampling in [Sampling::OneSided, Sampling::Antithetic] {
+                let src = source(law, sampling);
+                let all = rows(3, 5);
+                let together = values(src.perturbation(2, &all, 70));
+                for (r, row) in all.iter().enumerate() {
+                    let alone = values(src.perturbation(2, &[*row], 70));
+                    assert_eq!(alone, together[r * 70..(r + 1) * 70]);
+                }
+            }
+        }
+    }
+
+    /// Rows are drawn block by block in a pass, and at once by `draw`; scores belong to the same
+    /// values.
+    #[test]
+    fn blocks_do_not_change_a_row() {
+        let (len, keys) = (BLOCK + 70, rows(1, 1));
+        for law in NoiseLaw::ALL {
+            let src = source(law, Sampling::OneSided);
+            let mut whole = vec![0f32; len];
+            src.draw(0, 0, 0, &mut whole);
+            let scaled: Vec<f32> = whole.iter().map(|e| e * src.sigma as f32).collect();
+            assert!(close(&src.perturbation(0, &keys, len), &scaled), "{law}");
+            if !law.has_score() {
+                // s(ε) = ε
+                let group = 0..1;
+                let scores = src.weighted_scores(0, std::slice::from_ref(&group), &keys, &[1.0], len);
+                assert!(close(&scores, &whole), "{law}");
+            }
+        }
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs())
+    }
+
+    #[test]
+    fn halves_of_a_pair_are_opposite_and_directions_differ() {
+        let src = source(NoiseLaw::Gaussian, Sampling::Antithetic);
+        let keys = rows(2, 3);
+        let e = values(src.perturbation(0, &keys, 40));
+        let row = |r: usize| &e[r * 40..(r + 1) * 40];
+        assert!(row(0).iter().zip(row(1)).all(|(a, b)| *a == -*b));
+        assert_ne!(row(0), row(2));
+        assert_ne!(row(0), row(3));
+        let mut other = src.clone();
+        other.step += 1;
+        assert_ne!(values(other.perturbation(0, &keys, 40)), e);
+        assert_ne!(values(src.perturbation(1, &keys, 40)), e);
+    }
+}

@@ -1,0 +1,21 @@
+//! What a program that trains a model needs, in one `use`.
+//!
+//! ```
+//! use flops_core::prelude::*;
+//! ```
+
+pub use crate::allocator::{
+    Allocation, Allocator, AllocatorKind, AnyAllocator, GaussianAllocatorConfig, Neyman, QueryBudget, Uniform,
+};
+pub use crate::batch::{Batch, Rows};
+pub use crate::control_variate::ControlVariate;
+pub use crate::estimator::{Normalisation, Space};
+pub use crate::losses::{cross_entropy, zero_one};
+pub use crate::model::ForwardModel;
+pub use crate::noise::{NoiseLaw, Placement, Sampling};
+pub use crate::probe::Probe;
+pub use crate::recipe::Recipe;
+pub use crate::train::{
+    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, InnerBatcher, Monitor, StepOutput, StepReport,
+};
+pub use crate::variance::VarianceSource;

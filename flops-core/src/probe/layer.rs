@@ -1,0 +1,237 @@
+//! What a layer has to say of itself to be a site.
+
+use burn::prelude::*;
+
+use super::gradients::Gradients;
+use super::rows::QueryRows;
+use crate::error::Error;
+
+/// A layer at a site: the clean input that its gradients are products of, and how they follow.
+///
+/// Noise ε falls on the output y of the layer, independent for every row. A query with coefficient
+/// c estimates the gradient of the loss with respect to y by c·s(ε). The library sums these over
+/// the queries of an example, and [`backward`](Self::backward) multiplies the sum into the
+/// gradients of the parameters. That is the vector-Jacobian product of this one layer at its clean
+/// input.
+///
+/// Built-in layers ([`Probe::linear`](super::Probe::linear) and its siblings) implement it, one
+/// file each. A layer of your own does the same, and [`check_site`](super::check_site) tests it:
+///
+/// ```
+/// use burn::module::{Param, ParamId};
+/// use burn::prelude::*;
+/// use flops_core::ops::accum_dtype;
+/// use flops_core::probe::{Gradients, Probe, Site, SquaredScoreNorm, trained_id};
+///
+/// /// y = γ ⊙ x + β, the same γ and β for all tokens.
+/// #[derive(Module, Debug)]
+/// struct Affine<B: Backend> {
+///     gamma: Param<Tensor<B, 1>>,
+///     beta: Param<Tensor<B, 1>>,
+/// }
+///
+/// impl<B: Backend> Affine<B> {
+///     /// x: `[rows, tokens, d]`
+///     fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+///         let y = x.clone() * self.gamma.val().unsqueeze() + self.beta.val().unsqueeze();
+///         let [_, tokens, d] = y.dims();
+///         probe.record_cost(tokens * d, tokens * d); // before the site, in every pass
+///         probe.site(&[self.gamma.id, self.beta.id], y, |trained| AffineSite {
+///             x: x.cast(accum_dtype::<B>()),
+///             gamma: trained_id(trained, self.gamma.id),
+///             beta: trained_id(trained, self.beta.id),
+///         })
+///     }
+/// }
+///
+/// struct AffineSite<B: Backend> {
+///     x: Tensor<B, 3>,
+///     // `None` where the parameter is frozen
+///     gamma: Option<ParamId>,
+///     beta: Option<ParamId>,
+/// }
+///
+/// impl<B: Backend> Site<B> for AffineSite<B> {
+///     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+///         let g = g.reshape(self.x.dims());
+///         if let Some(id) = self.gamma {
+///             gradients.add(id, (self.x.clone() * g.clone()).sum_dim(1).sum_dim(0));
+///         }
+///         if let Some(id) = self.beta {
+///             gradients.add(id, g.sum_dim(1).sum_dim(0));
+///         }
+///     }
+///
+///     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
+///         let [_, tokens, d] = self.x.dims();
+///         let norm = match self.gamma {
+///             Some(_) => SquaredScoreNorm::of_inputs(self.x.clone(), 1.0), // Σ x²
+///             None => SquaredScoreNorm::constant(0.0),
+///         };
+///         norm.plus(if self.beta.is_some() { (tokens * d) as f64 } else { 0.0 })
+///     }
+/// }
+/// ```
+///
+/// Models of 16 bits are why the kept tensors are cast to [`accum_dtype`](crate::ops::accum_dtype):
+/// sums over many rows are formed in it.
+pub trait Site<B: Backend>: Send + 'static {
+    /// Adds the gradients of Σ ⟨g, y⟩ for the trained parameters of the layer.
+    ///
+    /// Gradients of frozen parameters are dropped.
+    ///
+    /// # Shapes
+    /// - g: `[rows, coordinates]`, the rows of the kept input; coordinates are those of a row of y,
+    ///   flattened
+    fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>);
+
+    /// The expected squared norm of all gradients that [`backward`](Self::backward) forms for a
+    /// row.
+    ///
+    /// The entries of g are independent there, with mean 0 and variance 1. So it is Σ_k
+    /// ‖backward(e_k)‖² over the unit vectors e_k, for the trained parameters alone.
+    ///
+    /// Times c²·E s² it stands for the squared norm of a single-query estimate, which allocation is
+    /// decided by. Coefficient and norm are taken for independent: see
+    /// [`Estimate::second_moments`](crate::estimator::Estimate::second_moments).
+    fn squared_score_norm(&self) -> SquaredScoreNorm<B>;
+
+    /// How noise falls on the layer's own parameters ([`Space::LowRank`](crate::Space::LowRank)).
+    ///
+    /// `None`, the default: it falls on the output instead, as in the activation space.
+    fn weight_noise(&self) -> Option<&dyn WeightNoise<B>> {
+        None
+    }
+
+    /// Whether the output does not depend on the input, as that of a bare parameter; `false` is
+    /// always right.
+    ///
+    /// Noise of low rank asks it where [`weight_noise`](Self::weight_noise) is `None`: one recorded
+    /// row is then enough for all examples.
+    fn is_constant(&self) -> bool {
+        false
+    }
+}
+
+/// How noise of low rank moves the output of a layer, and what gradient follows.
+///
+/// A weight W `[left, right]` becomes W + σ·A·B/√r for each row. Any two-dimensional view of the
+/// weight will do, as long as all methods use the same one: a convolution's is `[patch, channels]`.
+/// A layer has one such matrix; call [`Probe::site`](super::Probe::site) twice for two.
+///
+/// Vectors, such as a bias or a scale, get noise of their own, the same for all tokens of a row.
+/// Their order is the layer's choice, the same in all methods.
+///
+/// Matrix and vectors together have to cover every trained parameter: one that is left out gets no
+/// gradient.
+pub trait WeightNoise<B: Backend> {
+    /// `[left, right]` of the weight seen as a matrix; `None` where it is frozen or a vector.
+    fn matrix_shape(&self) -> Option<[usize; 2]>;
+
+    /// Elements of the trained vectors, all together.
+    fn vector_elements(&self) -> usize;
+
+    /// Adds to the clean output `y` what the noise changes.
+    ///
+    /// # Shapes
+    /// - y: `[rows, coordinates]`, a row for each query
+    /// - factors: A `[rows, left, rank]` and B `[rows, rank, right]`, which holds σ and 1/√rank;
+    ///   given where [`matrix_shape`](Self::matrix_shape) is
+    /// - vectors: `[rows, vector_elements]`, with σ; given where there are any
+    /// - rows: [`repeat`](QueryRows::repeat) gives a tensor with a row per example one per query
+    /// - returns: `[rows, coordinates]`
+    fn perturb(
+        &self,
+        y: Tensor<B, 2>,
+        factors: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
+        vectors: Option<Tensor<B, 2>>,
+        rows: &QueryRows,
+    ) -> Tensor<B, 2>;
+
+    /// Adds finished gradients to those of the layer's parameters.
+    ///
+    /// # Shapes
+    /// - matrix: `[left, right]`
+    /// - vectors: `[vector_elements]`
+    fn add_gradients(&self, matrix: Option<Tensor<B, 2>>, vectors: Option<Tensor<B, 1>>, gradients: &mut Gradients<B>);
+}
+
+/// E‖∂‖² of each row at a site: constant + factor·squares.
+///
+/// The squares stay on the device; they are read once for all sites of a step.
+#[derive(Clone, Debug)]
+pub struct SquaredScoreNorm<B: Backend> {
+    /// What differs from row to row, `[rows]`; nothing where all rows have the same norm.
+    pub squares: Option<Tensor<B, 1>>,
+    /// Factor of the squares.
+    pub factor: f64,
+    /// What is the same for all rows.
+    pub constant: f64,
+}
+
+impl<B: Backend> SquaredScoreNorm<B> {
+    /// The same for all rows.
+    #[must_use]
+    pub fn constant(constant: f64) -> Self {
+        Self { squares: None, factor: 1.0, constant }
+    }
+
+    /// factor·‖x‖² of each row of the input `x`, `[rows, …]`.
+    #[must_use]
+    pub fn of_inputs<const D: usize>(x: Tensor<B, D>, factor: f64) -> Self {
+        let rows = x.dims()[0];
+        let width = x.shape().num_elements() / rows.max(1);
+        let squares = x.reshape([rows, width]).powi_scalar(2).sum_dim(1).reshape([rows]);
+        Self { squares: Some(squares), factor, constant: 0.0 }
+    }
+
+    /// The same norm with `constant` more for every row.
+    #[must_use]
+    pub fn plus(mut self, constant: f64) -> Self {
+        self.constant += constant;
+        self
+    }
+}
+
+/// A site of a recorded pass.
+pub(crate) struct Recorded<B: Backend> {
+    pub site: Box<dyn Site<B>>,
+    /// Rows of the output: 1 where it does not depend on the input.
+    pub rows: usize,
+    /// Perturbed coordinates of a row.
+    pub coordinates: usize,
+    pub device: B::Device,
+}
+
+impl<B: Backend> Recorded<B> {
+    /// Adds the gradients of Σ ⟨g, y⟩.
+    ///
+    /// Examples that share a single row of the output share its derivative: their g are summed
+    /// first.
+    ///
+    /// # Shapes
+    /// - g: `[examples, coordinates]`
+    pub fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+        let g = if self.rows == 1 && g.dims()[0] > 1 { g.sum_dim(0) } else { g };
+        self.site.backward(g, gradients);
+    }
+
+    /// The squared score norms of `examples` examples.
+    ///
+    /// # Errors
+    /// [`Error::Length`], where the site gives another number of them than it has rows.
+    pub fn squared_score_norm(&self, examples: usize) -> Result<SquaredScoreNorm<B>, Error> {
+        let mut norm = self.site.squared_score_norm();
+        if let Some(squares) = norm.squares {
+            let got = squares.dims()[0];
+            norm.squares = match self.rows {
+                rows if got != rows => {
+                    return Err(Error::Length { name: "squared score norms of a site", got, expected: rows });
+                }
+                1 if examples > 1 => Some(squares.expand([examples])),
+                _ => Some(squares),
+            };
+        }
+        Ok(norm)
+    }
+}

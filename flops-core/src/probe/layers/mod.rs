@@ -1,0 +1,10 @@
+//! The built-in layers, one file each: its method of [`Probe`](super::Probe) and its
+//! [`Site`](super::Site).
+
+mod conv2d;
+mod embedding;
+mod layer_norm;
+mod linear;
+mod param;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! Bare parameters: class tokens, positions, prompts.
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+
+use crate::probe::Probe;
+use crate::probe::gradients::Gradients;
+use crate::probe::layer::{Site, SquaredScoreNorm};
+
+impl<B: Backend> Probe<B> {
+    /// A bare parameter (class token, positional embedding, prompt) as a site.
+    ///
+    /// Clean, it has the one row it is stored with; perturbed, one row per query. Join it to other
+    /// tensors by [`add`](Self::add) or [`cat`](Self::cat). Noise of low rank is of full rank here.
+    ///
+    /// # Shapes
+    /// - param: `[1, …]`
+    /// - returns: `[1 or rows, …]`
+    pub fn param<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Tensor<B, D> {
+        let value = param.val();
+        let coordinates = value.dims()[1..].iter().product();
+        self.site(&[param.id], value, |_| ParamSite { id: param.id, coordinates })
+    }
+}
+
+/// A parameter that is its own output.
+struct ParamSite {
+    id: ParamId,
+    coordinates: usize,
+}
+
+impl<B: Backend> Site<B> for ParamSite {
+    fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+        gradients.add(self.id, g.sum_dim(0));
+    }
+
+    fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
+        SquaredScoreNorm::constant(self.coordinates as f64)
+    }
+
+    fn is_constant(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,211 @@
+//! The contract of a layer, over the built-in ones and one of a user's own. Everything is exact up
+//! to rounding.
+
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::prelude::*;
+
+use crate::model::ForwardModel;
+use crate::probe::{Gradients, Probe, Site, SquaredScoreNorm, check_site};
+use crate::testing::{AB, B};
+
+/// A model of one layer, whose output is flattened to `[rows, coordinates]`.
+macro_rules! model_of {
+    ($name:ident, $layer:ty, $input:ty, |$this:ident, $x:ident, $probe:ident| $call:expr) => {
+        #[derive(Module, Debug)]
+        struct $name<B: Backend> {
+            layer: $layer,
+        }
+
+        impl<B: Backend> ForwardModel<B> for $name<B> {
+            type Input = $input;
+            type Target = ();
+            type Output = Tensor<B, 2>;
+
+            fn forward(&self, $x: Self::Input, $probe: &mut Probe<B>) -> Tensor<B, 2> {
+                let $this = &self.layer;
+                let y = $call;
+                let rows = y.dims()[0];
+                let coordinates = y.shape().num_elements() / rows;
+                y.reshape([rows, coordinates])
+            }
+
+            fn losses(&self, y: Tensor<B, 2>, (): ()) -> Tensor<B, 1> {
+                y.sum_dim(1).squeeze_dim(1)
+            }
+        }
+    };
+}
+
+model_of!(LinearModel, Linear<B>, Tensor<B, 3>, |layer, x, probe| probe.linear(layer, x));
+model_of!(LayerNormModel, LayerNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.layer_norm(layer, x));
+model_of!(Conv2dModel, Conv2d<B>, Tensor<B, 4>, |layer, x, probe| probe.conv2d(layer, x));
+model_of!(EmbeddingModel, Embedding<B>, Tensor<B, 2, Int>, |layer, ids, probe| probe.embedding(layer, ids));
+model_of!(ParamModel, Param<Tensor<B, 2>>, Tensor<B, 2>, |layer, x, probe| {
+    let p = probe.param(layer);
+    probe.add(x, p)
+});
+model_of!(PromptedModel, Prompted<B>, Tensor<B, 3>, |layer, x, probe| layer.forward(x, probe));
+model_of!(ScaleModel, Scale<B>, Tensor<B, 2>, |layer, x, probe| layer.forward(x, probe));
+
+/// Layers whose input is a bare parameter: their output has one row for all.
+#[derive(Module, Debug)]
+struct Prompted<B: Backend> {
+    prompt: Param<Tensor<B, 3>>,
+    linear: Option<Linear<B>>,
+    norm: Option<LayerNorm<B>>,
+}
+
+impl<B: Backend> Prompted<B> {
+    fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let mut h = probe.param(&self.prompt);
+        if let Some(linear) = &self.linear {
+            h = probe.linear(linear, h);
+        }
+        if let Some(norm) = &self.norm {
+            h = probe.layer_norm(norm, h);
+        }
+        probe.add(x, h)
+    }
+}
+
+/// A layer of a user's own, y = γ ⊙ x, that says no more than it must.
+#[derive(Module, Debug)]
+struct Scale<B: Backend> {
+    gamma: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Scale<B> {
+    fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let y = x.clone() * self.gamma.val().unsqueeze();
+        probe.site(&[self.gamma.id], y, |_| ScaleSite { x, gamma: self.gamma.id })
+    }
+}
+
+struct ScaleSite<B: Backend> {
+    x: Tensor<B, 2>,
+    gamma: ParamId,
+}
+
+impl<B: Backend> Site<B> for ScaleSite<B> {
+    fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+        gradients.add(self.gamma, (self.x.clone() * g).sum_dim(0));
+    }
+
+    fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
+        SquaredScoreNorm::of_inputs(self.x.clone(), 1.0)
+    }
+}
+
+/// Values of a shape, without a pattern.
+fn values<B: Backend, const D: usize>(shape: [usize; D], salt: f32) -> Tensor<B, D> {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..n).map(|i| (1.3 * (i * i % 97) as f32 + salt).sin()).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+/// Every parameter set to values without a pattern.
+struct Fill(f32);
+
+impl<B: Backend> ModuleMapper<B> for Fill {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        self.0 += 1.0;
+        let salt = self.0;
+        param.map(|p| values::<B, D>(p.dims(), salt).set_require_grad(p.is_require_grad()))
+    }
+}
+
+/// [`check_site`] on a model whose parameters have no pattern.
+fn contract<M>(model: M, input: <M::InnerModule as ForwardModel<B>>::Input, with_graph: M::Input)
+where
+    M: ForwardModel<AB, Output = Tensor<AB, 2>> + AutodiffModule<AB>,
+    M::InnerModule: ForwardModel<B, Output = Tensor<B, 2>>,
+{
+    check_site::<AB, M>(&model.map(&mut Fill(0.0)), input, with_graph);
+}
+
+const ROWS: usize = 3;
+
+#[test]
+fn linear() {
+    let layer = LinearConfig::new(4, 3).init(&Default::default());
+    contract(LinearModel::<AB> { layer }, values([ROWS, 2, 4], 0.5), values([ROWS, 2, 4], 0.5));
+}
+
+#[test]
+fn layer_norm() {
+    let layer = LayerNormConfig::new(5).init(&Default::default());
+    contract(LayerNormModel::<AB> { layer }, values([ROWS, 2, 5], 0.5), values([ROWS, 2, 5], 0.5));
+}
+
+#[test]
+fn conv2d() {
+    for padding in [PaddingConfig2d::Valid, PaddingConfig2d::Same, PaddingConfig2d::Explicit(1, 0, 1, 1)] {
+        for (stride, dilation) in [([1, 1], [1, 1]), ([2, 1], [1, 1]), ([1, 1], [1, 2])] {
+            if padding == PaddingConfig2d::Same && stride != [1, 1] {
+                continue; // Burn refuses it
+            }
+            let config = Conv2dConfig::new([2, 3], [3, 2]).with_stride(stride).with_dilation(dilation);
+            let layer = config.with_padding(padding.clone()).init(&Default::default());
+            contract(Conv2dModel::<AB> { layer }, values([ROWS, 2, 5, 4], 0.5), values([ROWS, 2, 5, 4], 0.5));
+        }
+    }
+}
+
+#[test]
+fn embedding() {
+    fn ids<B: Backend>() -> Tensor<B, 2, Int> {
+        // an id twice in a row, and one in two rows
+        Tensor::from_data(TensorData::new(vec![0, 2, 2, 1, 3, 0, 1, 2, 3], [ROWS, 3]), &Default::default())
+    }
+    let layer = EmbeddingConfig::new(4, 2).init(&Default::default());
+    contract(EmbeddingModel::<AB> { layer }, ids(), ids());
+}
+
+#[test]
+fn param() {
+    let layer = Param::from_tensor(Tensor::<AB, 2>::zeros([1, 4], &Default::default()).require_grad());
+    contract(ParamModel { layer }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+}
+
+#[test]
+fn a_layer_with_one_row_for_all() {
+    let device = Default::default();
+    let prompt = || Param::from_tensor(Tensor::<AB, 3>::zeros([1, 2, 3], &device)).no_grad();
+    let linear = Some(LinearConfig::new(3, 3).init(&device));
+    let norm = Some(LayerNormConfig::new(3).init(&device));
+    for layer in [Prompted { prompt: prompt(), linear, norm: None }, Prompted { prompt: prompt(), linear: None, norm }]
+    {
+        contract(PromptedModel::<AB> { layer }, values([ROWS, 2, 3], 0.5), values([ROWS, 2, 3], 0.5));
+    }
+}
+
+/// A layer whose derivative is off by a factor.
+#[derive(Module, Debug)]
+struct Wrong<B: Backend> {
+    scale: Scale<B>,
+}
+
+impl<B: Backend> Wrong<B> {
+    fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let y = x.clone() * self.scale.gamma.val().unsqueeze();
+        probe.site(&[self.scale.gamma.id], y, |_| ScaleSite { x: x * 2.0, gamma: self.scale.gamma.id })
+    }
+}
+
+model_of!(WrongModel, Wrong<B>, Tensor<B, 2>, |layer, x, probe| layer.forward(x, probe));
+
+#[test]
+#[should_panic(expected = "gradient")]
+fn a_wrong_derivative_is_found() {
+    let gamma = Param::from_tensor(Tensor::<AB, 1>::zeros([4], &Default::default()).require_grad());
+    let layer = Wrong { scale: Scale { gamma } };
+    contract(WrongModel { layer }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+}
+
+#[test]
+fn a_layer_of_a_user() {
+    let gamma = Param::from_tensor(Tensor::<AB, 1>::zeros([4], &Default::default()).require_grad());
+    contract(ScaleModel { layer: Scale { gamma } }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+}

@@ -1,0 +1,87 @@
+//! A perturbed pass: what falls on the output of each site.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+
+use super::layer::Site;
+use super::low_rank;
+use super::rows::QueryRows;
+use crate::control_variate::Prediction;
+use crate::noise::{DeviceNoise, NoiseSource};
+use crate::ops;
+
+/// What a perturbed pass needs to know.
+pub(crate) struct Query<B: Backend> {
+    pub rows: Arc<QueryRows>,
+    noise: NoiseSource,
+    prediction: Option<Arc<Prediction>>,
+    /// The part of each row's loss that the prediction explains.
+    explained: Vec<f64>,
+    /// Rank of noise on weights; `None` for noise on outputs.
+    pub rank: Option<usize>,
+    /// Noise of the rows, made by their device; the sites take theirs in turn.
+    device_noise: Option<DeviceNoise<B>>,
+}
+
+impl<B: Backend> Query<B> {
+    pub fn new(
+        rows: Arc<QueryRows>,
+        noise: NoiseSource,
+        prediction: Option<Arc<Prediction>>,
+        rank: Option<usize>,
+    ) -> Self {
+        let explained = vec![0.0; rows.keys.len()];
+        Self { rows, noise, prediction, explained, rank, device_noise: None }
+    }
+
+    /// Whether any row is perturbed at site `index`.
+    pub fn falls_on(&self, index: usize) -> bool {
+        self.noise.falls_on(index, &self.rows.keys)
+    }
+
+    /// The part of each row's loss that the control variate predicts.
+    pub fn explained(self) -> Vec<f64> {
+        self.explained
+    }
+
+    /// The output `y` of site `index` under noise of low rank on the weights.
+    pub fn perturb_weights<const D: usize>(
+        &self,
+        index: usize,
+        y: Tensor<B, D>,
+        site: &dyn Site<B>,
+        rank: usize,
+    ) -> Tensor<B, D> {
+        low_rank::perturb(y, site, rank, (index, &self.noise), &self.rows)
+    }
+
+    /// The output `y` of site `index`, plus σ·ε of each row.
+    ///
+    /// # Shapes
+    /// - y: `[examples or rows, …]`; a bare parameter has one row for all, and noise is broadcast
+    ///   onto it
+    /// - returns: `[rows, …]`
+    pub fn perturb_output<const D: usize>(&mut self, index: usize, y: Tensor<B, D>) -> Tensor<B, D> {
+        let rows = self.rows.clone();
+        let mut shape = y.dims();
+        shape[0] = rows.keys.len();
+        let y = rows.repeat(y);
+        let (noise, prediction, explained) = (&self.noise, &self.prediction, &mut self.explained);
+        let len = shape[1..].iter().product();
+        let seen_on_host = prediction.as_ref().is_some_and(|p| p.looks_at(len));
+        if noise.on_device && !seen_on_host {
+            let device = y.device();
+            let of_rows = || noise.device_noise(index, &rows.keys, &device);
+            return noise.site_buffer(&mut self.device_noise, of_rows).add(y, shape);
+        }
+        ops::add_values(y, shape, |values| {
+            noise.perturb(index, &rows.keys, len, |r, start, noise| {
+                values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                if let Some(prediction) = prediction {
+                    explained[r] += prediction.subtract(index, rows.keys[r].position as usize, len, start, noise);
+                }
+            });
+        })
+    }
+}

@@ -1,0 +1,113 @@
+//! burn-train metrics of queries, variance and allocation.
+
+use std::sync::Arc;
+
+use burn::prelude::Backend;
+use burn::train::metric::state::{FormatOptions, NumericMetricState};
+use burn::train::metric::{
+    Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes, NumericEntry,
+    SerializedEntry,
+};
+
+use super::output::{StepOutput, StepStats};
+
+/// Input of the metrics of forward-only training.
+pub struct StatsInput(pub Option<StepStats>);
+
+impl<B: Backend> Adaptor<StatsInput> for StepOutput<B> {
+    fn adapt(&self) -> StatsInput {
+        StatsInput(self.stats)
+    }
+}
+
+macro_rules! step_metric {
+    ($(#[$doc:meta])* $name:ident, $title:literal, $precision:literal, $higher:literal, $field:ident, $running:ident) => {
+        $(#[$doc])*
+        #[derive(Clone)]
+        pub struct $name {
+            state: NumericMetricState,
+            name: MetricName,
+        }
+
+        impl $name {
+            /// Creates the metric of a run that has not begun.
+            pub fn new() -> Self {
+                Self { state: NumericMetricState::default(), name: Arc::new($title.into()) }
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+
+        impl Metric for $name {
+            type Input = StatsInput;
+
+            fn name(&self) -> MetricName {
+                self.name.clone()
+            }
+
+            fn attributes(&self) -> MetricAttributes {
+                NumericAttributes { unit: None, higher_is_better: $higher }.into()
+            }
+
+            fn update(&mut self, input: &StatsInput, _: &MetricMetadata) -> SerializedEntry {
+                let (value, weight) = match &input.0 {
+                    Some(stats) => (stats.$field, 1),
+                    None => (0.0, 0),
+                };
+                self.state.update(value, weight, FormatOptions::new(self.name()).precision($precision))
+            }
+
+            fn clear(&mut self) {
+                self.state.reset()
+            }
+        }
+
+        impl Numeric for $name {
+            fn value(&self) -> NumericEntry {
+                self.state.current_value()
+            }
+
+            fn running_value(&self) -> NumericEntry {
+                self.state.$running()
+            }
+        }
+    };
+}
+
+step_metric!(
+    /// Queries so far; the value of an epoch is the one of its last step.
+    QueriesMetric, "Queries", 0, false, queries, current_value
+);
+step_metric!(
+    /// Queries of a step dropped for a non-finite loss.
+    DroppedMetric, "Dropped queries", 1, false, dropped, running_value
+);
+step_metric!(
+    /// Variance of the estimate relative to uniform allocation, by the variances measured in the
+    /// step.
+    RelativeVarianceMetric, "Variance vs uniform", 3, false, relative_variance, running_value
+);
+step_metric!(
+    /// Least variance of any integer allocation, relative to uniform allocation.
+    NeymanMetric, "Neyman vs uniform", 3, false, neyman, running_value
+);
+step_metric!(
+    /// 1/(1 + CV²), the floor: no allocation gets a relative variance below it.
+    FloorMetric, "Floor", 3, false, floor, running_value
+);
+step_metric!(
+    /// CV, the coefficient of variation of √(Tr Σ_j) over the batch.
+    CvMetric, "CV", 3, true, cv, running_value
+);
+step_metric!(
+    /// Smallest number of queries of an example in the batch.
+    MinQueriesMetric, "Min queries", 1, true, min, running_value
+);
+step_metric!(
+    /// Largest number of queries of an example in the batch.
+    MaxQueriesMetric, "Max queries", 1, true, max, running_value
+);

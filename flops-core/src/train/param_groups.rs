@@ -1,0 +1,225 @@
+//! Parameter groups: a part of the model with a learning rate of its own.
+
+use std::marker::PhantomData;
+
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+
+use crate::error::Error;
+
+/// Parameters that learn at a multiple of the learning rate, such as a new head on a pretrained
+/// model.
+///
+/// They are found by the path of their module: the ids of parameters change where a checkpoint is
+/// loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroup {
+    /// Names of fields from the optimised module down: `["model", "head"]` is the head of a
+    /// learner's model.
+    pub path: Vec<String>,
+    /// Their learning rate as a multiple of the optimizer's; 1 changes nothing.
+    pub lr_factor: f64,
+}
+
+impl ParamGroup {
+    /// Makes a group of the parameters below `path`, field names joined by dots.
+    ///
+    /// A learner holds its model in the field `model`: the path of the model's head is
+    /// `"model.head"`. A path that no parameter lies below is an empty group:
+    /// [`check`](Self::check) finds that.
+    #[must_use]
+    pub fn new(path: &str, lr_factor: f64) -> Self {
+        Self { path: path.split('.').map(String::from).collect(), lr_factor }
+    }
+}
+
+impl ParamGroup {
+    /// Checks that the group has parameters in `module`, and that its rate is a positive number.
+    ///
+    /// # Errors
+    /// [`Error::EmptyParamGroup`] or [`Error::Setting`].
+    pub fn check<B: Backend, M: Module<B>>(&self, module: &M) -> Result<(), Error> {
+        struct Count<'a> {
+            group: &'a [String],
+            path: Vec<String>,
+            found: usize,
+        }
+        impl<B: Backend> ModuleVisitor<B> for Count<'_> {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.push(name.into());
+            }
+
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+
+            fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<B, D>>) {
+                self.found += usize::from(self.path.starts_with(self.group));
+            }
+        }
+        if !(self.lr_factor.is_finite() && self.lr_factor > 0.0) {
+            let remedy = "use a positive number".to_string();
+            return Err(Error::Setting { name: "lr_factor", value: self.lr_factor, remedy });
+        }
+        let mut count = Count { group: &self.path, path: vec![], found: 0 };
+        module.visit(&mut count);
+        match count.found {
+            0 => Err(Error::EmptyParamGroup { path: self.path.join(".") }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An optimizer that updates one [`ParamGroup`] at its own learning rate.
+///
+/// Burn's optimizers have one rate for all parameters. This one calls the inner optimizer twice in
+/// a step: with the gradients of the other parameters, and with those of the group. Its record is
+/// the inner optimizer's, so that checkpoints can be exchanged.
+///
+/// # Example
+/// ```
+/// use burn::backend::{Autodiff, Flex};
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+/// use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
+///
+/// type B = Autodiff<Flex>;
+/// let model: Linear<B> = LinearConfig::new(2, 3).init(&Default::default());
+/// // the bias learns ten times as fast
+/// let group = ParamGroup::new("bias", 10.0);
+/// let mut optimizer = GroupedOptimizer::new(AdamWConfig::new().init::<B, Linear<B>>(), group);
+/// let loss = model.weight.val().sum();
+/// let grads = GradientsParams::from_grads(loss.backward(), &model);
+/// let model = optimizer.step(1e-3, model, grads);
+/// # let _ = model;
+/// ```
+#[derive(Clone, Debug)]
+pub struct GroupedOptimizer<O> {
+    /// The optimizer of all parameters.
+    pub inner: O,
+    /// The parameters with a learning rate of their own.
+    pub group: ParamGroup,
+}
+
+impl<O> GroupedOptimizer<O> {
+    /// Wraps `inner`.
+    #[must_use]
+    pub fn new(inner: O, group: ParamGroup) -> Self {
+        Self { inner, group }
+    }
+
+    /// Moves the group's gradients out of `grads`.
+    fn split<M: AutodiffModule<B>, B: AutodiffBackend>(
+        &self,
+        module: &M,
+        grads: &mut GradientsParams,
+    ) -> GradientsParams {
+        struct Split<'a, B> {
+            group: &'a [String],
+            path: Vec<String>,
+            from: &'a mut GradientsParams,
+            to: GradientsParams,
+            backend: PhantomData<B>,
+        }
+        impl<B: AutodiffBackend> ModuleVisitor<B> for Split<'_, B> {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.push(name.into());
+            }
+
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let inside =
+                    self.path.len() >= self.group.len() && self.group.iter().zip(&self.path).all(|(a, b)| a == b);
+                if inside && let Some(grad) = self.from.remove::<B::InnerBackend, D>(param.id) {
+                    self.to.register::<B::InnerBackend, D>(param.id, grad);
+                }
+            }
+        }
+        let mut split = Split::<B> {
+            group: &self.group.path,
+            path: vec![],
+            from: grads,
+            to: GradientsParams::new(),
+            backend: PhantomData,
+        };
+        module.visit(&mut split);
+        split.to
+    }
+}
+
+impl<M: AutodiffModule<B>, B: AutodiffBackend, O: Optimizer<M, B>> Optimizer<M, B> for GroupedOptimizer<O> {
+    type Record = O::Record;
+
+    fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
+        let group = self.split(&module, &mut grads);
+        let module = self.inner.step(lr, module, grads);
+        self.inner.step(lr * self.group.lr_factor, module, group)
+    }
+
+    fn step_multi(&mut self, lr: f64, module: M, mut grads: MultiGradientsParams) -> M {
+        let group = grads.grads.iter_mut().map(|(grads, device)| (self.split(&module, grads), *device)).collect();
+        let module = self.inner.step_multi(lr, module, grads);
+        self.inner.step_multi(lr * self.group.lr_factor, module, MultiGradientsParams { grads: group })
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.inner.to_record()
+    }
+
+    fn load_record(self, record: Self::Record) -> Self {
+        Self { inner: self.inner.load_record(record), group: self.group }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use burn::backend::{Autodiff, Flex};
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::SgdConfig;
+
+    type AB = Autodiff<Flex>;
+
+    #[derive(Module, Debug)]
+    struct Net<B: Backend> {
+        body: Linear<B>,
+        head: Linear<B>,
+    }
+
+    #[test]
+    fn errors_name_the_path_and_the_rate() {
+        let layer = || LinearConfig::new(1, 1).init(&Default::default());
+        let net = Net::<AB> { body: layer(), head: layer() };
+        let check = |path, factor| ParamGroup::new(path, factor).check(&net).map_err(|e| e.to_string());
+        assert_eq!(check("head", 4.0), Ok(()));
+        assert_eq!(check("head.bias", 0.5), Ok(()));
+        assert!(check("model.head", 4.0).unwrap_err().contains("'model.head'"));
+        assert!(check("hea", 4.0).unwrap_err().contains("'hea'"));
+        for factor in [0.0, -1.0, f64::NAN] {
+            assert!(check("head", factor).unwrap_err().contains("lr_factor"));
+        }
+    }
+
+    #[test]
+    fn the_group_steps_at_its_multiple_of_the_rate() {
+        let device = Default::default();
+        let layer = || LinearConfig::new(1, 1).init(&device);
+        let net = Net::<AB> { body: layer(), head: layer() };
+        let group = ParamGroup::new("head", 4.0);
+        let mut optimizer = GroupedOptimizer::new(SgdConfig::new().init::<AB, Net<AB>>(), group);
+        let loss = net.body.weight.val().sum() + net.head.weight.val().sum();
+        let grads = GradientsParams::from_grads(loss.backward(), &net);
+        let before = net.valid();
+        let after = optimizer.step(0.1, net, grads).valid();
+        let moved =
+            |a: &Linear<Flex>, b: &Linear<Flex>| -> f32 { (a.weight.val() - b.weight.val()).into_scalar().elem() };
+        assert!((moved(&before.body, &after.body) - 0.1).abs() < 1e-6);
+        assert!((moved(&before.head, &after.head) - 0.4).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,38 @@
+//! The caches of frozen prefixes that a learner owns.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::ParamId;
+
+use crate::probe::{PrefixCache, Stages};
+
+/// Two caches of frozen prefixes: one for training, one for evaluation.
+///
+/// They are apart because both know examples by id, and the ids of the two data sets may be equal.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PrefixCaches {
+    /// Prefixes of training examples.
+    pub training: Arc<PrefixCache>,
+    /// Prefixes of evaluated examples.
+    pub evaluation: Arc<PrefixCache>,
+}
+
+impl PrefixCaches {
+    /// Empty caches for this many examples each.
+    pub fn new(training: usize, evaluation: usize) -> Self {
+        Self { training: Arc::new(PrefixCache::new(training)), evaluation: Arc::new(PrefixCache::new(evaluation)) }
+    }
+
+    /// Stores the prefixes that a clean pass over training examples left.
+    ///
+    /// Nothing is stored where `reaches_all` is false. A trained parameter that no call through the
+    /// probe reaches may act in any stage, so no stage is frozen for certain. An evaluation does
+    /// not know which parameters are trained, so its cache is told here.
+    pub fn update(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, stages: &Stages, reaches_all: bool) {
+        if reaches_all {
+            self.training.insert(ids, trained, &stages.frozen());
+        }
+        self.evaluation.reset_if_changed(if reaches_all { trained.clone() } else { Arc::default() });
+    }
+}

@@ -1,0 +1,56 @@
+//! What a learner carries from step to step.
+
+use std::any::Any;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control_variate::{GradientPredictor, Observation};
+use crate::estimator::PassCost;
+use crate::ledger::{Ledger, Phase};
+use crate::variance::{SiteTracker, VarianceTracker};
+
+/// State of a learner that a checkpoint holds beside the parameters of model and allocator.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LearnerState {
+    /// Steps taken.
+    pub step: u64,
+    /// Queries, row-forwards and seconds so far.
+    pub ledger: Ledger,
+    /// Running estimates of the variances.
+    pub variances: VarianceTracker,
+    /// Running second moments of the sites.
+    pub sites: SiteTracker,
+    /// Regression behind the control variate.
+    pub gradient_predictor: GradientPredictor,
+    /// Steps in a row without a finite loss.
+    pub failed_steps: usize,
+}
+
+/// What one step learned, kept until the optimizer's update commits it.
+///
+/// A step sees the learner by reference and cannot change it. Several workers leave one each.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Id of the batch's first example; updates are committed in this order.
+    pub first: u64,
+    /// The allocator's [`Update`](crate::allocator::Allocator::Update); `None` if nothing was
+    /// allocated.
+    pub update: Option<Box<dyn Any + Send>>,
+    /// Ids of the batch.
+    pub ids: Vec<u64>,
+    /// Key of each example in the variance tracker.
+    pub variance_covariate: Vec<f64>,
+    /// Second moment of each example; empty if nothing was estimated.
+    pub second_moments: Vec<f64>,
+    /// Sum of second moments and number of queries of each site.
+    pub site_moments: Vec<(f64, u64)>,
+    /// Sums for the control variate's regression.
+    pub observed: Option<Observation>,
+    /// Queries of each example with a finite loss.
+    pub survived: Vec<usize>,
+    /// Phase, queries and cost of each pass.
+    pub costs: Vec<(Phase, u64, PassCost)>,
+    /// Whether no loss was finite.
+    pub failed: bool,
+}

@@ -1,0 +1,296 @@
+//! One forward-only step, on a backend without a graph.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::ParamId;
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::config::ForwardConfig;
+use super::diagnostics::resident_memory;
+use super::output::{StepOutput, StepStats};
+use super::prefixes::PrefixCaches;
+use super::report::{DatumReport, StepReport};
+use super::state::{LearnerState, Pending};
+use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, Embeddings, QueryBudget};
+use crate::batch::Batch;
+use crate::control_variate::ControlVariate;
+use crate::error::Error;
+use crate::estimator::{CleanPass, Estimate, Normalisation};
+use crate::ledger::Phase;
+use crate::model::ForwardModel;
+use crate::noise::Placement;
+use crate::ops;
+use crate::random::derive_seed;
+use crate::variance::{VarianceSource, squared_losses};
+
+/// Separates the allocator's random numbers from the noise of the same seed.
+const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
+/// Separates the noise of pilots from the noise of the allocated queries.
+const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
+/// Ids that an error lists at most.
+const LISTED_IDS: usize = 5;
+
+/// Result of a step: gradients, output for the metrics, and what the update commits.
+pub(super) struct StepOutcome<P: Backend> {
+    /// Gradient estimate; empty if the step failed.
+    pub grads: GradientsParams,
+    /// Output for the metrics.
+    pub item: StepOutput<P>,
+    /// What the step learned.
+    pub pending: Pending,
+    /// `None` if no clean loss was finite.
+    pub report: Option<StepReport>,
+}
+
+/// Pilot queries: an estimate of their own, from noise of their own.
+struct Pilots<P: Backend> {
+    /// Pilots of each example.
+    queries: usize,
+    estimate: Estimate<P>,
+}
+
+/// The estimate of a step, pilots and allocated queries combined.
+struct Estimated<P: Backend> {
+    estimate: Estimate<P>,
+    /// Queries of each example, pilots included.
+    allocation: Allocation,
+    /// Second moments measured by the allocated queries alone; 0 where none survived.
+    ///
+    /// Pilots are left out: they decided the allocation and would flatter it.
+    measured: Vec<f64>,
+}
+
+/// One step, with everything it reads. It changes nothing but the caches.
+pub(super) struct ForwardStep<'a, P: Backend, F: ForwardModel<P>> {
+    pub config: &'a ForwardConfig,
+    pub state: &'a LearnerState,
+    pub prefixes: &'a PrefixCaches,
+    pub model: &'a F,
+    pub trained: &'a Arc<HashSet<ParamId>>,
+    pub batch: &'a Batch<F::Input, F::Target>,
+}
+
+impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
+    /// Clean pass, allocation, queries, gradients.
+    ///
+    /// # Errors
+    /// Where settings are unusable, the batch is empty, some clean losses are not finite, or the
+    /// model fails.
+    pub fn run<G: Allocator<P>>(&self, allocator: &G) -> Result<StepOutcome<P>, Error> {
+        let mut clean = self.clean_pass()?;
+        let mut outcome = self.outcome(&clean);
+        if !self.has_finite_loss(&clean)? {
+            return Ok(outcome);
+        }
+        let pending = &mut outcome.pending;
+        let budget = &self.prepare(&mut clean)?;
+        let pilots = self.pilots(&clean, pending)?;
+        let (allocation, update) = self.allocate(allocator, &clean, budget, pilots.as_ref())?;
+        pending.update = Some(Box::new(update));
+        let mut estimated = self.estimate(&clean, allocation, budget, pilots, pending)?;
+        let report = self.report(&clean, &estimated, budget)?;
+        pending.observed = estimated.estimate.observed.take();
+        if !pending.failed {
+            outcome.grads = self.gradients(estimated.estimate);
+        }
+        outcome.item.stats = Some(StepStats::of(&report));
+        outcome.report = Some(report);
+        Ok(outcome)
+    }
+
+    /// The clean pass, from cached prefixes where there are any.
+    fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
+        let &Self { prefixes, model, trained, batch, config, .. } = self;
+        let cached = prefixes.training.get(&batch.ids, trained);
+        let clean = config.estimator.clean_from(model, batch, trained, cached)?;
+        prefixes.update(&batch.ids, trained, &clean.stages, clean.reaches_all());
+        Ok(clean)
+    }
+
+    /// The outcome as it is before any query: a failed step that cost a clean pass.
+    fn outcome(&self, clean: &CleanPass<'_, P, F>) -> StepOutcome<P> {
+        let ids = &self.batch.ids;
+        let classification = self.model.classification(&clean.output, &clean.target);
+        let losses: Vec<f32> = clean.losses.iter().map(|&l| l as f32).collect();
+        let losses = ops::from_host(losses, [ids.len()], &Default::default());
+        let pending = Pending {
+            first: ids[0],
+            update: None,
+            ids: ids.clone(),
+            variance_covariate: clean.variance_covariate.clone(),
+            second_moments: vec![],
+            site_moments: vec![],
+            observed: None,
+            survived: vec![],
+            costs: vec![(Phase::Clean, 0, clean.cost)],
+            failed: true,
+        };
+        let item = StepOutput { losses, classification, stats: None };
+        StepOutcome { grads: GradientsParams::new(), item, pending, report: None }
+    }
+
+    /// Whether the step can go on: false if no clean loss is finite, which is the model's fault.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteData`] if some losses are finite and others are not, which is the fault of
+    /// those examples.
+    fn has_finite_loss(&self, clean: &CleanPass<'_, P, F>) -> Result<bool, Error> {
+        let losses = self.batch.ids.iter().zip(&clean.losses);
+        let broken: Vec<u64> = losses.filter(|(_, l)| !l.is_finite()).map(|(&id, _)| id).collect();
+        if broken.is_empty() || broken.len() == self.batch.ids.len() {
+            return Ok(broken.is_empty());
+        }
+        let mut ids = broken.iter().take(LISTED_IDS).map(u64::to_string).collect::<Vec<_>>().join(", ");
+        if broken.len() > LISTED_IDS {
+            ids += ", …";
+        }
+        Err(Error::NonFiniteData { count: broken.len(), ids })
+    }
+
+    /// Sets the control variate's prediction and the probabilities of the sites; returns the budget
+    /// in queries.
+    fn prepare(&self, clean: &mut CleanPass<'_, P, F>) -> Result<QueryBudget, Error> {
+        let ForwardConfig { estimator, budget, .. } = self.config;
+        let (model, state) = (self.model, self.state);
+        if estimator.space.control_variate() == Some(ControlVariate::Prediction) {
+            let signals = model.error_signals(&clean.output, &clean.target);
+            clean.set_prediction(signals.and_then(|signals| state.gradient_predictor.predict(signals)));
+        }
+        let costs = clean.site_costs();
+        if estimator.space.placement() == Some(Placement::CostWeighted) && !costs.is_empty() {
+            let probabilities = state.sites.probabilities(costs);
+            // the budget counts whole passes; a query that starts late costs less than one
+            let cost = probabilities.iter().zip(costs).map(|(p, cost)| p * cost).sum();
+            clean.set_site_probabilities(probabilities)?;
+            Ok(budget.at_cost(cost))
+        } else {
+            clean.set_site_probabilities(state.sites.probabilities(&vec![1.0; costs.len()]))?;
+            Ok(*budget)
+        }
+    }
+
+    /// Pilot queries, where [`VarianceSource::Pilot`] asks for them.
+    fn pilots(&self, clean: &CleanPass<'_, P, F>, pending: &mut Pending) -> Result<Option<Pilots<P>>, Error> {
+        let VarianceSource::Pilot(queries) = self.config.variance else { return Ok(None) };
+        let examples = self.batch.ids.len();
+        let allocation = Allocation::uniform(examples, &QueryBudget::new(queries, queries)?);
+        let seed = derive_seed(&[self.config.estimator.seed, PILOT]);
+        let estimate = clean.estimate_with_seed(seed, &allocation, self.state.step)?;
+        pending.costs.push((Phase::Pilot, (examples * queries) as u64, estimate.queries));
+        pending.costs.push((Phase::Update, 0, estimate.update));
+        Ok(Some(Pilots { queries, estimate }))
+    }
+
+    /// Estimates Tr Σ_j and lets the allocator spend what the pilots left.
+    fn allocate<G: Allocator<P>>(
+        &self,
+        allocator: &G,
+        clean: &CleanPass<'_, P, F>,
+        budget: &QueryBudget,
+        pilots: Option<&Pilots<P>>,
+    ) -> Result<(Allocation, G::Update), Error> {
+        let (state, batch) = (self.state, self.batch);
+        let variances = match (pilots, self.config.variance) {
+            (Some(pilots), _) => fill_missing(&pilots.estimate.second_moments),
+            (None, VarianceSource::Loss) => squared_losses(&clean.losses),
+            (None, _) => state.variances.predict(&batch.ids, &clean.variance_covariate),
+        };
+        let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
+        let embedded = clean.embeddings.as_ref().map(matrix);
+        let extra = self.model.allocation_features(&clean.output, &clean.target).as_ref().map(matrix);
+        let features = DatumFeatures {
+            losses: &clean.losses,
+            variances: &variances,
+            embeddings: as_embeddings(&embedded)?,
+            extra: as_embeddings(&extra)?,
+        };
+        let rest = match pilots {
+            Some(pilots) => budget.after_pilots(pilots.queries)?,
+            None => *budget,
+        };
+        let key = [self.config.estimator.seed, state.step, batch.ids[0], ALLOCATE];
+        allocator.allocate(&features, &rest, &mut StdRng::seed_from_u64(derive_seed(&key)))
+    }
+
+    /// Evaluates the allocated queries and combines them with the pilots.
+    fn estimate(
+        &self,
+        clean: &CleanPass<'_, P, F>,
+        mut allocation: Allocation,
+        budget: &QueryBudget,
+        pilots: Option<Pilots<P>>,
+        pending: &mut Pending,
+    ) -> Result<Estimated<P>, Error> {
+        let mut estimate = clean.estimate(&allocation, self.state.step)?;
+        pending.costs.push((Phase::Query, allocation.total() as u64, estimate.queries));
+        pending.costs.push((Phase::Update, 0, estimate.update));
+        let measured = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
+        if let Some(pilots) = pilots {
+            let weight = pilots.queries as f64 / budget.queries_per_datum() as f64;
+            estimate = pilots.estimate.combine(estimate, weight);
+            allocation = allocation.with_more(pilots.queries);
+        }
+        pending.second_moments = estimate.second_moments.clone();
+        pending.site_moments = estimate.site_moments.clone();
+        pending.survived = estimate.survived.clone();
+        pending.failed = estimate.survived.iter().all(|&n| n == 0);
+        Ok(Estimated { estimate, allocation, measured })
+    }
+
+    /// The report on an estimate that is not normalised yet.
+    fn report(
+        &self,
+        clean: &CleanPass<'_, P, F>,
+        Estimated { estimate, allocation, measured }: &Estimated<P>,
+        budget: &QueryBudget,
+    ) -> Result<StepReport, Error> {
+        let ids = &self.batch.ids;
+        let queries = allocation.total() as u64;
+        let spent = estimate.variance_objective(measured, allocation);
+        let independent = self.config.estimator.space.is_independent();
+        let datum = |j: usize| DatumReport {
+            id: ids[j],
+            loss: clean.losses[j],
+            queries: allocation.counts()[j],
+            second_moment: measured[j],
+        };
+        Ok(StepReport {
+            step: self.state.step,
+            loss: clean.losses.iter().sum::<f64>() / clean.losses.len() as f64,
+            batch_size: ids.len(),
+            queries,
+            queries_total: self.state.ledger.total().queries + queries,
+            dropped: estimate.dropped,
+            squared_norm: estimate.squared_norm(),
+            variance: if independent { spent / (ids.len() as f64).powi(2) } else { f64::NAN },
+            rows: estimate.queries.largest.max(clean.cost.largest),
+            memory: resident_memory(),
+            data: (0..ids.len()).map(datum).collect(),
+            allocation: AllocationReport::of(measured, spent, allocation, budget)?,
+        })
+    }
+
+    /// The gradients for the optimizer, normalised where the configuration says so.
+    fn gradients(&self, mut estimate: Estimate<P>) -> GradientsParams {
+        if self.config.estimator.space.normalisation() == Normalisation::LossSpread {
+            estimate.normalise(self.config.estimator.sigma);
+        }
+        estimate.into_params(self.model)
+    }
+}
+
+/// A matrix on the host, as (columns, values), in the form that allocators take.
+fn as_embeddings(matrix: &Option<(usize, Vec<f32>)>) -> Result<Option<Embeddings<'_>>, Error> {
+    matrix.as_ref().map(|(dim, values)| Embeddings::new(values, *dim)).transpose()
+}
+
+/// Second moments of pilots, with the mean of the others where no pilot of an example survived.
+fn fill_missing(moments: &[f64]) -> Vec<f64> {
+    let finite = || moments.iter().filter(|m| m.is_finite());
+    let mean = finite().sum::<f64>() / finite().count().max(1) as f64;
+    moments.iter().map(|&m| if m.is_finite() { m } else { mean }).collect()
+}

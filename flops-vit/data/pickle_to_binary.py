@@ -16,7 +16,7 @@ import sys
 
 PIXELS = 3 * 32 * 32
 
-# pickle -> keys of the label bytes in front of each image
+# pickle -> keys of the label bytes before each image
 BATCHES = {f"data_batch_{i}": ["labels"] for i in range(1, 6)}
 BATCHES["test_batch"] = ["labels"]
 BATCHES.update({name: ["coarse_labels", "fine_labels"] for name in ("train", "test")})
@@ -28,7 +28,7 @@ NAMES = {
 
 
 class Wrong(Exception):
-    """What is wrong with a file."""
+    """An error of a file."""
 
 
 class Type:
@@ -64,7 +64,7 @@ def from_buffer(buffer, dtype, shape, order):
 
 
 def latin1(text, encoding):
-    """How Python 3 writes bytes into pickles that Python 2 can read."""
+    """Recovers bytes that Python 3 pickled for Python 2."""
     return text.encode("latin1")
 
 
@@ -87,7 +87,7 @@ def text(value):
 
 
 def read(path):
-    """The dictionary in `path`."""
+    """Returns the dictionary in `path`."""
     try:
         with path.open("rb") as file:
             content = Unpickler(file, encoding="bytes").load()
@@ -107,7 +107,7 @@ def get(content, key):
 
 
 def records(content, label_keys):
-    """The labels and the planes of each image, in the order of the binary form."""
+    """Joins the labels and the planes of each image, in the order of the binary form."""
     data = get(content, "data")
     if not isinstance(data, Array):
         raise Wrong("its data is no array")
@@ -120,7 +120,7 @@ def records(content, label_keys):
 
 
 def write(path, content):
-    """Writes a file that is whole or absent."""
+    """Writes a file atomically: it is whole or absent."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     part.replace(path)
@@ -128,7 +128,7 @@ def write(path, content):
 
 
 def convert(source, output):
-    """The number of pickles that were converted."""
+    """Converts the pickles of a folder and returns their number."""
     count = 0
     for name in [*BATCHES, *NAMES]:
         path = source / name

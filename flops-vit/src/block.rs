@@ -1,4 +1,4 @@
-//! A pre-norm transformer block, its layers called through the probe.
+//! A pre-norm transformer block whose layers are called through the probe.
 
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
@@ -6,8 +6,8 @@ use flops_core::Probe;
 use flops_core::ops::{attention, gelu};
 
 use crate::config::ViTConfig;
-use crate::lora::{Lora, adapted};
-use crate::model::linear;
+use crate::layers::linear;
+use crate::lora::adapter::{Lora, adapted};
 
 /// Multi-head self-attention with separate query, key and value layers.
 #[derive(Module, Debug)]
@@ -20,9 +20,9 @@ pub struct Attention<B: Backend> {
     pub value: Linear<B>,
     /// Output projection, `[embed_dim, embed_dim]`.
     pub proj: Linear<B>,
-    /// Adapter of the queries, where there is one.
+    /// Adapter of the query projection.
     pub query_lora: Option<Lora<B>>,
-    /// Adapter of the values, where there is one.
+    /// Adapter of the value projection.
     pub value_lora: Option<Lora<B>>,
     /// Number of heads.
     pub num_heads: usize,
@@ -43,7 +43,7 @@ impl<B: Backend> Attention<B> {
         }
     }
 
-    /// Attention of `q` over keys and values, without the output projection.
+    /// Attention of the queries `q` over keys and values, without the output projection.
     ///
     /// # Shapes
     /// - q: `[rows, tokens, d]`, k and v: `[context_rows, context_tokens, d]`
@@ -55,14 +55,14 @@ impl<B: Backend> Attention<B> {
     }
 }
 
-/// x + attention(norm1(x)), then x + mlp(norm2(x)).
+/// A transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
-    /// Normalisation in front of the attention.
+    /// Normalisation before the attention.
     pub norm1: LayerNorm<B>,
     /// Self-attention.
     pub attn: Attention<B>,
-    /// Normalisation in front of the MLP.
+    /// Normalisation before the MLP.
     pub norm2: LayerNorm<B>,
     /// First layer of the MLP.
     pub fc1: Linear<B>,
@@ -70,7 +70,7 @@ pub struct Block<B: Backend> {
     pub fc2: Linear<B>,
 }
 
-/// What the first tokens need of a block's input: `(x, norm1(x))` at these tokens, keys and values of all tokens.
+/// Inputs of the class-token path: `(x, norm1(x))` at the first tokens, keys and values of all.
 pub(crate) type ClassTokenState<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>);
 
 impl<B: Backend> Block<B> {
@@ -86,7 +86,7 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// The block for all tokens.
+    /// Applies the block to all tokens.
     ///
     /// # Shapes
     /// - x: `[rows, tokens, embed_dim]`, and so the result
@@ -102,7 +102,9 @@ impl<B: Backend> Block<B> {
         probe.add(x, h)
     }
 
-    /// The part of the last block that the first `seen` tokens, class and distillation token, need of all tokens.
+    /// Computes what the first `seen` tokens need from all tokens: keys and values.
+    ///
+    /// These are the tokens that have a head: the class token, and the distillation token.
     pub(crate) fn keys_values(&self, x: Tensor<B, 3>, seen: usize, probe: &mut Probe<B>) -> ClassTokenState<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
@@ -110,7 +112,9 @@ impl<B: Backend> Block<B> {
         (x.narrow(1, 0, seen), h.narrow(1, 0, seen), k, v)
     }
 
-    /// The rest of the last block, for these tokens alone: a stage per layer, since a query on one starts there.
+    /// Applies the rest of the block to the first `seen` tokens only.
+    ///
+    /// Each layer is a stage of its own, since a query on a layer starts there.
     ///
     /// # Shapes
     /// - returns: `[rows, seen, embed_dim]`
@@ -127,7 +131,7 @@ impl<B: Backend> Block<B> {
         })
     }
 
-    /// From the attention's result to the MLP: x + proj(a), and its normalisation.
+    /// Returns x + proj(a) and its normalisation, the input of the MLP.
     fn project(&self, (x, a): (Tensor<B, 3>, Tensor<B, 3>), probe: &mut Probe<B>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let a = probe.linear(&self.attn.proj, a);
         let x = probe.add(x, a);

@@ -1,4 +1,4 @@
-//! Sizes of a vision transformer, in timm's words, and the presets.
+//! Sizes of a vision transformer, in timm's vocabulary, and the presets.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -40,42 +40,46 @@ pub struct ViTConfig {
     /// Classes of the head.
     #[config(default = 1000)]
     pub num_classes: usize,
-    /// What the head looks at.
+    /// Which features the head classifies.
     #[config(default = "Pool::Token")]
     pub pool: Pool,
     /// Whether there is a class token; [`Pool::Token`] needs one.
     #[config(default = true)]
     pub class_token: bool,
-    /// DeiT's distillation token, and whether it has a head of its own; needs a class token.
+    /// DeiT's distillation token, with or without its own head; needs a class token.
     #[config(default = "Distillation::None")]
     pub distillation: Distillation,
 }
 
-/// What the head of a [`ViT`](crate::ViT) looks at.
+/// Which features the head of a [`ViT`](crate::ViT) classifies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Pool {
-    /// The class token behind the final normalisation.
+    /// The class token after the final normalisation.
     #[default]
     Token,
-    /// The mean of the patch tokens, normalised after it is taken: timm's `global_pool='avg'` with its `fc_norm`.
+    /// The mean of the patch tokens, then normalised: timm's `global_pool='avg'` with `fc_norm`.
     Avg,
 }
 
 /// The distillation token of DeiT (Touvron et al. 2021, arXiv 2012.12877).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Distillation {
-    /// There is none.
+    /// No distillation token.
     #[default]
     None,
-    /// There is a token, and no head on it: HuggingFace's `DeiTForImageClassification`.
+    /// A token without a head: HuggingFace's `DeiTForImageClassification`.
     Token,
-    /// There is a token with a head; the logits are the mean of both heads': `DeiTForImageClassificationWithTeacher`, and timm's distilled models.
+    /// A token with a head; the logits are the mean of both heads.
+    ///
+    /// HuggingFace's `DeiTForImageClassificationWithTeacher`, and timm's distilled models.
     Head,
 }
 
-/// Presets by their timm names.
+/// Names of the presets, as in timm.
 pub const PRESETS: [&str; 5] = [
     "vit_micro_patch4_32",
     "vit_tiny_patch16_224",
@@ -85,7 +89,10 @@ pub const PRESETS: [&str; 5] = [
 ];
 
 impl ViTConfig {
-    /// 128 wide, 6 blocks, 4 heads, 32 px in patches of 4: 1.2 M parameters, 65 tokens. The preset that a laptop trains.
+    /// 128 wide, 6 blocks, 4 heads, 32 px in patches of 4: 1.2 M parameters, 65 tokens.
+    ///
+    /// Small enough to train on a laptop.
+    #[must_use]
     pub fn vit_micro_patch4_32() -> Self {
         Self::new()
             .with_img_size(32)
@@ -97,29 +104,33 @@ impl ViTConfig {
     }
 
     /// 192 wide, 12 blocks, 3 heads.
+    #[must_use]
     pub fn vit_tiny_patch16_224() -> Self {
         Self::new().with_embed_dim(192).with_num_heads(3)
     }
 
     /// 384 wide, 12 blocks, 6 heads.
+    #[must_use]
     pub fn vit_small_patch16_224() -> Self {
         Self::new().with_embed_dim(384).with_num_heads(6)
     }
 
     /// 768 wide, 12 blocks, 12 heads.
+    #[must_use]
     pub fn vit_base_patch16_224() -> Self {
         Self::new()
     }
 
     /// 1,024 wide, 24 blocks, 16 heads.
+    #[must_use]
     pub fn vit_large_patch16_224() -> Self {
         Self::new().with_embed_dim(1024).with_depth(24).with_num_heads(16)
     }
 
-    /// The preset of that name.
+    /// Returns the preset of that name.
     ///
     /// # Errors
-    /// Where there is none.
+    /// [`VitError::UnknownPreset`] with the choices.
     pub fn preset(name: &str) -> Result<Self, VitError> {
         match name {
             "vit_micro_patch4_32" => Ok(Self::vit_micro_patch4_32()),
@@ -127,14 +138,14 @@ impl ViTConfig {
             "vit_small_patch16_224" => Ok(Self::vit_small_patch16_224()),
             "vit_base_patch16_224" => Ok(Self::vit_base_patch16_224()),
             "vit_large_patch16_224" => Ok(Self::vit_large_patch16_224()),
-            _ => Err(VitError::UnknownPreset { name: name.into() }),
+            _ => Err(VitError::UnknownPreset { name: name.into(), choices: &PRESETS }),
         }
     }
 
-    /// Whether the sizes fit together.
+    /// Checks that the sizes fit together.
     ///
     /// # Errors
-    /// [`VitError::Config`], naming the size at fault.
+    /// [`VitError::Config`], which names the size at fault.
     pub fn validate(&self) -> Result<(), VitError> {
         let check = |ok: bool, field: &'static str, value: usize, remedy: &'static str| {
             if ok { Ok(()) } else { Err(VitError::Config { field, value, remedy }) }
@@ -164,12 +175,12 @@ impl ViTConfig {
         check(!averaged, "distillation heads under Pool::Avg", 1, "use Pool::Token")
     }
 
-    /// Tokens in front of the patches: class and distillation token.
+    /// Number of class and distillation tokens.
     pub fn num_prefix_tokens(&self) -> usize {
         usize::from(self.class_token) + usize::from(self.distillation != Distillation::None)
     }
 
-    /// Tokens of an image: the patches, and those in front of them.
+    /// Number of tokens of an image: patches, class and distillation token.
     pub fn num_tokens(&self) -> usize {
         (self.img_size / self.patch_size).pow(2) + self.num_prefix_tokens()
     }
@@ -179,7 +190,7 @@ impl ViTConfig {
         (self.embed_dim as f64 * self.mlp_ratio).round() as usize
     }
 
-    /// Parameters of the model, counted without making it.
+    /// Number of parameters of the model, computed without making it.
     pub fn num_params(&self) -> usize {
         let (d, hidden) = (self.embed_dim, self.mlp_dim());
         let linear = |d_in: usize, d_out: usize| d_in * d_out + d_out;
@@ -199,7 +210,7 @@ mod tests {
     use burn::backend::Flex;
 
     #[test]
-    fn presets_have_the_parameters_that_timm_publishes() {
+    fn presets_have_timm_parameter_counts() {
         // sum(p.numel() for p in timm.create_model(name).parameters())
         for (name, params) in [
             ("vit_tiny_patch16_224", 5_717_416),
@@ -212,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_the_parameters_of_the_model() {
+    fn num_params_matches_the_model() {
         let micro = ViTConfig::vit_micro_patch4_32();
         let pooled = micro.clone().with_pool(Pool::Avg);
         for config in [
@@ -230,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_missing_are_named() {
+    fn errors_name_the_missing_token() {
         let micro = ViTConfig::vit_micro_patch4_32();
         let message = |config: ViTConfig| config.validate().unwrap_err().to_string();
         assert!(message(micro.clone().with_class_token(false)).contains("class_token = 0"));
@@ -240,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_is_valid_and_others_are_named_in_the_error() {
+    fn presets_are_valid_and_errors_list_them() {
         for name in PRESETS {
             ViTConfig::preset(name).unwrap().validate().unwrap();
         }

@@ -1,16 +1,20 @@
-//! What can go wrong with a model.
+//! Errors of models, scopes and checkpoints.
 
-/// The errors of models, scopes and checkpoints.
+use std::path::PathBuf;
+
+/// An error of a model, a scope or a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VitError {
-    /// A preset that does not exist.
-    #[error("unknown preset '{name}'; choose one of {}", crate::config::PRESETS.join(", "))]
+    /// There is no preset of that name.
+    #[error("unknown preset '{name}'; choose one of {}", choices.join(", "))]
     UnknownPreset {
         /// The name given.
         name: String,
+        /// The names there are.
+        choices: &'static [&'static str],
     },
-    /// Weights from a place that cannot be.
+    /// The text names no source of weights.
     #[error(
         "'{name}' is no place for weights; give a file, a folder, or hf:ORG/NAME, with @REVISION where it is not main"
     )]
@@ -28,29 +32,33 @@ pub enum VitError {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// A scope that does not exist.
-    #[error("unknown scope '{name}'; choose one of {}", crate::scope::CHOICES)]
+    /// There is no scope of that name.
+    #[error("unknown scope '{name}'; choose one of {}", choices.join(", "))]
     UnknownScope {
         /// The text given.
         name: String,
+        /// The scopes there are.
+        choices: &'static [&'static str],
     },
-    /// A scope of more blocks than there are, or of none.
+    /// `last:K` with no block, or with more blocks than the model has.
     #[error(
         "scope last:{blocks} does not fit a model of {depth} blocks; choose K from 1 to {depth}, or one of {}",
-        crate::scope::CHOICES
+        choices.join(", ")
     )]
     ScopeDepth {
         /// The blocks asked for.
         blocks: usize,
         /// The blocks of the model.
         depth: usize,
+        /// The scopes there are.
+        choices: &'static [&'static str],
     },
-    /// A scope of the class token for a model whose head looks at the mean of the patch tokens.
+    /// `cls_tail` for a model that classifies by the mean of its patch tokens.
     #[error(
         "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch tokens; use last:1"
     )]
     ScopeToken,
-    /// Adapters of a rank that no projection has.
+    /// The rank of adapters is 0 or above the width of the model.
     #[error("adapters of rank {rank} do not fit an embed_dim of {embed_dim}; choose a rank from 1 to {embed_dim}")]
     LoraRank {
         /// The rank asked for.
@@ -58,7 +66,7 @@ pub enum VitError {
         /// Width of the model.
         embed_dim: usize,
     },
-    /// A scope of adapters that the model does not have.
+    /// `lora:R` for a model that has no adapters of rank R.
     #[error(
         "scope lora:{rank} needs adapters of rank {rank} in every block, the model has {}; put them in with \
          ViT::with_lora({rank}, seed) first",
@@ -67,10 +75,10 @@ pub enum VitError {
     NoAdapters {
         /// The rank asked for.
         rank: usize,
-        /// The rank of the adapters that are there.
+        /// The rank of the model's adapters, where it has any.
         found: Option<usize>,
     },
-    /// A checkpoint that cannot be loaded.
+    /// A checkpoint cannot be loaded.
     #[error("cannot load {path}: {why}")]
     Checkpoint {
         /// The file.
@@ -78,14 +86,17 @@ pub enum VitError {
         /// What is wrong with it.
         why: CheckpointError,
     },
-    /// A checkpoint that cannot be written.
+    /// A model that cannot be saved as it is.
     #[error("cannot write {}: {why}", path.display())]
     Save {
-        /// The file.
-        path: std::path::PathBuf,
+        /// The file or folder.
+        path: PathBuf,
         /// What went wrong.
         why: String,
     },
+    /// A file cannot be written; the message names it and a remedy.
+    #[error(transparent)]
+    Write(std::io::Error),
 }
 
 /// What is wrong with a checkpoint.
@@ -101,21 +112,24 @@ pub enum CheckpointError {
     /// The file is truncated, or no safetensors file at all.
     #[error("it is no intact safetensors file ({0}); fetch or save it again")]
     Malformed(String),
-    /// The file comes from somewhere else.
+    /// The file has neither a card nor timm's names.
     #[error(
-        "its metadata have no card (key '{}') and its tensors are not named as timm's; open the folder that it lies in, with its config.json",
-        crate::checkpoint::CARD_KEY
+        "its metadata have no card (key '{key}') and its tensors are not named as timm's; open the folder that it lies \
+         in, with its config.json"
     )]
-    NoCard,
-    /// The file has adapters, where a whole model is asked for.
+    NoCard {
+        /// The key looked for in the file's metadata.
+        key: &'static str,
+    },
+    /// The file holds adapters, and a whole model is expected.
     #[error(
         "it holds the adapters of a model, not the model; load that first, then this file with checkpoint::load_adapters"
     )]
     OnlyAdapters,
-    /// The file has a whole model, where adapters are asked for.
+    /// The file holds a whole model, and adapters are expected.
     #[error("it holds a whole model and no adapters; load it with checkpoint::load")]
     NoAdapters,
-    /// Adapters of a model with other settings.
+    /// The adapters belong to a model with other settings.
     #[error("the adapters were made for another base model: {}; load the one they were trained on", .0.join(", "))]
     OtherBase(Vec<String>),
     /// The card is no JSON of the right form, or contradicts itself.
@@ -124,23 +138,23 @@ pub enum CheckpointError {
     /// A JSON file beside the weights cannot be used.
     #[error("it cannot be understood ({0}); fetch it again")]
     Json(String),
-    /// A folder without weights.
+    /// The folder has no weights.
     #[error("there are no weights in the folder; looked for {looked_for}")]
     NoWeights {
         /// The files looked for.
         looked_for: String,
     },
-    /// A model of the hub that is not in the cache, and was not fetched.
+    /// A model of the hub is not in the cache, and was not fetched.
     #[error("it is not in the cache {}, looked for {}: {why}", cache.display(), looked_for.join(", "))]
     Hub {
         /// The folder of the cache.
-        cache: std::path::PathBuf,
+        cache: PathBuf,
         /// The files looked for.
         looked_for: Vec<String>,
         /// Why it was not fetched.
         why: String,
     },
-    /// A part of the weights cannot be used.
+    /// A shard of the weights cannot be used.
     #[error("{name}: {why}")]
     Shard {
         /// The file.
@@ -148,19 +162,19 @@ pub enum CheckpointError {
         /// What is wrong with it.
         why: Box<CheckpointError>,
     },
-    /// A file that PyTorch would not have written.
+    /// A file in PyTorch's format cannot be read.
     #[error("it is no file of PyTorch's that can be read ({0}); fetch it again, or convert it to safetensors")]
     Pytorch(String),
-    /// Parameters of the model that the file does not have.
+    /// The file lacks parameters of the model.
     #[error("{} missing: {}; the weights belong to another model", plural(.0.len(), "parameter is", "parameters are"), .0.join(", "))]
     Missing(Vec<String>),
-    /// Tensors in the file that the model does not have.
+    /// The file has tensors that the model has not.
     #[error("{} no parameter of the model: {}; the weights belong to another one", plural(.0.len(), "tensor is", "tensors are"), .0.join(", "))]
     Unexpected(Vec<String>),
-    /// Parameters of another shape.
+    /// Parameters have other shapes in the file.
     #[error("wrong shapes: {}; the weights belong to another model", .0.join(", "))]
     Shapes(Vec<String>),
-    /// A tensor that is not of floating-point numbers.
+    /// A tensor does not hold floating-point values.
     #[error("'{name}' holds {dtype}; weights are f16, bf16, f32 or f64")]
     DType {
         /// The tensor.
@@ -176,7 +190,7 @@ pub enum CheckpointError {
         /// The parameter.
         name: String,
     },
-    /// A model of another kind than this crate has.
+    /// The model is of a kind that this crate does not have.
     #[error("{field} = '{value}' is not supported; only {supported} is")]
     Unsupported {
         /// The setting.
@@ -189,7 +203,8 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// The same with the names of parameters as `theirs` gives them; one that it does not know keeps its own.
+    /// Replaces the names of parameters by what `theirs` returns; without an answer a name stays.
+    #[must_use]
     pub fn renamed(self, theirs: impl Fn(&str) -> Option<String>) -> Self {
         let rename = |name: String| theirs(&name).unwrap_or(name);
         match self {

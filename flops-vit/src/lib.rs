@@ -1,31 +1,39 @@
-//! Vision transformers for forward-only learning, and the images to train them on.
+//! Vision transformers for forward-only learning, and images to train them on.
 //!
-//! - [`ViTConfig`]: sizes in timm's words, and the presets; [`ViT`]: the model, every layer called through the
-//!   [`Probe`](flops_core::Probe), in stages, so that queries start from the first block that is trained.
-//! - [`Scope`]: which parameters are trained, from the head alone to everything; [`lora`]: low-rank adapters, one of the scopes.
-//! - [`checkpoint`]: safetensors that carry their configuration, the shipped `vit_micro_patch4_32`, and the import of HuggingFace's
-//!   `ViTForImageClassification`.
-//! - [`data`]: CIFAR-10 and CIFAR-100, image folders and the embedded handwritten digits, as loaders of batches.
+//! - [`ViTConfig`]: sizes in timm's vocabulary, and the presets.
+//! - [`ViT`]: the model. Its layers are called through the [`Probe`](flops_core::Probe) in stages:
+//!   queries start at the first trained block.
+//! - [`Scope`]: which parameters are trained, from the head to all of them.
+//! - [`lora`]: low-rank adapters, trained by one of the scopes.
+//! - [`checkpoint`]: loads and saves a [`Pretrained`], a model with its card. It reads this crate's
+//!   safetensors, HuggingFace's and timm's models, and the shipped `vit_micro_patch4_32`.
+//! - [`data`]: CIFAR-10, CIFAR-100, image folders and the embedded handwritten digits.
+//! - [`FineTuning`]: recommended hyper-parameters.
 //!
 //! # Example
-//! Build a model, say what is trained, ask for the loss of each image:
+//! Take the shipped model, give it a new head, train the path of the class token, and compute the
+//! loss of each image:
 //! ```
 //! use burn::backend::Flex;
 //! use burn::prelude::*;
 //! use flops_core::{ForwardModel, Probe};
-//! use flops_vit::{Scope, ViTConfig};
+//! use flops_vit::{Scope, checkpoint};
 //!
 //! let device = Default::default();
-//! let model = ViTConfig::vit_micro_patch4_32().with_depth(2).init::<Flex>(&device)?.with_scope(Scope::ClsTail)?;
+//! let classes = vec!["cat".to_string(), "dog".to_string()];
+//! let model = checkpoint::pretrained::<Flex>(&device)?
+//!     .with_new_head(classes, 0)
+//!     .with_scope(Scope::ClsTail)?
+//!     .model;
 //!
-//! let images = Tensor::zeros([2, 3, 32, 32], &device);
-//! let labels = Tensor::from_ints([3, 7], &device);
+//! let images = Tensor::zeros([3, 3, 32, 32], &device);
+//! let labels = Tensor::from_ints([0, 1, 1], &device);
 //! let logits = model.forward(images, &mut Probe::clean());
-//! assert_eq!(logits.dims(), [2, 10]);
-//! assert_eq!(model.losses(logits, labels).dims(), [2]);
+//! assert_eq!(logits.dims(), [3, 2]);
+//! assert_eq!(model.losses(logits, labels).dims(), [3]);
 //! # Ok::<(), flops_vit::VitError>(())
 //! ```
-//! From a checkpoint with a new head instead: `checkpoint::pretrained(&device)?.0.with_new_head(num_classes, seed)`.
+//! [`ViTConfig::init`] makes a model with random weights instead.
 #![deny(missing_docs)]
 
 mod block;
@@ -33,6 +41,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+mod layers;
 pub mod lora;
 pub mod model;
 pub mod normalization;
@@ -41,6 +50,7 @@ pub mod resizing;
 pub mod scope;
 pub mod tuning;
 
+pub use checkpoint::Pretrained;
 pub use config::{Distillation, Pool, ViTConfig};
 pub use error::{CheckpointError, VitError};
 pub use model::ViT;

@@ -1,28 +1,24 @@
-//! The vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), every layer called through the probe.
+//! The vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
 use burn::module::Param;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
+use burn::tensor::Distribution;
 use flops_core::{ForwardModel, Probe, cross_entropy};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 pub use crate::block::{Attention, Block};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::VitError;
+use crate::layers::INIT;
+pub use crate::layers::linear;
 use crate::positions;
 
-/// Initial law of weights, class token and positional embedding; biases start at zero.
-const INIT: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
-
-/// A linear layer with weights N(0, 0.02²) and, where it has one, a bias of zeros; not drawn until it is looked at.
-///
-/// # Shapes
-/// - weight: `[d_in, d_out]`, bias: `[d_out]`
-pub fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Linear<B> {
-    Linear { weight: INIT.init([d_in, d_out], device), bias: bias.then(|| Initializer::Zeros.init([d_out], device)) }
-}
-
 /// A vision transformer that classifies by its class token, or by the mean of its patch tokens.
+///
+/// Every layer is called through the [`Probe`].
 ///
 /// # Example
 /// ```
@@ -39,11 +35,11 @@ pub fn linear<B: Backend>(d_in: usize, d_out: usize, bias: bool, device: &B::Dev
 /// ```
 #[derive(Module, Debug)]
 pub struct ViT<B: Backend> {
-    /// Patches to tokens: a convolution whose stride is its kernel.
+    /// Maps patches to tokens: a convolution whose stride equals its kernel.
     pub patch_embed: Conv2d<B>,
     /// Class token, `[1, 1, embed_dim]`.
     pub cls_token: Option<Param<Tensor<B, 3>>>,
-    /// DeiT's distillation token, `[1, 1, embed_dim]`, behind the class token.
+    /// DeiT's distillation token, `[1, 1, embed_dim]`, after the class token.
     pub dist_token: Option<Param<Tensor<B, 3>>>,
     /// Positional embedding, `[1, tokens, embed_dim]`.
     pub pos_embed: Param<Tensor<B, 3>>,
@@ -53,27 +49,27 @@ pub struct ViT<B: Backend> {
     pub norm: LayerNorm<B>,
     /// Classifier.
     pub head: Linear<B>,
-    /// The distillation token's classifier; the logits are the mean of both.
+    /// Classifier of the distillation token; the logits are the mean of both.
     pub head_dist: Option<Linear<B>>,
-    /// What the head looks at.
+    /// Which features the head classifies.
     #[module(skip)]
     pub pool: Pool,
 }
 
 impl ViTConfig {
-    /// A model with random weights: N(0, 0.02²), biases zero, as in timm.
+    /// Makes a model with random weights: N(0, 0.02²), biases zero, as in timm.
     ///
     /// # Errors
-    /// Where the sizes do not fit together, see [`validate`](Self::validate).
+    /// [`VitError::Config`] where the sizes do not fit together, see [`validate`](Self::validate).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<ViT<B>, VitError> {
         self.validate()?;
         let model = self.init_lazy(device);
-        // parameters are made on first use; made now, so that clones are the same model
+        // lazy parameters would be drawn anew in every clone
         let _ = Module::num_params(&model);
         Ok(model)
     }
 
-    /// The same without making the parameters: nothing is drawn or allocated until they are looked at.
+    /// Makes a model with lazy parameters: nothing is drawn or allocated before first use.
     pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> ViT<B> {
         let d = self.embed_dim;
         let patch = [self.patch_size; 2];
@@ -95,7 +91,7 @@ impl ViTConfig {
 }
 
 impl<B: Backend> ViT<B> {
-    /// Class token, distillation token and patches, with their positions.
+    /// Embeds images as class token, distillation token and patches, with positions.
     ///
     /// # Shapes
     /// - images: `[rows, in_chans, img_size, img_size]`
@@ -110,15 +106,19 @@ impl<B: Backend> ViT<B> {
         probe.add(x, pos)
     }
 
-    /// Tokens in front of the patches.
+    /// Number of class and distillation tokens.
     pub fn num_prefix_tokens(&self) -> usize {
         usize::from(self.cls_token.is_some()) + usize::from(self.dist_token.is_some())
     }
 
-    /// All tokens behind the final normalisation, or behind the last block under [`Pool::Avg`], `[rows, tokens, embed_dim]`.
+    /// All tokens after the final normalisation, or after the last block under [`Pool::Avg`].
     ///
-    /// Where the head looks at the class token alone, [`forward`](ForwardModel::forward) does not compute the other tokens of the
-    /// last block, and gives the same logits.
+    /// [`forward`](ForwardModel::forward) gives the same logits, but under [`Pool::Token`] it does
+    /// not compute the other tokens of the last block.
+    ///
+    /// # Shapes
+    /// - images: `[rows, in_chans, img_size, img_size]`
+    /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward_features(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let mut x = self.forward_embed(images, probe);
         for block in &self.blocks {
@@ -130,7 +130,11 @@ impl<B: Backend> ViT<B> {
         }
     }
 
-    /// Logits from [`forward_features`](Self::forward_features), `[rows, num_classes]`.
+    /// Logits from the output of [`forward_features`](Self::forward_features).
+    ///
+    /// # Shapes
+    /// - features: `[rows, tokens, embed_dim]`
+    /// - returns: `[rows, num_classes]`
     pub fn forward_head(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         let features = match self.pool {
             Pool::Token => features,
@@ -160,17 +164,18 @@ impl<B: Backend> ViT<B> {
         }
     }
 
-    /// Puts a freshly initialised head of `num_classes` classes in place of this one.
+    /// Replaces the head by a new one of `num_classes` classes, drawn from `seed` alone.
     ///
-    /// Weights are N(0, 0.02²) and biases zero, from `seed` alone; both are trainable. So is that of a distillation token. A
-    /// [`Card`](crate::checkpoint::Card) that goes with the model needs the new `num_classes` and `classes`.
+    /// Weights are N(0, 0.02²) and biases zero; all are trainable. The head of a distillation token
+    /// is replaced too. [`Pretrained::with_new_head`](crate::checkpoint::Pretrained::with_new_head)
+    /// changes the card too.
+    #[must_use]
     pub fn with_new_head(mut self, num_classes: usize, seed: u64) -> Self {
-        use rand::SeedableRng;
         let [d, _] = self.head.weight.dims();
         let device = self.head.weight.device();
-        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let mut rng = StdRng::seed_from_u64(seed);
         let mut new = || {
-            let law = burn::tensor::Distribution::Normal(0.0, 0.02);
+            let law = Distribution::Normal(0.0, 0.02);
             let weight = TensorData::random::<f32, _, _>([d, num_classes], law, &mut rng);
             Linear {
                 weight: Param::from_tensor(Tensor::from_data(weight, &device)),
@@ -182,12 +187,16 @@ impl<B: Backend> ViT<B> {
         self
     }
 
-    /// The model for images of another size: its positional embedding is interpolated as timm does it, by an antialiased bicubic.
+    /// Adapts the model to images of `img_size` × `img_size` pixels.
     ///
-    /// A [`Card`](crate::checkpoint::Card) that goes with the model needs the new `img_size`. The same size changes nothing.
+    /// The positional embedding is interpolated as in timm, by an antialiased bicubic. The present
+    /// size changes nothing.
+    /// [`Pretrained::with_img_size`](crate::checkpoint::Pretrained::with_img_size) changes the card
+    /// too.
     ///
     /// # Errors
-    /// [`VitError::Config`] where `img_size` is no positive multiple of the patch size, or the model's grid is not a square.
+    /// [`VitError::Config`] where `img_size` is not a positive multiple of the patch size, or the
+    /// model's grid of patches is not a square.
     pub fn with_img_size(mut self, img_size: usize) -> Result<Self, VitError> {
         let patch = self.patch_embed.kernel_size[0];
         if img_size == 0 || !img_size.is_multiple_of(patch) {
@@ -237,7 +246,8 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
         for block in before {
             x = probe.stage(x, |x, probe| block.forward(x, probe));
         }
-        // nothing but the tokens with a head reaches the loss: of the others the last block needs keys and values
+        // only tokens with a head reach the loss; of the others the last block needs keys and
+        // values
         let seen = if self.head_dist.is_some() { 2 } else { 1 };
         let state = probe.stage(x, |x, probe| last.keys_values(x, seen, probe));
         let x = last.class_token(state, probe);
@@ -295,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_head_depends_on_its_seed_alone() {
+    fn new_head_is_a_function_of_the_seed() {
         let head = |model: ViT<Flex>, seed| model.with_new_head(5, seed).head;
         let (a, b, other) = (head(model(), 7), head(model(), 7), head(model(), 8));
         assert_eq!(a.weight.dims(), [8, 5]);
@@ -305,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_token_path_gives_the_same_logits() {
+    fn class_token_path_preserves_logits() {
         let images = Tensor::from_data(
             TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]),
             &Default::default(),
@@ -323,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn another_image_size_moves_the_positions_alone() {
+    fn with_img_size_changes_only_positions() {
         for config in [config(), config().with_distillation(Distillation::Head), averaged()] {
             let model = of(config.clone());
             let same = model.clone().with_img_size(8).unwrap();

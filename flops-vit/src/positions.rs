@@ -1,9 +1,14 @@
-//! Positional embeddings for another grid of patches.
+//! Interpolation of positional embeddings.
 
-/// The same embeddings `[prefix + from², d]` for a grid of `to` × `to` patches; those of the first `prefix` tokens stay.
+/// Interpolates positional embeddings from `from` × `from` to `to` × `to` patches.
 ///
-/// As timm's `resample_abs_pos_embed`: `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`, which is the bicubic with a = −1/2 whose
-/// support widens where the grid shrinks.
+/// Embeddings of the first `prefix` tokens stay. The result is that of timm's
+/// `resample_abs_pos_embed`: `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`, the
+/// bicubic with a = −1/2 whose support widens where the grid shrinks.
+///
+/// # Shapes
+/// - values: `[prefix + from², d]`
+/// - returns: `[prefix + to², d]`
 pub(crate) fn resampled(values: &[f32], prefix: usize, d: usize, from: usize, to: usize) -> Vec<f32> {
     let (kept, grid) = values.split_at(prefix * d);
     let weights = weights(from, to);
@@ -30,7 +35,10 @@ fn add<'a>(out: &mut [f32], weights: &[f32], values: impl Fn(usize) -> &'a [f32]
     }
 }
 
-/// For each of `to` places, the first of `from` places that it sees, and the weights from there on, which sum to 1.
+/// Returns for each of `to` points the first source point of its support and the weights from
+/// there.
+///
+/// The weights of a point sum to 1.
 fn weights(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
@@ -64,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_grid_and_constant_embeddings_stay() {
+    fn same_grid_and_constant_embeddings_are_unchanged() {
         let values: Vec<f32> = (0..(1 + 9) * 2).map(|v| v as f32).collect();
         assert_eq!(resampled(&values, 1, 2, 3, 3), values);
         for to in [1, 2, 5, 14] {
@@ -74,8 +82,8 @@ mod tests {
     }
 
     #[test]
-    fn prefix_tokens_stay_and_rows_are_not_mixed_up_with_columns() {
-        // a ramp along x, alike in every row: so is the result, and it rises along x
+    fn prefix_stays_and_rows_are_not_swapped_with_columns() {
+        // a ramp along x, equal in every row; the result is one too
         let values: Vec<f32> = [100.0, 200.0].into_iter().chain((0..16).map(|i| (i % 4) as f32)).collect();
         let out = resampled(&values, 2, 1, 4, 8);
         assert_eq!(out[..2], [100.0, 200.0]);

@@ -1,6 +1,7 @@
 //! Which parameters of a ViT are trained.
 //!
-//! A forward-only gradient is the noisier the more coordinates are perturbed, so a small scope is often the faster one.
+//! The variance of a forward-only gradient grows with the number of perturbed coordinates. A small
+//! scope therefore often trains faster.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,32 +13,37 @@ use crate::config::Pool;
 use crate::error::VitError;
 use crate::model::ViT;
 
-/// The scopes as text, for error messages and command lines.
-pub(crate) const CHOICES: &str =
-    "head, cls_tail, bias_norm, last:K (K blocks, at least 1), lora:R (rank R, at least 1), full";
+/// The scopes as text, for error messages.
+const CHOICES: [&str; 6] =
+    ["head", "cls_tail", "bias_norm", "last:K (K blocks, at least 1)", "lora:R (rank R, at least 1)", "full"];
 
 /// Which parameters are trained; the others are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scope {
-    /// `head`: the classifier alone.
+    /// `head`: the classifier only.
     Head,
-    /// `cls_tail`: the path of the class token from the last block on: its query, output projection, second norm and MLP, the
-    /// final norm and the head. Keys, values and first norm of that block stay frozen, so the other tokens need no noise: of
-    /// the scopes that change the features, the one with the fewest perturbed coordinates.
+    /// `cls_tail`: the path of the class token from the last block on.
+    ///
+    /// It trains query, output projection, second norm and MLP of that block, the final norm and
+    /// the head. Keys, values and first norm of the block stay frozen, so the other tokens need no
+    /// noise. Of the scopes that change the features it perturbs the fewest coordinates.
     ClsTail,
     /// `bias_norm`: every bias and every layer normalisation, and the head.
     BiasNorm,
     /// `last:K`: the last K blocks, the final norm and the head.
     Last(usize),
-    /// `lora:R`: the [adapters](crate::lora) of rank R on the queries and values of every block, and the head. The other scopes,
-    /// `full` excepted, leave adapters that a model has frozen.
+    /// `lora:R`: the [adapters](crate::lora) of rank R on the queries and values of every block,
+    /// and the head.
+    ///
+    /// The other scopes freeze adapters, except `full`.
     Lora(usize),
     /// `full`: everything.
     Full,
 }
 
 impl Scope {
-    /// Whether the parameter of that path is trained in a model of `depth` blocks.
+    /// Returns whether the parameter at `path` is trained in a model of `depth` blocks.
     pub(crate) fn trains(self, path: &[impl AsRef<str>], depth: usize) -> bool {
         let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
         match (self, path.as_slice()) {
@@ -56,7 +62,7 @@ impl Scope {
     }
 }
 
-/// Whether `index` is one of the last `blocks` of `depth`.
+/// Returns whether `index` is one of the last `blocks` of `depth`.
 fn is_last(index: &str, blocks: usize, depth: usize) -> bool {
     index.parse::<usize>().is_ok_and(|index| index + blocks >= depth)
 }
@@ -86,27 +92,30 @@ impl FromStr for Scope {
             _ => match text.split_once(':').map(|(name, number)| (name, number.parse())) {
                 Some(("last", Ok(blocks))) if blocks > 0 => Ok(Self::Last(blocks)),
                 Some(("lora", Ok(rank))) if rank > 0 => Ok(Self::Lora(rank)),
-                _ => Err(VitError::UnknownScope { name: text.into() }),
+                _ => Err(VitError::UnknownScope { name: text.into(), choices: &CHOICES }),
             },
         }
     }
 }
 
 impl<B: Backend> ViT<B> {
-    /// The model with the parameters of `scope` trainable and all others frozen, whatever they were before.
+    /// Makes the parameters of `scope` trainable and freezes all others, whatever they were before.
     ///
-    /// On an autodiff backend `is_require_grad` of a parameter tells which it is; a backend without a graph has no such flag.
+    /// On an autodiff backend `is_require_grad` of a parameter tells whether it is trained. A
+    /// backend without automatic differentiation has no such flag.
     ///
     /// # Errors
-    /// [`VitError::ScopeDepth`] where `last:K` asks for no block, or for more than there are; [`VitError::ScopeToken`] where `cls_tail`
-    /// meets a model that classifies by the mean of its patch tokens; [`VitError::NoAdapters`] where `lora:R` finds no adapters of rank R, which
-    /// [`with_lora`](Self::with_lora) puts in.
+    /// - [`VitError::ScopeDepth`]: `last:K` with no block, or with more than the model has.
+    /// - [`VitError::ScopeToken`]: `cls_tail` for a model that classifies by the mean of its patch
+    ///   tokens.
+    /// - [`VitError::NoAdapters`]: `lora:R` for a model without adapters of rank R, which
+    ///   [`with_lora`](Self::with_lora) puts in.
     pub fn with_scope(self, scope: Scope) -> Result<Self, VitError> {
         let depth = self.blocks.len();
         if let Scope::Last(blocks) = scope
             && !(1..=depth).contains(&blocks)
         {
-            return Err(VitError::ScopeDepth { blocks, depth });
+            return Err(VitError::ScopeDepth { blocks, depth, choices: &CHOICES });
         }
         if scope == Scope::ClsTail && self.pool == Pool::Avg {
             return Err(VitError::ScopeToken);
@@ -121,7 +130,7 @@ impl<B: Backend> ViT<B> {
     }
 }
 
-/// Marks each parameter as trainable or frozen.
+/// A mapper that marks each parameter as trainable or frozen.
 struct Marker {
     scope: Scope,
     depth: usize,
@@ -200,14 +209,14 @@ mod tests {
     const NORM: [&str; 2] = ["gamma", "beta"];
 
     #[test]
-    fn head() {
+    fn head_trains_the_classifier() {
         let (names, params) = trained("head");
         assert_eq!(names, ["head.weight", "head.bias"]);
         assert_eq!(params, 8 * 5 + 5);
     }
 
     #[test]
-    fn cls_tail() {
+    fn cls_tail_trains_the_class_token_path() {
         let (names, params) = trained("cls_tail");
         let linear = ["blocks.2.attn.query", "blocks.2.attn.proj", "blocks.2.fc1", "blocks.2.fc2", "head"];
         assert_same(names, [layers(&linear, LINEAR), layers(&["blocks.2.norm2", "norm"], NORM)].concat());
@@ -215,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bias_norm() {
+    fn bias_norm_trains_biases_and_norms() {
         let (names, params) = trained("bias_norm");
         let mut expected = layers(&["head"], LINEAR);
         expected.extend(["patch_embed.bias", "norm.gamma", "norm.beta"].map(String::from));
@@ -229,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn last_blocks() {
+    fn last_trains_the_last_blocks() {
         let block = 2 * 16 + 4 * 72 + 144 + 136;
         for (scope, blocks) in [("last:1", 1), ("last:2", 2), ("last:3", 3)] {
             let (names, params) = trained(scope);
@@ -243,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn full() {
+    fn full_trains_everything() {
         let (names, params) = trained("full");
         assert_eq!(names.len(), 4 + 3 * 16 + 4);
         assert_eq!(params, Module::num_params(&model()));
@@ -253,7 +262,7 @@ mod tests {
         ["query_lora.down.weight", "query_lora.up.weight", "value_lora.down.weight", "value_lora.up.weight"];
 
     #[test]
-    fn lora() {
+    fn lora_trains_adapters_and_head() {
         let mut seen = Trainable::default();
         model().with_lora(2, 0).unwrap().with_scope("lora:2".parse().unwrap()).unwrap().visit(&mut seen);
         let mut expected = layers(&["head"], LINEAR);
@@ -280,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn lora_asks_for_its_adapters() {
+    fn lora_without_its_adapters_is_an_error() {
         let none = model().with_scope(Scope::Lora(4)).unwrap_err();
         assert!(matches!(none, VitError::NoAdapters { rank: 4, found: None }));
         assert!(none.to_string().contains("has none") && none.to_string().contains("with_lora(4, seed)"), "{none}");
@@ -292,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_replaces_the_one_before() {
+    fn with_scope_replaces_the_previous_scope() {
         let mut seen = Trainable::default();
         model().with_scope(Scope::Head).unwrap().with_scope(Scope::Full).unwrap().visit(&mut seen);
         assert_eq!(seen.names.len(), 56);
     }
 
     #[test]
-    fn text_and_back() {
+    fn scopes_round_trip_through_text_and_errors_name_them() {
         for scope in [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Last(4), Scope::Lora(4), Scope::Full] {
             assert_eq!(scope.to_string().parse::<Scope>().unwrap(), scope);
         }
@@ -308,7 +317,7 @@ mod tests {
         {
             let error = text.parse::<Scope>().unwrap_err();
             assert!(matches!(error, VitError::UnknownScope { .. }));
-            assert!(error.to_string().contains(CHOICES), "{error}");
+            assert!(error.to_string().contains(&CHOICES.join(", ")), "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }
         let averaged = ViTConfig::vit_micro_patch4_32().with_pool(Pool::Avg).init::<AB>(&Default::default()).unwrap();

@@ -1,7 +1,9 @@
-//! Settings to start from, by model and scope.
+//! Recommended hyper-parameters, by model and scope.
 //!
-//! For AdamW under a learning rate that falls to zero as a cosine, with the estimator's defaults. *Measured* means that it was picked from runs of
-//! `examples/vit_cifar.rs` on the embedded digits; the README has the figures. The others are a guess from these: more perturbed coordinates, a smaller rate.
+//! They are for AdamW with a cosine decay of the learning rate to zero, and the estimator's
+//! defaults. *Measured* rates were picked from runs of `examples/vit_cifar.rs` on the embedded
+//! digits; the README has the figures. The others are guesses from these: more perturbed
+//! coordinates, a smaller rate.
 //!
 //! | model | scope | lr | head's factor | weight decay | σ | queries | measured |
 //! |---|---|---|---|---|---|---|---|
@@ -12,33 +14,34 @@
 //! | `vit_micro_patch4_32` | `last:K` with K > 1 | 2·10⁻³ | 4 | 0.1 | 10⁻² | 20 | no |
 //! | others | as above | lr·min(1, 128/embed_dim) | 4 | 0.1 | 10⁻² | 20 | no |
 //!
-//! The rule for other widths is that of Adam in the maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466), where the learning rate of
-//! a hidden layer falls with its width.
+//! Other widths follow the rule for Adam in the maximal update parametrisation (Yang et al. 2022,
+//! arXiv 2203.03466). The learning rate of a hidden layer falls with its width.
 
 use crate::config::ViTConfig;
 use crate::scope::Scope;
 
-/// The width that the learning rates were picked at.
+/// The width at which the learning rates were picked.
 const WIDTH: f64 = 128.0;
 
-/// Settings to start from.
+/// Recommended hyper-parameters for fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct FineTuning {
-    /// Learning rate of AdamW at the start, per step.
+    /// Initial learning rate of AdamW.
     pub lr: f64,
-    /// Whether it comes from a measurement; if not, it is a guess from one.
+    /// Whether the rate was measured; if not, it is a guess from measured ones.
     pub measured: bool,
 }
 
 impl FineTuning {
-    /// The head's learning rate as a multiple of it.
+    /// The head's learning rate as a multiple of [`lr`](Self::lr).
     pub const HEAD_LR_FACTOR: f64 = 4.0;
-    /// Decoupled weight decay, in units of the learning rate.
+    /// Decoupled weight decay, as a multiple of the learning rate.
     pub const WEIGHT_DECAY: f64 = 0.1;
-    /// Queries of a datum and step, on average.
+    /// Average queries per example and step.
     pub const QUERIES: usize = 20;
 
-    /// The settings for a model of that configuration.
+    /// Returns the settings for a model of that configuration.
     ///
     /// # Example
     /// ```
@@ -47,6 +50,7 @@ impl FineTuning {
     /// let tuning = FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::ClsTail);
     /// assert_eq!((tuning.lr, tuning.measured), (5e-3, true));
     /// ```
+    #[must_use]
     pub fn new(config: &ViTConfig, scope: Scope) -> Self {
         let micro = ViTConfig::vit_micro_patch4_32();
         let same = config.embed_dim == micro.embed_dim && config.depth == micro.depth;
@@ -66,15 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_learning_rate_falls_with_the_width() {
+    fn learning_rate_falls_with_width() {
         let base = FineTuning::new(&ViTConfig::vit_base_patch16_224(), Scope::ClsTail);
         assert!((base.lr - 5e-3 / 6.0).abs() < 1e-12 && !base.measured);
         assert!(!FineTuning::new(&ViTConfig::vit_micro_patch4_32(), Scope::Last(3)).measured);
     }
 
-    /// The estimator's default is the one that was measured.
     #[test]
-    fn the_smoothing_scale_is_the_estimator_s() {
-        assert_eq!(flops_core::Estimator::new(flops_core::Space::Activation).sigma, 1e-2);
+    fn default_sigma_is_the_measured_one() {
+        assert_eq!(flops_core::Estimator::new(flops_core::Space::activation()).sigma, 1e-2);
     }
 }

@@ -1,7 +1,8 @@
-//! Models as HuggingFace and timm publish them, read, computed with, and handed back.
+//! Models as HuggingFace and timm publish them: loaded, run and saved.
 //!
-//! The reference models and values in `fixtures` are made by `fixtures/generate.py`, which names the versions of the libraries.
-//! `fixtures/check_saved.py` loads with `transformers` what the last test here writes.
+//! `fixtures/generate.py` makes the reference models and values in `fixtures`, and names the
+//! versions of the libraries. `fixtures/check_saved.py` loads with `transformers` what the last
+//! test writes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::backend::{Flex, NdArray};
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe};
-use flops_vit::checkpoint::{self, Opened, Source, hf};
+use flops_vit::checkpoint::{self, Opened, Pretrained, Source};
 use flops_vit::{Distillation, Normalization, Pool, ViT, ViTConfig};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -24,7 +25,7 @@ fn open<B: Backend>(path: &Path) -> Opened<B> {
     checkpoint::open(&Source::Path(path.into()), &Default::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The tensors of a file in f32.
+/// Reads the tensors of a file in f32.
 fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -48,7 +49,7 @@ fn assert_near(found: &TensorData, expected: &TensorData, what: &str) {
 }
 
 #[test]
-fn resizing_is_that_of_the_folder() {
+fn resizing_matches_the_preprocessor_config() {
     use flops_vit::Resizing;
     use flops_vit::resizing::Filter;
     let dir = tempfile::tempdir().unwrap();
@@ -69,35 +70,35 @@ fn resizing_is_that_of_the_folder() {
     ] {
         std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
         let opened = open::<Flex>(dir.path());
-        assert_eq!(opened.card.resizing, Resizing { filter, squash, crop }, "{json}");
-        // and it comes back from the folder that is saved
+        assert_eq!(opened.pretrained.card.resizing, Resizing { filter, squash, crop }, "{json}");
+        // saving keeps it
         let saved = dir.path().join("saved");
-        hf::save(&opened.model, &opened.card, &saved).unwrap();
-        // whole pixels before the cut: at 8 px, 9 for 8/0.875
-        let again = open::<Flex>(&saved).card.resizing;
+        opened.pretrained.save_huggingface(&saved).unwrap();
+        // sizes before the crop are whole pixels: at 8 px, 9 for 8/0.875
+        let again = open::<Flex>(&saved).pretrained.card.resizing;
         assert_eq!((again.filter, again.squash), (filter, squash), "{json}");
         assert!((again.crop - crop).abs() < 0.02, "{json}: {}", again.crop);
     }
-    let timm = open::<Flex>(&fixture("timm_token")).card.resizing;
+    let timm = open::<Flex>(&fixture("timm_token")).pretrained.card.resizing;
     assert_eq!(timm, Resizing { filter: Filter::Bicubic, squash: false, crop: 0.9 });
 }
 
-/// Logits of the fixture's images, as the fixture has them.
-fn agrees<B: Backend>(model: &ViT<B>, name: &str) {
+/// Compares the logits of the fixture's images with the fixture's.
+fn assert_logits_match<B: Backend>(model: &ViT<B>, name: &str) {
     let golden = tensors(&fixture(name).join("golden.safetensors"));
     let images = Tensor::from_data(golden["images"].clone(), &Default::default());
     let logits = model.forward(images, &mut Probe::clean()).into_data();
     assert_near(&logits, &golden["logits"], name);
 }
 
-/// What the fixtures have in common.
+/// The sizes that the fixtures have in common.
 fn small() -> ViTConfig {
     let config =
         ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(12).with_depth(2).with_num_heads(3);
     config.with_mlp_ratio(2.0).with_num_classes(4)
 }
 
-/// The folders of both libraries with a head, and the configuration that must be found for each.
+/// Folders of both libraries with a head, and the configuration of each.
 fn folders() -> Vec<(&'static str, ViTConfig)> {
     let hf = small().with_mlp_ratio(20.0 / 12.0).with_layer_norm_eps(1e-12);
     let timm = small();
@@ -114,26 +115,26 @@ fn folders() -> Vec<(&'static str, ViTConfig)> {
 }
 
 #[test]
-fn folders_give_the_logits_of_their_libraries() {
+fn logits_match_transformers_and_timm() {
     for (name, config) in folders() {
         let flex = open::<Flex>(&fixture(name));
-        assert_eq!(flex.card.config, config, "{name}");
+        assert_eq!(flex.pretrained.card.config, config, "{name}");
         assert!(flex.notes.is_empty(), "{name}: {:?}", flex.notes);
-        assert_eq!(Module::num_params(&flex.model), config.num_params(), "{name}");
-        agrees(&flex.model, name);
-        agrees(&open::<NdArray>(&fixture(name)).model, name);
+        assert_eq!(Module::num_params(&flex.pretrained.model), config.num_params(), "{name}");
+        assert_logits_match(&flex.pretrained.model, name);
+        assert_logits_match(&open::<NdArray>(&fixture(name)).pretrained.model, name);
     }
 }
 
 #[test]
-fn normalisation_is_that_of_the_folder() {
-    let of = |name: &str| open::<Flex>(&fixture(name)).card.normalization;
+fn normalisation_matches_the_preprocessor_config() {
+    let of = |name: &str| open::<Flex>(&fixture(name)).pretrained.card.normalization;
     let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
     let imagenet = of("hf_sharded");
     assert!(near(imagenet.mean, Normalization::IMAGENET.mean) && near(imagenet.std, Normalization::IMAGENET.std));
     assert_eq!(of("hf_bin_f16"), Normalization::HALF);
     assert_eq!(of("timm_avg"), Normalization { mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6] });
-    // a processor that does not normalise, and one whose images end up in [-1, 1] by its scale
+    // one processor without normalisation, and two whose scale is folded into it
     let dir = tempfile::tempdir().unwrap();
     for name in ["config.json", "pytorch_model.bin"] {
         std::fs::copy(fixture("hf_bin_f16").join(name), dir.path().join(name)).unwrap();
@@ -144,31 +145,31 @@ fn normalisation_is_that_of_the_folder() {
         (r#"{"do_rescale": false, "image_mean": [127.5, 127.5, 127.5], "image_std": [51, 51, 51]}"#, 0.5, 0.2),
     ] {
         std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
-        let found = open::<Flex>(dir.path()).card.normalization;
+        let found = open::<Flex>(dir.path()).pretrained.card.normalization;
         assert!(near(found.mean, [mean; 3]) && near(found.std, [std; 3]), "{json}: {found:?}");
     }
 }
 
 #[test]
-fn a_file_of_timm_s_needs_no_configuration() {
+fn timm_files_load_without_a_configuration() {
     let opened = open::<Flex>(&fixture("timm_pth/model.pth"));
     let sizes = small().with_embed_dim(64).with_depth(1).with_num_heads(1).with_mlp_ratio(0.25);
-    assert_eq!(opened.card.config, sizes);
-    assert_eq!(opened.card.classes, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
+    assert_eq!(opened.pretrained.card.config, sizes);
+    assert_eq!(opened.pretrained.card.classes, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
     assert!(opened.notes[0].contains("normalised"), "{:?}", opened.notes);
-    agrees(&opened.model, "timm_pth");
+    assert_logits_match(&opened.pretrained.model, "timm_pth");
 }
 
 #[test]
-fn a_backbone_gets_a_new_head_and_a_note() {
+fn backbones_get_a_new_head_and_a_note() {
     let (a, b) = (open::<Flex>(&fixture("hf_backbone")), open::<Flex>(&fixture("hf_backbone")));
     assert_eq!(a.notes, ["the weights have no head: a new one of 4 classes is used"]);
-    assert_eq!(a.model.head.weight.to_data(), b.model.head.weight.to_data());
-    assert_ne!(a.model.head.weight.to_data(), TensorData::zeros::<f32, _>([12, 4]));
+    assert_eq!(a.pretrained.model.head.weight.to_data(), b.pretrained.model.head.weight.to_data());
+    assert_ne!(a.pretrained.model.head.weight.to_data(), TensorData::zeros::<f32, _>([12, 4]));
 }
 
 #[test]
-fn positions_are_interpolated_as_timm_does_it() {
+fn interpolated_positions_match_timm() {
     let golden = tensors(&fixture("positions/golden.safetensors"));
     let mut seen = 0;
     for (name, given) in golden.iter().filter(|(name, _)| name.ends_with(".in")) {
@@ -190,7 +191,7 @@ fn positions_are_interpolated_as_timm_does_it() {
 }
 
 #[test]
-fn what_does_not_fit_is_listed() {
+fn errors_list_mismatched_files_and_tensors() {
     let error = |path: &Path| {
         checkpoint::open::<Flex>(&Source::Path(path.into()), &Default::default()).unwrap_err().to_string()
     };
@@ -202,7 +203,7 @@ fn what_does_not_fit_is_listed() {
         std::fs::write(at(name), bytes).unwrap();
         assert!(error(&at(name)).contains(name), "{}", error(&at(name)));
     }
-    // a shard that is gone, one that is cut, and an index that leads out of the folder
+    // a truncated shard, a missing one, and an index that leads out of the folder
     for entry in std::fs::read_dir(fixture("hf_sharded")).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), at(&entry.file_name().to_string_lossy())).unwrap();
@@ -215,7 +216,7 @@ fn what_does_not_fit_is_listed() {
     assert!(error(dir.path()).contains("model-00002-of-00004.safetensors: it cannot be read"));
     std::fs::write(at("model.safetensors.index.json"), r#"{"weight_map": {"a": "../up.safetensors"}}"#).unwrap();
     assert!(error(dir.path()).contains("'../up.safetensors' is no file name"));
-    // names of the library, not ours
+    // errors name tensors as the library does
     let config = std::fs::read_to_string(fixture("hf_bin_f16/config.json")).unwrap();
     let other = tempfile::tempdir().unwrap();
     std::fs::copy(fixture("hf_bin_f16/pytorch_model.bin"), other.path().join("pytorch_model.bin")).unwrap();
@@ -237,25 +238,26 @@ fn what_does_not_fit_is_listed() {
     }
 }
 
-/// A model that is read, and written, is the one that was published: the same tensors under the same names.
+/// Saving keeps the published names and values of the tensors.
 #[test]
-fn saved_folders_hold_what_was_read() {
+fn saved_folders_round_trip() {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("saved");
     let _ = std::fs::remove_dir_all(&root);
     for (name, config) in folders() {
-        let Opened { model, card, .. } = open::<Flex>(&fixture(name));
+        let pretrained = open::<Flex>(&fixture(name)).pretrained;
         let dir = root.join(name);
         if config.pool == Pool::Avg {
-            let error = hf::save(&model, &card, &dir).unwrap_err().to_string();
+            let error = pretrained.save_huggingface(&dir).unwrap_err().to_string();
             assert!(error.contains("mean of its patch tokens"), "{error}");
             continue;
         }
-        hf::save(&model, &card, &dir).unwrap();
+        pretrained.save_huggingface(&dir).unwrap();
         std::fs::copy(fixture(name).join("golden.safetensors"), dir.join("golden.safetensors")).unwrap();
-        let again = open::<Flex>(&dir);
-        assert_eq!(again.card.config, card.config, "{name}");
-        assert_eq!((again.card.classes, again.card.normalization), (card.classes, card.normalization), "{name}");
-        agrees(&again.model, name);
+        let Pretrained { model, card } = open::<Flex>(&dir).pretrained;
+        assert_eq!(card.config, pretrained.card.config, "{name}");
+        assert_eq!(card.classes, pretrained.card.classes, "{name}");
+        assert_eq!(card.normalization, pretrained.card.normalization, "{name}");
+        assert_logits_match(&model, name);
         let whole = fixture(name).join("model.safetensors");
         if name.starts_with("hf_") && whole.exists() {
             assert_eq!(tensors(&dir.join("model.safetensors")), tensors(&whole), "{name}");

@@ -1,4 +1,4 @@
-//! Adapters on their own: what `lora:R` trains, without the model it was trained on.
+//! Files of adapters: what `lora:R` trains, without the base model.
 
 use std::path::Path;
 
@@ -6,77 +6,83 @@ use burn::prelude::*;
 use burn_store::{ModuleSnapshot, PathFilter, SafetensorsStore, TensorSnapshot};
 use serde::{Deserialize, Serialize};
 
-use super::tensors::{ToFull, check_finite, check_intact, of_safetensors, read, refuse};
-use super::{Card, metadata, write_store};
+use super::card::{ADAPTER_KEY, CARD_KEY, Card};
+use super::file::{check_intact, metadata, read};
+use super::native::{store_bytes, write_bytes};
+use super::pretrained::Pretrained;
+use super::tensors::{ToFull, check_finite, of_safetensors, refuse};
 use crate::config::Distillation;
 use crate::error::{CheckpointError, VitError};
-use crate::model::{ViT, linear};
+use crate::layers::linear;
+use crate::model::ViT;
 use crate::scope::Scope;
 
-/// The key of an [`AdapterCard`] in the metadata of a file.
-pub(super) const ADAPTER_KEY: &str = "flops-lora";
-
-/// What a file of adapters says of itself.
+/// The card of a file of adapters.
 #[derive(Serialize, Deserialize)]
 struct AdapterCard {
     rank: usize,
     card: Card,
 }
 
-/// Saves the adapters and the head of a model, in full precision, without the rest; written beside its place and renamed.
-///
-/// `card` is that of the whole model, with the classes of this head. [`load_adapters`] puts them on the base model again.
-///
-/// # Errors
-/// [`VitError::Save`] where the model has no adapters, the card does not fit it, a value is not finite, or the file cannot be
-/// written.
-pub fn save_adapters<B: Backend>(model: &ViT<B>, card: &Card, path: &Path) -> Result<(), VitError> {
-    let failed = |why: String| VitError::Save { path: path.to_path_buf(), why };
-    card.fits(model).map_err(failed)?;
-    let rank =
-        model.lora_rank().ok_or_else(|| failed("the model has no adapters; put them in with ViT::with_lora".into()))?;
-    let described = serde_json::to_string(&AdapterCard { rank, card: card.clone() });
-    let described = described.map_err(|e| failed(e.to_string()))?;
-    let saved = of_adapters(model);
-    check_finite(&saved).map_err(|e| failed(e.to_string()))?;
-    let filter = PathFilter::new().with_full_paths(saved.iter().map(|t| t.full_path()));
-    let store = SafetensorsStore::from_bytes(None).metadata(ADAPTER_KEY, described).filter(filter);
-    write_store(model, store, path).map_err(failed)
+impl<B: Backend> Pretrained<B> {
+    /// Saves the adapters and the head in f32, without the rest of the model.
+    ///
+    /// [`load_adapters`] puts them on the base model. The file is written beside `path` and
+    /// renamed.
+    ///
+    /// # Errors
+    /// [`VitError::Save`] where the model has no adapters, the card does not fit the model, or a
+    /// value is not finite. [`VitError::Write`] where the file cannot be written.
+    pub fn save_adapters(&self, path: &Path) -> Result<(), VitError> {
+        write_bytes(to_bytes(self), path)
+    }
 }
 
-/// The parameters that `lora:R` trains.
+fn to_bytes<B: Backend>(pretrained: &Pretrained<B>) -> Result<Vec<u8>, String> {
+    let Pretrained { model, card } = pretrained;
+    card.fits(model)?;
+    let rank = model.lora_rank().ok_or("the model has no adapters; put them in with ViT::with_lora")?;
+    let described = serde_json::to_string(&AdapterCard { rank, card: card.clone() }).map_err(|e| e.to_string())?;
+    let saved = of_adapters(model);
+    check_finite(&saved).map_err(|e| e.to_string())?;
+    let filter = PathFilter::new().with_full_paths(saved.iter().map(|t| t.full_path()));
+    let store = SafetensorsStore::from_bytes(None).metadata(ADAPTER_KEY, described).filter(filter);
+    store_bytes(model, store)
+}
+
+/// Collects the parameters that `lora:R` trains.
 fn of_adapters<B: Backend>(model: &ViT<B>) -> Vec<TensorSnapshot> {
     model.collect(None, None, false).into_iter().filter(|t| is_adapter(&t.full_path())).collect()
 }
 
-/// Whether the parameter of that name is one that `lora:R` trains.
+/// Returns whether `lora:R` trains the parameter of that name.
 fn is_adapter(name: &str) -> bool {
     let path: Vec<&str> = name.split('.').collect();
-    // only scopes of some blocks ask for the depth
+    // the depth matters to scopes of some blocks only
     Scope::Lora(1).trains(&path, 0)
 }
 
-/// Puts the adapters and the head that [`save_adapters`] wrote on `base`, and returns the card of the whole.
+/// Puts the adapters and the head of a file that [`Pretrained::save_adapters`] wrote on `base`.
 ///
-/// `base` has to be the model that they were trained on: sizes are compared, weights cannot be. Its own head and adapters go.
-/// [`ViT::merged`] makes a model without adapters of the result.
+/// `base` must be the model that they were trained on: its sizes are checked, its weights cannot
+/// be. Its own head and adapters are replaced. [`ViT::merged`] removes the adapters again.
 ///
 /// # Errors
-/// [`VitError::Checkpoint`] where the file is missing or damaged, holds no adapters, or those of a model of other sizes: parameters
-/// that are missing, too many or of another shape are listed.
-pub fn load_adapters<B: Backend>(base: ViT<B>, path: &Path) -> Result<(ViT<B>, Card), VitError> {
+/// [`VitError::Checkpoint`] where the file is missing or damaged, holds no adapters, or belongs to
+/// a model of other sizes. Parameters that are missing, unknown or of another shape are listed.
+pub fn load_adapters<B: Backend>(base: ViT<B>, path: &Path) -> Result<Pretrained<B>, VitError> {
     read(path)
         .and_then(|bytes| from_bytes(base, bytes))
         .map_err(|why| VitError::Checkpoint { path: path.display().to_string(), why })
 }
 
-fn from_bytes<B: Backend>(base: ViT<B>, bytes: Vec<u8>) -> Result<(ViT<B>, Card), CheckpointError> {
+fn from_bytes<B: Backend>(base: ViT<B>, bytes: Vec<u8>) -> Result<Pretrained<B>, CheckpointError> {
     check_intact(&bytes)?;
     let metadata = metadata(&bytes)?;
     let described = match metadata.get(ADAPTER_KEY) {
         Some(described) => described,
-        None if metadata.contains_key(super::CARD_KEY) => return Err(CheckpointError::NoAdapters),
-        None => return Err(CheckpointError::NoCard),
+        None if metadata.contains_key(CARD_KEY) => return Err(CheckpointError::NoAdapters),
+        None => return Err(CheckpointError::NoCard { key: CARD_KEY }),
     };
     let AdapterCard { rank, card } =
         serde_json::from_str(described).map_err(|e| CheckpointError::Card(e.to_string()))?;
@@ -93,22 +99,24 @@ fn from_bytes<B: Backend>(base: ViT<B>, bytes: Vec<u8>) -> Result<(ViT<B>, Card)
     if let Some(tensor) = tensors.iter().find(|t| !t.dtype.is_float()) {
         return Err(CheckpointError::DType { name: tensor.full_path(), dtype: format!("{:?}", tensor.dtype) });
     }
-    // lazy: shapes are compared before anything is allocated
+    // lazy parameters: shapes are compared before anything is allocated
     let device = base.head.weight.device();
     let mut model = base.with_lazy_lora(rank).map_err(|e| CheckpointError::Card(e.to_string()))?;
     let head = || linear(card.config.embed_dim, card.config.num_classes, true, &device);
     (model.head, model.head_dist) = (head(), (card.config.distillation == Distillation::Head).then(head));
     let (ours, others): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|t| is_adapter(&t.full_path()));
     let mut result = model.apply(ours, None, Some(Box::new(ToFull)), false);
-    // the base has the rest
+    // all other parameters come from the base
     result.missing.retain(|(name, _)| is_adapter(name));
     result.unused.extend(others.iter().map(|t| t.full_path()));
     refuse(result)?;
     check_finite(&of_adapters(&model))?;
-    Ok((model, card))
+    Ok(Pretrained { model, card })
 }
 
-/// In which settings `base` is not the model of the card: those that show in no shape of an adapter too.
+/// Lists the sizes in which `base` differs from the model of the card.
+///
+/// Some of them show in no shape of an adapter.
 fn differences<B: Backend>(base: &ViT<B>, card: &Card) -> Vec<String> {
     let config = &card.config;
     let [embed_dim, in_chans, patch_size, _] = base.patch_embed.weight.dims();
@@ -130,14 +138,14 @@ fn differences<B: Backend>(base: &ViT<B>, card: &Card) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::load;
     use super::super::tests::{card, changed, file, model, position, values};
-    use super::super::{load, save};
     use super::*;
     use burn::backend::Flex;
     use burn::tensor::Distribution;
     use safetensors::{Dtype, SafeTensors};
 
-    /// A model with adapters and a head of its own, and the one beneath.
+    /// A base model, and the same with trained adapters and a new head.
     fn tuned() -> (ViT<Flex>, ViT<Flex>) {
         let base = model();
         let mut tuned = base.clone().with_new_head(3, 1).with_lora(2, 1).unwrap();
@@ -149,9 +157,13 @@ mod tests {
         (base, tuned)
     }
 
+    fn with_card(model: &ViT<Flex>) -> Pretrained<Flex> {
+        Pretrained { model: model.clone(), card: card() }
+    }
+
     fn saved(tuned: &ViT<Flex>) -> Vec<u8> {
         let (_dir, path) = file("adapters.safetensors", b"what was there before");
-        save_adapters(tuned, &card(), &path).unwrap();
+        with_card(tuned).save_adapters(&path).unwrap();
         assert!(!path.with_file_name("adapters.safetensors.partial").exists());
         std::fs::read(path).unwrap()
     }
@@ -161,45 +173,45 @@ mod tests {
     }
 
     #[test]
-    fn adapters_come_back_bit_by_bit_on_their_base() {
+    fn adapters_round_trip_bit_by_bit() {
         let (base, tuned) = tuned();
         let bytes = saved(&tuned);
         let file = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.len(), 2 * 4 + 2, "{:?}", file.names());
         assert!(file.names().iter().all(|name| name.starts_with("head.") || name.contains("_lora.")));
-        // whatever head and adapters the base has
+        // the base's own head and adapters do not matter
         for base in [base.clone(), base.with_new_head(5, 2).with_lora(4, 2).unwrap()] {
-            let (loaded, read) = from_bytes(base, bytes.clone()).unwrap();
-            assert_eq!(values(&tuned), values(&loaded));
-            assert_eq!(read, card());
+            let loaded = from_bytes(base, bytes.clone()).unwrap();
+            assert_eq!(values(&tuned), values(&loaded.model));
+            assert_eq!(loaded.card, card());
         }
     }
 
     #[test]
-    fn a_whole_model_is_saved_without_adapters() {
+    fn saved_models_have_merged_adapters() {
         let (_, tuned) = tuned();
         let (_dir, path) = file("model.safetensors", b"");
-        save(&tuned, &card(), &path, false).unwrap();
-        let (loaded, _) = load::<Flex>(&path, &Default::default()).unwrap();
-        assert_eq!(values(&tuned.merged()), values(&loaded));
+        with_card(&tuned).save(&path).unwrap();
+        let loaded = load::<Flex>(&path, &Default::default()).unwrap();
+        assert_eq!(values(&tuned.merged()), values(&loaded.model));
     }
 
     #[test]
-    fn each_kind_of_file_names_the_other() {
+    fn errors_name_the_other_kind_of_file() {
         let (base, tuned) = tuned();
         let (_dir, path) = file("file.safetensors", b"");
-        save_adapters(&tuned, &card(), &path).unwrap();
+        with_card(&tuned).save_adapters(&path).unwrap();
         let as_model = load::<Flex>(&path, &Default::default()).unwrap_err().to_string();
         assert!(as_model.contains("file.safetensors") && as_model.contains("load_adapters"), "{as_model}");
-        save(&tuned, &card(), &path, false).unwrap();
+        with_card(&tuned).save(&path).unwrap();
         let as_adapters = load_adapters(base.clone(), &path).unwrap_err().to_string();
         assert!(as_adapters.contains("whole model"), "{as_adapters}");
         let unnamed = changed(&saved(&tuned), |_, metadata| metadata.clear());
-        assert!(matches!(error(base, unnamed), CheckpointError::NoCard));
+        assert!(matches!(error(base, unnamed), CheckpointError::NoCard { key: CARD_KEY }));
     }
 
     #[test]
-    fn adapters_that_do_not_fit_are_errors() {
+    fn mismatched_adapters_are_errors() {
         let (base, tuned) = tuned();
         let whole = saved(&tuned);
         // another base
@@ -277,10 +289,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_saved_is_named() {
+    fn save_errors_name_the_cause() {
         let (base, mut tuned) = tuned();
         let (_dir, path) = file("adapters.safetensors", b"the old one");
-        let refused = |model: &ViT<Flex>| save_adapters(model, &card(), &path).unwrap_err().to_string();
+        let refused = |model: &ViT<Flex>| with_card(model).save_adapters(&path).unwrap_err().to_string();
         assert!(refused(&base).contains("no adapters"));
         assert!(refused(&tuned.clone().with_new_head(4, 0)).contains("3 classes"));
         tuned.head.weight = tuned.head.weight.map(|w| w / 0.0);

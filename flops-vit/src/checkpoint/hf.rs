@@ -1,28 +1,32 @@
-//! HuggingFace's folders of `ViTForImageClassification` and DeiT's classifiers, both ways.
+//! HuggingFace's folders of `ViTForImageClassification` and DeiT's classifiers, read and written.
 //!
-//! The folder holds what a model's page on the hub does: `config.json`, the weights (`model.safetensors`, `pytorch_model.bin`, or either in shards
-//! with an index) and, where there is one, `preprocessor_config.json` for the normalisation. [`open`](super::open) reads it, and timm's too.
+//! As on the hub, a folder holds `config.json`, the weights (`model.safetensors` or
+//! `pytorch_model.bin`, whole or in shards with an index) and optionally
+//! `preprocessor_config.json`. [`open`](super::open) reads it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
+use flops_core::train::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::card::Card;
+use super::file::json;
+use super::import::{Opened, fill_from};
 use super::names::{Naming, hf_model_type};
-use super::tensors::{TensorSnapshot, json, to_pytorch};
-use super::{Card, Opened, fill_from, timm, write_whole};
+use super::pretrained::Pretrained;
+use super::tensors::{TensorSnapshot, to_pytorch};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::{CheckpointError, VitError};
-use crate::model::ViT;
 use crate::normalization::Normalization;
 use crate::resizing::{Filter, Resizing};
 
-/// `config.json`; a key that is absent has HuggingFace's default.
+/// `config.json`; an absent key has HuggingFace's default.
 #[derive(Deserialize, Serialize)]
 #[serde(default)]
-struct HfConfig {
+pub(super) struct HfConfig {
     model_type: String,
     hidden_act: String,
     hidden_size: usize,
@@ -56,7 +60,7 @@ impl Default for HfConfig {
     }
 }
 
-/// `preprocessor_config.json`; a key that is absent has the default of HuggingFace's `ViTImageProcessor`.
+/// `preprocessor_config.json`; an absent key has the default of HuggingFace's `ViTImageProcessor`.
 #[derive(Deserialize)]
 #[serde(default)]
 struct HfPreprocessor {
@@ -71,7 +75,7 @@ struct HfPreprocessor {
     crop_size: Option<HfSize>,
 }
 
-/// A size, in any of the forms there have been.
+/// A size, in any of the forms that versions of `transformers` have written.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum HfSize {
@@ -109,7 +113,7 @@ impl HfPreprocessor {
         (self.normalization(), self.resizing())
     }
 
-    /// Proportions are given up unless it is the shorter side that is brought to size.
+    /// Proportions are kept only where the size is that of the shortest edge.
     fn resizing(&self) -> Resizing {
         let crop = match (self.do_center_crop, self.size, self.crop_size) {
             (true, Some(size), Some(crop)) => crop.side() / size.side(),
@@ -122,7 +126,7 @@ impl HfPreprocessor {
         }
     }
 
-    /// The same for pixels in [0, 1].
+    /// The normalisation of pixels in [0, 1]: the rescale factor is folded in.
     fn normalization(&self) -> Normalization {
         let scale = 255.0 * if self.do_rescale { self.rescale_factor } else { 1.0 };
         let half = Normalization::HALF;
@@ -135,7 +139,7 @@ impl HfPreprocessor {
 }
 
 impl HfConfig {
-    /// The same in our words, and the names of the classes.
+    /// Converts to a [`ViTConfig`] and the names of the classes; `has` tells which tensors exist.
     fn convert(self, has: impl Fn(&str) -> bool) -> Result<(ViTConfig, Vec<String>), CheckpointError> {
         let only = |field, value: &str, supported: &'static [&str]| match supported.contains(&value) {
             true => Ok(()),
@@ -169,27 +173,10 @@ impl HfConfig {
     }
 }
 
-/// `config.json` of a folder, of whichever library.
-enum AnyConfig {
-    Timm(timm::TimmConfig),
-    Hf(HfConfig),
-}
-
-impl AnyConfig {
-    fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let value: serde_json::Value = json(path)?;
-        let found = match value.get("architecture") {
-            Some(_) => serde_json::from_value(value).map(Self::Timm),
-            None => serde_json::from_value(value).map(Self::Hf),
-        };
-        found.map_err(|e| CheckpointError::Json(e.to_string()))
-    }
-}
-
-/// How images are prepared for the model in a folder: what its `preprocessor_config.json` says, or nothing where there is none.
+/// Reads normalisation and resizing from a folder's `preprocessor_config.json`, if there is one.
 ///
 /// # Errors
-/// [`VitError::Checkpoint`] where the file cannot be read or understood.
+/// [`VitError::Checkpoint`] where the file cannot be read or parsed.
 pub fn preprocessing(dir: &Path) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
     match json::<HfPreprocessor>(&path) {
@@ -199,64 +186,68 @@ pub fn preprocessing(dir: &Path) -> Result<Option<(Normalization, Resizing)>, Vi
     }
 }
 
-/// Opens a folder, HuggingFace's or timm's; `weights` is the file of it that holds the weights.
+/// Loads the model of a folder from its configuration and its tensors, read from the file
+/// `weights`.
 ///
-/// Without a `preprocessor_config.json` inputs are resized and normalised by the defaults of HuggingFace's `ViTImageProcessor`.
+/// Without a `preprocessor_config.json` inputs are resized and normalised by the defaults of
+/// HuggingFace's `ViTImageProcessor`.
 pub(super) fn open<B: Backend>(
     dir: &Path,
-    weights: (&str, Vec<TensorSnapshot>),
+    config: HfConfig,
+    (weights, tensors): (&str, Vec<TensorSnapshot>),
     device: &B::Device,
 ) -> Result<Opened<B>, VitError> {
     let in_file = |name: &str, why| VitError::Checkpoint { path: dir.join(name).display().to_string(), why };
-    let (name, tensors) = weights;
-    let hf = match AnyConfig::read(&dir.join("config.json")).map_err(|why| in_file("config.json", why))? {
-        AnyConfig::Timm(config) => {
-            let origin = dir.display().to_string();
-            return timm::open(tensors, Some(config), &origin, device).map_err(|why| in_file(name, why));
-        }
-        AnyConfig::Hf(config) => config,
-    };
     let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
-    let (config, classes) = hf.convert(has).map_err(|why| in_file("config.json", why))?;
+    let (config, classes) = config.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
     let preprocessing = preprocessing(dir)?.unwrap_or_else(|| HfPreprocessor::default().both());
     let (normalization, resizing) = preprocessing;
-    let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(name, why))?;
+    let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(weights, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
-    Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
+    let card = Card { config, normalization, resizing, classes, description };
+    Ok(Opened { pretrained: Pretrained { model, card }, notes })
 }
 
-/// Writes a model as a folder that `transformers` loads with `AutoModelForImageClassification.from_pretrained`: `config.json`,
-/// `preprocessor_config.json` and `model.safetensors` in f32. Adapters are [merged](ViT::merged) first. Each file is written beside its place and renamed.
-///
-/// # Errors
-/// [`VitError::Save`] where the model has no counterpart there (the mean of the patch tokens instead of a class token), the card does not fit, a
-/// weight is not finite, or a file cannot be written.
-pub fn save<B: Backend>(model: &ViT<B>, card: &Card, dir: &Path) -> Result<(), VitError> {
-    let failed = |why: String| VitError::Save { path: dir.to_path_buf(), why };
-    card.fits(model).map_err(failed)?;
+impl<B: Backend> Pretrained<B> {
+    /// Writes the folder that `transformers` loads with
+    /// `AutoModelForImageClassification.from_pretrained`.
+    ///
+    /// It holds `config.json`, `preprocessor_config.json` and `model.safetensors` in f32. Adapters
+    /// are [merged](crate::ViT::merged) first. Each file is written beside its place and renamed.
+    ///
+    /// # Errors
+    /// [`VitError::Save`] where the card does not fit the model, a weight is not finite, or the
+    /// folder cannot be created. Also where the head classifies the mean of the patch tokens:
+    /// transformers has no such model. [`VitError::Write`] where a file cannot be written.
+    pub fn save_huggingface(&self, dir: &Path) -> Result<(), VitError> {
+        let failed = |why| VitError::Save { path: dir.to_path_buf(), why };
+        let files = to_files(self).map_err(failed)?;
+        std::fs::create_dir_all(dir).map_err(|e| failed(format!("{e}; choose another folder")))?;
+        files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes).map_err(VitError::Write))
+    }
+}
+
+/// Returns the files of the folder, by name.
+fn to_files<B: Backend>(pretrained: &Pretrained<B>) -> Result<[(&'static str, Vec<u8>); 3], String> {
+    let Pretrained { model, card } = pretrained;
+    card.fits(model)?;
     let config = &card.config;
     if config.pool != Pool::Token {
-        return Err(failed(
-            "transformers has no ViT that classifies by the mean of its patch tokens; use checkpoint::save".into(),
-        ));
+        return Err(
+            "transformers has no ViT that classifies by the mean of its patch tokens; use Pretrained::save".into()
+        );
     }
     let merged = model.has_adapters().then(|| model.clone().merged());
     let model = merged.as_ref().unwrap_or(model);
-    let weights = to_pytorch(model, false, |name| Naming::Hf.theirs(name, config)).map_err(failed)?;
+    let weights = to_pytorch(model, false, |name| Naming::Hf.theirs(name, config))?;
 
-    let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).map_err(|e| failed(e.to_string()));
-    let files = [
+    let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).map_err(|e| e.to_string());
+    Ok([
         ("config.json", pretty(&hf_config(card))?),
         ("preprocessor_config.json", pretty(&hf_preprocessor(card))?),
         ("model.safetensors", weights),
-    ];
-    std::fs::create_dir_all(dir).map_err(|e| failed(e.to_string()))?;
-    for (name, bytes) in files {
-        let written = write_whole(&dir.join(name), &bytes);
-        written.map_err(|e| failed(format!("{name}: {e}; choose a folder that can be written")))?;
-    }
-    Ok(())
+    ])
 }
 
 fn hf_config(card: &Card) -> serde_json::Value {
@@ -298,7 +289,7 @@ fn hf_config(card: &Card) -> serde_json::Value {
 fn hf_preprocessor(card: &Card) -> serde_json::Value {
     let (side, resizing) = (card.config.img_size, card.resizing);
     let outer = ((side as f32 / resizing.crop) as usize).max(side);
-    // only the processor of convolutional nets and DeiT's can cut
+    // ViTImageProcessor cannot crop
     let (kind, size) = match (resizing.squash, resizing.crop < 1.0) {
         (true, false) => ("ViTImageProcessor", json!({"height": side, "width": side})),
         (true, true) => ("DeiTImageProcessor", json!({"height": outer, "width": outer})),

@@ -1,17 +1,13 @@
-//! Names of parameters: HuggingFace's, timm's and ours.
+//! HuggingFace's and timm's names of the parameters.
 
 use burn_store::TensorSnapshot;
 
+use super::table::{Table, called, to_ours, to_theirs};
 use super::tensors::split_rows;
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::CheckpointError;
 
-/// Another library's names: (theirs, ours), in the order of the forward pass; a part `N` stands for the index of a block.
-///
-/// Where a name of ours stands twice, the first is the one that is written.
-pub type Table = &'static [(&'static str, &'static str)];
-
-/// `transformers`, without the prefix of the backbone.
+/// Names of `transformers`, without the prefix of the backbone.
 #[rustfmt::skip]
 const HF: Table = &[
     ("embeddings.cls_token", "cls_token"),
@@ -39,7 +35,7 @@ const HF: Table = &[
     ("layernorm.bias", "norm.beta"),
 ];
 
-/// The heads of `ForImageClassification`, and of DeiT's `ForImageClassificationWithTeacher`.
+/// Heads of `ForImageClassification`, and of DeiT's `ForImageClassificationWithTeacher`.
 #[rustfmt::skip]
 const HF_HEADS: Table = &[
     ("classifier.weight", "head.weight"),
@@ -50,7 +46,7 @@ const HF_HEADS: Table = &[
     ("distillation_classifier.bias", "head_dist.bias"),
 ];
 
-/// timm; `qkv` is split before.
+/// Names of timm, after `qkv` has been split.
 #[rustfmt::skip]
 const TIMM: Table = &[
     ("cls_token", "cls_token"),
@@ -84,17 +80,17 @@ const TIMM: Table = &[
     ("head_dist.bias", "head_dist.bias"),
 ];
 
-/// Whose names a file has.
+/// The library whose names a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
-    /// HuggingFace's; the backbone is called `vit` or `deit`, or, saved without a head, not at all.
+    /// HuggingFace's: the backbone is called `vit` or `deit`, and has no name when saved alone.
     Hf,
     /// timm's.
     Timm,
 }
 
 impl Naming {
-    /// Our name of a parameter that they call `key`.
+    /// Returns our name of the parameter that the library calls `key`.
     pub fn ours(self, key: &str) -> Option<String> {
         match self {
             Self::Hf => {
@@ -105,7 +101,7 @@ impl Naming {
         }
     }
 
-    /// Their name of our parameter `key`; a head is named as in `config`.
+    /// Returns the library's name of our parameter `key` in a model of that configuration.
     pub fn theirs(self, key: &str, config: &ViTConfig) -> Option<String> {
         let find = |table: Table| to_theirs(table, key);
         match self {
@@ -121,12 +117,13 @@ impl Naming {
         }
     }
 
-    /// Tensors of theirs that classification does not use.
+    /// Returns whether classification does not use the tensor.
     fn ignores(self, key: &str) -> bool {
         self == Self::Hf && (key.contains("pooler.dense.") || key.ends_with("position_ids"))
     }
 
-    /// Their tensors under our names, with fused projections split; one that has no name of ours keeps its own.
+    /// Splits fused projections and gives tensors our names; a tensor that we do not know keeps its
+    /// own.
     pub fn renamed(self, tensors: Vec<TensorSnapshot>) -> Result<Vec<TensorSnapshot>, CheckpointError> {
         let mut named = vec![];
         for tensor in tensors {
@@ -147,36 +144,9 @@ impl Naming {
     }
 }
 
-/// What `transformers` calls a model of that configuration.
+/// Returns the `model_type` of that configuration in `transformers`.
 pub(super) fn hf_model_type(config: &ViTConfig) -> &'static str {
     if config.distillation == Distillation::None { "vit" } else { "deit" }
-}
-
-/// Our name of a parameter that is called `key` in the other library.
-pub fn to_ours(table: Table, key: &str) -> Option<String> {
-    table.iter().find_map(|(theirs, ours)| rename(key, theirs, ours))
-}
-
-/// The other library's name of our parameter `key`.
-pub fn to_theirs(table: Table, key: &str) -> Option<String> {
-    table.iter().find_map(|(theirs, ours)| rename(key, ours, theirs))
-}
-
-/// The tensor under another name.
-pub fn called(mut tensor: TensorSnapshot, name: &str) -> TensorSnapshot {
-    tensor.path_stack = Some(name.split('.').map(String::from).collect());
-    tensor
-}
-
-fn rename(key: &str, from: &str, to: &str) -> Option<String> {
-    match from.split_once(".N.") {
-        None => (key == from).then(|| to.into()),
-        Some((before, after)) => {
-            let block = key.strip_prefix(before)?.strip_prefix('.')?.strip_suffix(after)?.strip_suffix('.')?;
-            let block = block.parse::<usize>().ok()?;
-            Some(to.replace(".N.", &format!(".{block}.")))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -184,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renames_both_ways() {
+    fn names_round_trip() {
         let hf = |key: &str| Naming::Hf.ours(key);
         for key in ["vit.encoder.layer.11.output.dense.bias", "deit.encoder.layer.11.output.dense.bias"] {
             assert_eq!(hf(key).unwrap(), "blocks.11.fc2.bias");

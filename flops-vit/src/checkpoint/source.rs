@@ -9,8 +9,9 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::tensors::{WEIGHTS, shards};
 use crate::error::{CheckpointError, VitError};
 
-/// Where weights come from, as written on a command line: a path, or `hf:ORG/NAME`, with `@REVISION` where it is not `main`.
+/// A source of weights as text: a path, or `hf:ORG/NAME`, with `@REVISION` where it is not `main`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Source {
     /// A file or a folder.
     Path(PathBuf),
@@ -57,8 +58,10 @@ impl fmt::Display for Source {
 }
 
 impl Source {
-    /// The file or folder on this machine; a model of the hub from the cache that HuggingFace's tools share (`HF_HOME`), and with the
-    /// cargo feature `download` from the hub where the cache lacks it.
+    /// Returns the file or folder on this machine.
+    ///
+    /// A model of the hub is taken from the cache of HuggingFace's tools (`HF_HOME`). With the
+    /// cargo feature `download` a missing model is fetched into it.
     ///
     /// # Errors
     /// [`VitError::Checkpoint`] where a model of the hub is neither in the cache nor fetched.
@@ -73,7 +76,7 @@ impl Source {
     }
 }
 
-/// The folder of a model's files.
+/// Returns the folder of a model's files.
 fn snapshot(repo: Repo, cache: &Cache) -> Result<PathBuf, CheckpointError> {
     let file = files(repo.clone(), cache)?;
     let absent = |why: String| {
@@ -81,7 +84,7 @@ fn snapshot(repo: Repo, cache: &Cache) -> Result<PathBuf, CheckpointError> {
         CheckpointError::Hub { cache: cache.path().join(repo.folder_name()), looked_for, why }
     };
     let config = file("config.json").map_err(&absent)?;
-    // where there is none, images are normalised as HuggingFace does it by default, and texts come as ids
+    // without them images are prepared by HuggingFace's defaults, and texts are given as token ids
     for optional in ["preprocessor_config.json", "tokenizer.json"] {
         let _ = file(optional);
     }
@@ -110,13 +113,13 @@ fn folder(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
-/// Where a file of the model lies, after it was fetched where need be.
+/// Returns a function that finds a file of the model, and fetches it if the cache lacks it.
 #[cfg(feature = "download")]
 fn files(repo: Repo, cache: &Cache) -> Result<impl Fn(&str) -> Result<PathBuf, String> + use<>, CheckpointError> {
     use hf_hub::api::sync::ApiBuilder;
     let cached = cache.repo(repo.clone());
     let mut api = ApiBuilder::from_cache(cache.clone()).with_progress(true);
-    // a mirror, named as for HuggingFace's own tools
+    // a mirror, set as for HuggingFace's own tools
     if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
         api = api.with_endpoint(endpoint);
     }
@@ -128,7 +131,7 @@ fn files(repo: Repo, cache: &Cache) -> Result<impl Fn(&str) -> Result<PathBuf, S
     })
 }
 
-/// Where a file of the model lies.
+/// Returns a function that finds a file of the model in the cache.
 #[cfg(not(feature = "download"))]
 fn files(repo: Repo, cache: &Cache) -> Result<impl Fn(&str) -> Result<PathBuf, String> + use<>, CheckpointError> {
     let cached = cache.repo(repo);
@@ -141,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_back() {
+    fn sources_round_trip_through_text_and_errors_name_them() {
         for text in ["hf:google/vit-base-patch16-224", "hf:gpt2", "hf:timm/vit_tiny@v1.0", "some/folder", "model.pth"] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
@@ -151,10 +154,10 @@ mod tests {
         }
     }
 
-    /// A cache as HuggingFace's tools leave it.
+    /// The cache is laid out as HuggingFace's tools do it.
     #[test]
     #[cfg(not(feature = "download"))]
-    fn a_model_of_the_hub_is_found_in_the_cache_or_what_was_looked_for_is_named() {
+    fn cached_models_are_found_and_errors_name_the_missing_file() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path().into());
         let repo = || Repo::with_revision("org/name".into(), RepoType::Model, "main".into());

@@ -1,7 +1,8 @@
 //! Import of timm's vision transformers.
 //!
-//! A file of timm's has no configuration that tells the sizes: they are read off the shapes. The number of heads leaves no trace there; it is that
-//! of the model's name where a `config.json` has one, otherwise embed_dim/64, which is right for all of timm's published sizes.
+//! A file of timm's does not hold the sizes of the model: they are read off the shapes. The number
+//! of heads shows in no shape. It follows from the model's name where a `config.json` has one,
+//! otherwise it is embed_dim/64, which is right for all of timm's published sizes.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +10,18 @@ use burn::prelude::*;
 use burn_store::TensorSnapshot;
 use serde::Deserialize;
 
+use super::card::Card;
+use super::import::{Opened, fill_from};
 use super::names::Naming;
+use super::pretrained::Pretrained;
+use super::table::called;
 use super::tensors::{of_values, values};
-use super::{Card, Opened, fill_from};
 use crate::config::{Distillation, Pool, ViTConfig};
 use crate::error::CheckpointError;
 use crate::normalization::Normalization;
 use crate::resizing::{Filter, Resizing};
 
-/// `config.json` of a model of timm's on the hub.
+/// `config.json` of a timm model on the hub.
 #[derive(Deserialize)]
 pub(super) struct TimmConfig {
     architecture: String,
@@ -41,12 +45,12 @@ struct PretrainedCfg {
     label_names: Option<Vec<String>>,
 }
 
-/// Whether the tensors have timm's names.
+/// Returns whether the tensors have timm's names.
 pub(super) fn is_timm(tensors: &[TensorSnapshot]) -> bool {
     tensors.iter().any(|t| t.full_path() == "patch_embed.proj.weight")
 }
 
-/// Heads by the middle part of a model's name.
+/// Number of heads by the second part of a model's name.
 fn heads_by_name(architecture: &str) -> Option<usize> {
     let size = architecture.split('_').nth(1)?;
     [("tiny", 3), ("small", 6), ("base", 12), ("large", 16), ("huge", 16)]
@@ -55,7 +59,7 @@ fn heads_by_name(architecture: &str) -> Option<usize> {
         .map(|s| s.1)
 }
 
-/// The sizes of the model that the tensors, under timm's names, belong to.
+/// Infers the sizes of the model from the shapes of its tensors, which have timm's names.
 fn sizes(tensors: &[TensorSnapshot], config: Option<&TimmConfig>) -> Result<ViTConfig, CheckpointError> {
     let shapes: BTreeMap<String, Vec<usize>> = tensors.iter().map(|t| (t.full_path(), t.shape.to_vec())).collect();
     let has = |key: &str| shapes.contains_key(key);
@@ -103,7 +107,7 @@ fn sizes(tensors: &[TensorSnapshot], config: Option<&TimmConfig>) -> Result<ViTC
         }))
 }
 
-/// A model of timm's, from its tensors and, where there is one, its configuration.
+/// Loads a model from its tensors and, where there is one, its configuration.
 pub(super) fn open<B: Backend>(
     mut tensors: Vec<TensorSnapshot>,
     timm: Option<TimmConfig>,
@@ -112,42 +116,48 @@ pub(super) fn open<B: Backend>(
 ) -> Result<Opened<B>, CheckpointError> {
     let config = sizes(&tensors, timm.as_ref())?;
     config.validate().map_err(|e| CheckpointError::Json(e.to_string()))?;
-    for tensor in &mut tensors {
-        // positions of the patches alone: none for the tokens in front of them
-        if tensor.full_path() == "pos_embed" && tensor.shape[1] + config.num_prefix_tokens() == config.num_tokens() {
-            let (d, path) = (config.embed_dim, tensor.path_stack.clone());
-            let grid: Vec<f32> = values(tensor)?.to_vec().map_err(|e| CheckpointError::Malformed(format!("{e:?}")))?;
-            let all = [vec![0.0; config.num_prefix_tokens() * d], grid].concat();
-            *tensor = of_values(all, vec![1, config.num_tokens(), d]);
-            tensor.path_stack = path;
-        }
-    }
+    pad_positions(&mut tensors, &config)?;
     let (model, mut notes) = fill_from(&config, tensors, Naming::Timm, device)?;
     let labels = |c: &TimmConfig| c.label_names.clone().or_else(|| c.pretrained_cfg.label_names.clone());
     let classes = timm.as_ref().and_then(labels).filter(|names| names.len() == config.num_classes);
     let classes = classes.unwrap_or_else(|| (0..config.num_classes).map(|i| format!("LABEL_{i}")).collect());
-    let given = timm.as_ref().map(|c| &c.pretrained_cfg).and_then(|c| Some((c.mean?, c.std?)));
-    let normalization = match given {
+    let given = timm.as_ref().map(|c| &c.pretrained_cfg);
+    let normalization = match given.and_then(|c| Some((c.mean?, c.std?))) {
         Some((mean, std)) => Normalization { mean, std },
         None => {
             notes.push("the file does not say what its images were normalised with: mean and std 0.5 are used".into());
             Normalization::HALF
         }
     };
-    let cfg = timm.as_ref().map(|c| &c.pretrained_cfg);
-    let resizing = Resizing {
-        filter: match cfg.and_then(|c| c.interpolation.as_deref()) {
-            Some("nearest") => Filter::Nearest,
-            Some("bicubic") => Filter::Bicubic,
-            Some("lanczos") => Filter::Lanczos,
-            _ => Filter::Bilinear,
-        },
-        squash: false,
-        crop: cfg.and_then(|c| c.crop_pct).filter(|&crop| crop > 0.0 && crop <= 1.0).unwrap_or(1.0),
-    };
     let description = match &timm {
         Some(c) => format!("imported from timm's {}, {origin}", c.architecture),
         None => format!("imported from timm's weights {origin}"),
     };
-    Ok(Opened { model, card: Card { config, normalization, resizing, classes, description }, notes })
+    let card = Card { config, normalization, resizing: resizing(given), classes, description };
+    Ok(Opened { pretrained: Pretrained { model, card }, notes })
+}
+
+/// Puts zeros in front of positions that cover the patches only.
+fn pad_positions(tensors: &mut [TensorSnapshot], config: &ViTConfig) -> Result<(), CheckpointError> {
+    let (prefix, tokens, d) = (config.num_prefix_tokens(), config.num_tokens(), config.embed_dim);
+    for tensor in tensors {
+        if tensor.full_path() == "pos_embed" && tensor.shape[1] + prefix == tokens {
+            let grid: Vec<f32> = values(tensor)?.to_vec().map_err(|e| CheckpointError::Malformed(format!("{e:?}")))?;
+            let all = [vec![0.0; prefix * d], grid].concat();
+            *tensor = called(of_values(all, vec![1, tokens, d]), "pos_embed");
+        }
+    }
+    Ok(())
+}
+
+/// The resizing of a configuration; bilinear without a crop where it says nothing.
+fn resizing(config: Option<&PretrainedCfg>) -> Resizing {
+    let filter = match config.and_then(|c| c.interpolation.as_deref()) {
+        Some("nearest") => Filter::Nearest,
+        Some("bicubic") => Filter::Bicubic,
+        Some("lanczos") => Filter::Lanczos,
+        _ => Filter::Bilinear,
+    };
+    let crop = config.and_then(|c| c.crop_pct).filter(|&crop| crop > 0.0 && crop <= 1.0).unwrap_or(1.0);
+    Resizing { filter, squash: false, crop }
 }

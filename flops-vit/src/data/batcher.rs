@@ -1,20 +1,26 @@
-//! From images to the tensors a model sees.
+//! Batches of images, and their augmentation.
 
-use super::{DataError, ImageItem};
+use super::dataset::ImageItem;
+use super::error::DataError;
 use crate::normalization::Normalization;
 use burn::data::dataloader::batcher::Batcher;
 use burn::prelude::*;
 use flops_core::Batch;
-use flops_core::loader::{Augmentation, keyed_rng};
+use flops_core::random::keyed_rng;
+use flops_core::train::Augmentation;
 use rand::RngExt;
 
-/// Images `[batch, channels, height, width]`, normalised, and labels `[batch]`.
+/// A batch of normalised images and their labels.
+///
+/// # Shapes
+/// - input: `[batch, channels, height, width]`
+/// - target: `[batch]`
 pub type ImageBatch<B> = Batch<Tensor<B, 4>, Tensor<B, 1, Int>>;
 
-/// Separates the augmentation's random numbers from those of other users of the same seed.
+/// Stream of the augmentation's random numbers, apart from other uses of the same seed.
 const AUGMENT: u64 = u64::from_le_bytes(*b"augment\0");
 
-/// Makes [`ImageBatch`]es: images of another size are resized, all are normalised.
+/// Makes [`ImageBatch`]es: resizes and normalises images.
 #[derive(Clone, Debug)]
 pub struct ImageBatcher {
     img_size: usize,
@@ -22,10 +28,10 @@ pub struct ImageBatcher {
 }
 
 impl ImageBatcher {
-    /// A batcher for square inputs of side `img_size`.
+    /// Makes a batcher for square inputs of side `img_size`, in pixels.
     ///
     /// # Errors
-    /// If `img_size` is 0.
+    /// [`DataError::ZeroImageSize`] where `img_size` is 0.
     pub fn new(img_size: usize, normalization: Normalization) -> Result<Self, DataError> {
         if img_size == 0 {
             return Err(DataError::ZeroImageSize);
@@ -54,27 +60,30 @@ impl<B: Backend> Batcher<B, ImageItem, ImageBatch<B>> for ImageBatcher {
     }
 }
 
-/// What comes into an image that is moved.
+/// How pixels that a shift uncovers are filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Padding {
-    /// Black, as is usual for CIFAR (a crop of the padded image).
+    /// With black, as is usual for CIFAR (a crop of the padded image).
     Black,
-    /// The nearest pixel of the image, for images whose background is not black.
+    /// With the nearest pixel of the image, for backgrounds that are not black.
     Edge,
 }
 
-/// Random mirroring and shifts, a function of (seed, epoch, id): for [`EpochLoader::with_augmentation`].
+/// Random flips and shifts, a function of (seed, epoch, id).
+///
+/// Used by [`EpochLoader::with_augmentation`].
 ///
 /// [`EpochLoader::with_augmentation`]: flops_core::EpochLoader::with_augmentation
 #[derive(Clone, Debug)]
 pub struct Augment {
-    /// Mirror left and right, every second time.
+    /// Whether to flip left and right, with probability 1/2.
     pub flip: bool,
-    /// Move the image by up to this many pixels in each direction.
+    /// Largest shift in each direction, in pixels.
     pub shift: usize,
-    /// What comes in.
+    /// How uncovered pixels are filled.
     pub padding: Padding,
-    /// The seed of the choices.
+    /// Seed of the random choices.
     pub seed: u64,
 }
 
@@ -84,14 +93,14 @@ impl Augmentation<ImageItem> for Augment {
         let flip = rng.random::<bool>() && self.flip;
         let (down, right) = (rng.random_range(0..=2 * self.shift), rng.random_range(0..=2 * self.shift));
         let [down, right] = [down, right].map(|by| by as isize - self.shift as isize);
-        moved(item, flip, down, right, self.padding)
+        shifted(item, flip, down, right, self.padding)
     }
 }
 
-/// The image mirrored and then moved.
-fn moved(item: ImageItem, flip: bool, down: isize, right: isize, padding: Padding) -> ImageItem {
+/// Flips the image where `flip` is set, then shifts it.
+fn shifted(item: ImageItem, flip: bool, down: isize, right: isize, padding: Padding) -> ImageItem {
     let (height, width) = (item.height, item.width);
-    // where a row or column of the result comes from
+    // the source of a row or column of the result
     let source = |to: usize, by: isize, size: usize| {
         let from = to as isize - by;
         let inside = from.clamp(0, size as isize - 1);
@@ -122,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_have_named_rows() {
+    fn batches_have_ids_pixels_and_labels() {
         let batcher = ImageBatcher::new(2, Normalization { mean: [0.0; 3], std: [1.0 / 255.0; 3] }).unwrap();
         let batch: ImageBatch<Flex> = batcher.batch(vec![item(3), item(5)], &Default::default());
         assert_eq!(batch.ids, [3, 5]);
@@ -135,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_have_the_model_s_size() {
+    fn batches_have_the_model_size() {
         let batcher = ImageBatcher::new(4, Normalization::HALF).unwrap();
         let batch: ImageBatch<Flex> = batcher.batch(vec![item(0)], &Default::default());
         assert_eq!(batch.input.dims(), [1, 3, 4, 4]);
@@ -143,19 +152,19 @@ mod tests {
     }
 
     #[test]
-    fn images_are_mirrored_then_moved() {
-        assert_eq!(moved(item(0), true, 0, 0, Padding::Black).pixels, [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11]);
-        assert_eq!(moved(item(0), false, 1, 0, Padding::Black).pixels[..4], [0, 0, 1, 2]);
-        assert_eq!(moved(item(0), false, 0, -1, Padding::Black).pixels[..4], [2, 0, 4, 0]);
-        assert_eq!(moved(item(0), true, -1, 1, Padding::Black).pixels[..4], [0, 4, 0, 0]);
-        assert_eq!(moved(item(0), false, 5, 0, Padding::Black).pixels, [0; 12]);
-        assert_eq!(moved(item(0), false, 1, 0, Padding::Edge).pixels[..4], [1, 2, 1, 2]);
-        assert_eq!(moved(item(0), true, 0, 1, Padding::Edge).pixels[..4], [2, 2, 4, 4]);
-        assert_eq!(moved(item(0), false, -9, 9, Padding::Edge).pixels[..4], [3; 4]);
+    fn images_are_flipped_then_shifted() {
+        assert_eq!(shifted(item(0), true, 0, 0, Padding::Black).pixels, [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11]);
+        assert_eq!(shifted(item(0), false, 1, 0, Padding::Black).pixels[..4], [0, 0, 1, 2]);
+        assert_eq!(shifted(item(0), false, 0, -1, Padding::Black).pixels[..4], [2, 0, 4, 0]);
+        assert_eq!(shifted(item(0), true, -1, 1, Padding::Black).pixels[..4], [0, 4, 0, 0]);
+        assert_eq!(shifted(item(0), false, 5, 0, Padding::Black).pixels, [0; 12]);
+        assert_eq!(shifted(item(0), false, 1, 0, Padding::Edge).pixels[..4], [1, 2, 1, 2]);
+        assert_eq!(shifted(item(0), true, 0, 1, Padding::Edge).pixels[..4], [2, 2, 4, 4]);
+        assert_eq!(shifted(item(0), false, -9, 9, Padding::Edge).pixels[..4], [3; 4]);
     }
 
     #[test]
-    fn augmentation_follows_seed_epoch_and_id() {
+    fn augmentation_is_a_function_of_seed_epoch_and_id() {
         let augment = Augment { flip: true, shift: 1, padding: Padding::Black, seed: 0 };
         let show = |augment: &Augment, id, epochs: std::ops::Range<u64>| -> Vec<_> {
             epochs.map(|epoch| augment.augment(item(id), epoch).pixels).collect()

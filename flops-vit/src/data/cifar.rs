@@ -1,32 +1,38 @@
-//! CIFAR-10 and CIFAR-100 (A. Krizhevsky, 2009) in their official binary layout, or as the class folders of Burn's own data set
-//! cache. `data/pickle_to_binary.py` of this crate makes the binary layout of the Python one.
+//! CIFAR-10 and CIFAR-100 (A. Krizhevsky, 2009).
+//!
+//! They are read from the official binary files or from the class folders of Burn's data set cache.
+//! `data/pickle_to_binary.py` of this crate converts the Python form to binary files.
 
-use super::{DataError, DataSplit, ImageDataset, ImageItem, LoadOptions, folder};
+use super::dataset::{DataSplit, ImageDataset, ImageItem};
+use super::error::DataError;
+use super::folder;
+use super::options::LoadOptions;
 #[cfg(feature = "download")]
 use burn_dataset::vision::{CifarDataset, CifarType};
 use std::path::{Path, PathBuf};
 
 /// Side of the square images.
 const SIDE: usize = 32;
-/// The red, green and blue planes.
+/// Bytes of the red, green and blue planes.
 const PIXELS: usize = 3 * SIDE * SIDE;
 const TRAIN_IMAGES: usize = 50_000;
 const TEST_IMAGES: usize = 10_000;
-/// What a binary file's name has and its pickle's has not.
+/// Extension of the binary files; the pickles have none.
 const BINARY: &str = ".bin";
 
-/// What tells one CIFAR from the other.
+/// Layout of one of the two data sets.
 #[derive(Debug)]
 pub struct Cifar {
     name: &'static str,
     train_files: &'static [&'static str],
     test_file: &'static str,
-    /// Bytes in front of the pixels, of which the last is the label.
+    /// Bytes before the pixels; the last one is the label.
     label_bytes: usize,
     classes: &'static [&'static str],
     class_file: &'static str,
-    /// The folder inside the official archive, and inside that of the Python form.
+    /// The folder inside the official archive.
     archive_folder: &'static str,
+    /// The folder inside the archive of the Python form.
     python_folder: &'static str,
     /// The folder in the cache of `burn_dataset`.
     cache_folder: &'static str,
@@ -34,7 +40,9 @@ pub struct Cifar {
     source: CifarType,
 }
 
-/// 10 classes in five training files and a test file; a record is a label and the pixels.
+/// CIFAR-10: 10 classes in five training files and a test file.
+///
+/// A record is a label and the pixels.
 pub static CIFAR10: Cifar = Cifar {
     name: "CIFAR-10",
     train_files: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
@@ -49,8 +57,10 @@ pub static CIFAR10: Cifar = Cifar {
     source: CifarType::Cifar10,
 };
 
-/// 100 classes in a training file and a test file; a record is the label of one of 20 superclasses, which is not used, the label of
-/// the class and the pixels.
+/// CIFAR-100: 100 classes in a training file and a test file.
+///
+/// A record is the label of one of 20 superclasses (not used), the label of the class, and the
+/// pixels.
 pub static CIFAR100: Cifar = Cifar {
     name: "CIFAR-100",
     train_files: &["train.bin"],
@@ -65,7 +75,7 @@ pub static CIFAR100: Cifar = Cifar {
     source: CifarType::Cifar100,
 };
 
-/// In the order of the labels, as `fine_label_names.txt` has them.
+/// Class names in the order of the labels, as in `fine_label_names.txt`.
 #[rustfmt::skip]
 const CLASSES_100: [&str; 100] = [
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
@@ -82,7 +92,9 @@ const CLASSES_100: [&str; 100] = [
 ];
 
 impl Cifar {
-    /// Loads from the data folder or, without one, from Burn's data set cache, into which a download goes if need be.
+    /// Loads from the data folder or, without one, from Burn's data set cache.
+    ///
+    /// With [`LoadOptions::download`] missing files are fetched into the cache.
     pub(super) fn load(&self, options: &LoadOptions) -> Result<DataSplit, DataError> {
         let found = match &options.data_dir {
             Some(dir) => self.load_dir(dir),
@@ -97,12 +109,13 @@ impl Cifar {
         }
     }
 
-    /// Loads the binary files in `dir` or in the folder of the official archive below it.
+    /// Loads the binary files in `dir` or in the folder of the official archive inside it.
     ///
-    /// At least one of the training files and the test file must be there; [`DataSplit::missing`] names the others.
+    /// The test file and at least one training file are needed; [`DataSplit::missing`] names the
+    /// others.
     ///
     /// # Errors
-    /// What is missing or truncated, with its path and the remedy.
+    /// A file that is missing or truncated, with its path and the remedy.
     pub fn load_dir(&self, dir: &Path) -> Result<DataSplit, DataError> {
         let archive = dir.join(self.archive_folder);
         let dir = if archive.is_dir() { archive.as_path() } else { dir };
@@ -143,7 +156,7 @@ impl Cifar {
         }
     }
 
-    /// None of `files` is in `dir`: their pickles may be.
+    /// The error where none of `files` is in `dir`; it differs where their pickles are.
     fn not_binary(&self, dir: &Path, wanted: &'static str, files: &[&str]) -> DataError {
         let pickle = |dir: &Path| files.iter().any(|file| dir.join(file.trim_end_matches(BINARY)).is_file());
         match [dir.join(self.python_folder), dir.to_path_buf()].into_iter().find(|dir| pickle(dir)) {
@@ -152,7 +165,7 @@ impl Cifar {
         }
     }
 
-    /// Appends the images of a file that has at most `most`; ids count on from `first_id`.
+    /// Appends the images of a file, at most `most`, with ids from `first_id` on.
     fn read_records(
         &self,
         path: &Path,
@@ -183,7 +196,7 @@ impl Cifar {
         Ok(())
     }
 
-    /// The class names in `path`, or the well-known ones where it is missing.
+    /// Reads the class names in `path`; without the file they are the built-in ones.
     fn read_classes(&self, path: &Path) -> Result<Vec<String>, DataError> {
         if !path.is_file() {
             return Ok(self.classes.iter().map(|class| class.to_string()).collect());
@@ -199,12 +212,12 @@ impl Cifar {
         Ok(classes)
     }
 
-    /// Where `burn_dataset::vision::CifarDataset` keeps the images.
+    /// The folder in which `burn_dataset::vision::CifarDataset` keeps the images.
     fn cache_dir(&self) -> Option<PathBuf> {
         Some(dirs::cache_dir()?.join("burn-dataset").join(self.cache_folder))
     }
 
-    /// Loads the class folders of PNGs that `burn_dataset` unpacks; an unpacking that was cut short is an error.
+    /// Loads the class folders of PNGs that `burn_dataset` unpacks; missing images are an error.
     fn load_cache(&self, dir: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
         if !dir.is_dir() {
             return Err(self.missing(dir, "images"));
@@ -225,7 +238,7 @@ impl Cifar {
         Ok(split)
     }
 
-    /// Downloads through `burn_dataset`, which panics where there is no network.
+    /// Downloads with `burn_dataset`, which panics without a network.
     #[cfg(feature = "download")]
     fn fetch(&self) -> Result<PathBuf, DataError> {
         let failed = |reason| DataError::Download { data_set: self.name, reason };
@@ -263,7 +276,7 @@ mod tests {
         fs::write(dir.join(name), labels.iter().flat_map(|&label| record(&[label])).collect::<Vec<_>>()).unwrap();
     }
 
-    /// A file of CIFAR-100, by superclass and class.
+    /// Writes a file of CIFAR-100 with labels (superclass, class).
     fn write_100(dir: &Path, name: &str, labels: &[[u8; 2]]) {
         fs::write(dir.join(name), labels.iter().flat_map(|labels| record(labels)).collect::<Vec<_>>()).unwrap();
     }
@@ -277,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn loads_what_is_there_and_names_what_is_missing() {
+    fn partial_data_sets_load_and_list_missing_files() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "data_batch_2.bin", &[3, 9]);
         write(dir.path(), "test_batch.bin", &[0]);
@@ -290,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_finer_label_of_cifar_100_counts() {
+    fn cifar_100_uses_fine_labels() {
         let dir = tempfile::tempdir().unwrap();
         write_100(dir.path(), "train.bin", &[[19, 3], [0, 99]]);
         write_100(dir.path(), "test.bin", &[[4, 0]]);
@@ -310,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn cifar_100_has_its_class_names_in_a_file_of_its_own() {
+    fn cifar_100_class_names_are_read() {
         let dir = tempfile::tempdir().unwrap();
         write_100(dir.path(), "train.bin", &[[0, 0]]);
         write_100(dir.path(), "test.bin", &[[0, 0]]);
@@ -323,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_classes_are_alphabetical_as_the_official_ones() {
+    fn built_in_classes_are_alphabetical() {
         for cifar in [&CIFAR10, &CIFAR100] {
             assert!(cifar.classes.is_sorted_by(|a, b| a < b), "{}", cifar.name);
         }
@@ -331,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_python_form_gets_the_command_that_converts_it() {
+    fn errors_name_the_command_that_converts_pickles() {
         for (cifar, train, test) in [(&CIFAR10, "data_batch_2", "test_batch"), (&CIFAR100, "train", "test")] {
             for inner in ["", cifar.python_folder] {
                 let dir = tempfile::tempdir().unwrap();
@@ -339,7 +352,7 @@ mod tests {
                 fs::create_dir_all(&pickles).unwrap();
                 let check = |name: &str| {
                     fs::write(pickles.join(name), "pickle").unwrap();
-                    // a download does not stand in for what is there
+                    // existing pickles are reported instead of downloading
                     let error = cifar.load(&options(dir.path()).with_download(true)).unwrap_err();
                     assert!(matches!(&error, DataError::PythonCifar { path, .. } if *path == pickles), "{error}");
                     let message = error.to_string();
@@ -356,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_inside_the_archive_folder() {
+    fn archive_folder_is_searched() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join(CIFAR10.archive_folder);
         fs::create_dir(&inner).unwrap();
@@ -366,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_files_are_named_with_the_remedy() {
+    fn errors_name_missing_files_and_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let message = CIFAR10.load(&options(dir.path())).unwrap_err().to_string();
         assert!(message.contains(dir.path().to_str().unwrap()) && message.contains("--download"), "{message}");
@@ -392,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_and_empty_files_are_refused() {
+    fn truncated_and_empty_files_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data_batch_1.bin");
         fs::write(&path, &record(&[1])[..3000]).unwrap();
@@ -404,14 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn labels_beyond_the_classes_are_refused() {
+    fn labels_out_of_range_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "data_batch_1.bin", &[1, 10]);
         assert!(matches!(load_dir(dir.path()), Err(DataError::Label { record: 1, label: 10, .. })));
     }
 
     #[test]
-    fn class_names_are_counted() {
+    fn wrong_number_of_class_names_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "data_batch_1.bin", &[1]);
         write(dir.path(), "test_batch.bin", &[1]);
@@ -421,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_cut_short_is_refused() {
+    fn partly_unpacked_cache_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         for class in ["train/cat", "train/dog", "test/cat", "test/dog"] {
             fs::create_dir_all(dir.path().join(class)).unwrap();
@@ -429,14 +442,14 @@ mod tests {
         }
         let message = CIFAR10.load_cache(dir.path(), &LoadOptions::new(SIDE)).unwrap_err().to_string();
         assert!(message.contains("2 training and 2 test images"), "{message}");
-        // broken images are counted: they are no sign of an unpacking cut short
+        // a broken image counts as unpacked
         fs::write(dir.path().join("test/dog/1.png"), "no image").unwrap();
         let message = CIFAR10.load_cache(dir.path(), &LoadOptions::new(SIDE)).unwrap_err().to_string();
         assert!(message.contains("2 training and 3 test images"), "{message}");
     }
 
     #[test]
-    fn the_cache_of_cifar_100_has_folders_of_superclasses() {
+    fn cifar_100_cache_has_superclass_folders() {
         let dir = tempfile::tempdir().unwrap();
         for class in ["train/fish/ray", "train/fish/trout", "train/people/girl", "test/fish/ray"] {
             fs::create_dir_all(dir.path().join(class)).unwrap();
@@ -447,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn real_records() {
+    fn official_records_load() {
         let shared = std::env::var_os("FLOPS_SHARED")
             .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")), PathBuf::from);
         let dir = shared.join("cifar10");
@@ -458,7 +471,7 @@ mod tests {
         let split = load_dir(&dir).unwrap();
         let records = (5 - split.missing.len()) * 10_000;
         assert_eq!(split.train.items.len(), records);
-        // The channel means of the whole training set are 125.3, 123.0, 113.9; a sample of 10,000 is within 1.
+        // channel means of the whole training set; those of 10,000 images are within 1
         for (channel, expected) in [125.3, 123.0, 113.9].into_iter().enumerate() {
             let plane =
                 |item: &ImageItem| -> u64 { item.pixels[channel * 1024..][..1024].iter().map(|&p| u64::from(p)).sum() };

@@ -1,21 +1,23 @@
 //! Labelled images in memory.
 
-use super::DataError;
+use super::error::DataError;
 use burn::data::dataloader::Dataset;
-use flops_core::loader::{Augmentation, keyed_rng};
+use flops_core::random::keyed_rng;
+use flops_core::train::Augmentation;
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma};
 use rand::seq::SliceRandom;
 use std::path::PathBuf;
 
-/// Separate the random numbers of the split and of the few shots from those of other users of the same seed.
+/// Stream of the split's random numbers, apart from other uses of the same seed.
 const SPLIT: u64 = u64::from_le_bytes(*b"split\0\0\0");
+/// Stream of the few-shot choice.
 const SHOTS: u64 = u64::from_le_bytes(*b"shots\0\0\0");
 
 /// An 8-bit RGB image and its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageItem {
-    /// Unique among the training and test images of a data set.
+    /// Id, unique among the training and test images of a data set.
     pub id: u64,
     /// The red plane, then green, then blue, each in rows from the top: `[3, height, width]`.
     pub pixels: Vec<u8>,
@@ -28,7 +30,8 @@ pub struct ImageItem {
 }
 
 impl ImageItem {
-    /// The image at another size: bilinear, averaged over the pixels covered when it shrinks.
+    /// Resizes the image: bilinear, and averaged over the covered pixels where it shrinks.
+    #[must_use]
     pub fn resized(self, height: usize, width: usize) -> Self {
         if (self.height, self.width) == (height, width) {
             return self;
@@ -45,7 +48,7 @@ impl ImageItem {
     }
 }
 
-/// Labelled images, all in memory.
+/// Labelled images in memory.
 #[derive(Clone, Debug)]
 pub struct ImageDataset {
     /// The images.
@@ -54,11 +57,12 @@ pub struct ImageDataset {
     pub classes: Vec<String>,
 }
 
-/// What the ids of one round of copies and the next are apart: copy 2 of image 7 is 2000000000007.
+/// Distance between the ids of an image and its first copy: copy 2 of image 7 is 2000000000007.
 const COPY: u64 = 1_000_000_000_000;
 
 impl ImageDataset {
-    /// At most `limit` of the images, evenly spread; all of them without a limit.
+    /// Keeps at most `limit` images, evenly spread; without a limit, all.
+    #[must_use]
     pub fn limited(mut self, limit: Option<usize>) -> Self {
         let all = self.items.len();
         if let Some(limit) = limit.filter(|&limit| limit < all) {
@@ -67,12 +71,13 @@ impl ImageDataset {
         self
     }
 
-    /// `shots` images of every class, drawn by `seed`, in the order of the data set and with their ids.
+    /// Keeps `shots` images of every class, drawn with `seed`.
     ///
-    /// With the same seed, fewer shots are among more.
+    /// Images keep their order and ids. With the same seed, a smaller choice is part of a larger
+    /// one.
     ///
     /// # Errors
-    /// If `shots` is 0 or a class has fewer images.
+    /// [`DataError::ZeroShots`], or [`DataError::TooFewShots`] where a class has fewer images.
     pub fn shots(mut self, shots: usize, seed: u64) -> Result<Self, DataError> {
         if shots == 0 {
             return Err(DataError::ZeroShots);
@@ -93,10 +98,11 @@ impl ImageDataset {
         Ok(self)
     }
 
-    /// The images and, behind them, `copies` augmented ones of each: what epochs 1 to `copies` of `augmentation` would show.
+    /// Appends `copies` augmented copies of each image, those of epochs 1 to `copies`.
     ///
-    /// Copies stay the same from epoch to epoch, so what a frozen prefix makes of them can be kept, as it cannot be of images that
-    /// change in every epoch. Each has an id of its own.
+    /// Unlike images that are augmented anew in every epoch, copies stay the same, so the output of
+    /// a frozen prefix can be cached. Each copy has its own id.
+    #[must_use]
     pub fn with_copies(mut self, copies: usize, augmentation: &impl Augmentation<ImageItem>) -> Self {
         let originals = self.items.clone();
         self.items.reserve_exact(copies * originals.len());
@@ -120,16 +126,16 @@ impl Dataset<ImageItem> for ImageDataset {
     }
 }
 
-/// The indices of a class's images in an order of its own, drawn from (`seed`, `label`, `stream`).
+/// Indices of a class's images, shuffled by (`seed`, `label`, `stream`).
 fn shuffled_class(labels: &[usize], label: usize, seed: u64, stream: u64) -> Vec<usize> {
     let mut members: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == label).collect();
     members.shuffle(&mut keyed_rng([seed, label as u64, 0, stream]));
     members
 }
 
-/// Which of the images are test images: a random `test_percent` of each class, the same ones for the same labels and seed.
+/// Chooses test images: a random `test_percent` of each class, fixed by the labels and `seed`.
 ///
-/// A class of two images or more is in both parts.
+/// A class of two or more images is in both parts.
 pub(super) fn stratify(labels: &[usize], classes: usize, test_percent: usize, seed: u64) -> Vec<bool> {
     let mut is_test = vec![false; labels.len()];
     for label in 0..classes {
@@ -143,42 +149,45 @@ pub(super) fn stratify(labels: &[usize], classes: usize, test_percent: usize, se
     is_test
 }
 
-/// An image file that was left out.
+/// An image file that was skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Skipped {
     /// The file.
     pub path: PathBuf,
-    /// What the decoder said.
+    /// The decoder's error.
     pub reason: String,
 }
 
 /// The training and test images of a data set; no id occurs in both.
 #[derive(Clone, Debug)]
 pub struct DataSplit {
-    /// What the model learns from.
+    /// Training images.
     pub train: ImageDataset,
-    /// What it is judged by.
+    /// Test images.
     pub test: ImageDataset,
-    /// Files of the official data set that were not there: training goes on with fewer images.
+    /// Missing files of the official data set; without them there are fewer training images.
     pub missing: Vec<String>,
     /// Images that could not be decoded, in the order of the data set.
     pub skipped: Vec<Skipped>,
 }
 
-/// So many skipped files are named in a remark.
+/// Number of skipped files that a remark names.
 const NAMED: usize = 5;
 
 impl DataSplit {
-    /// Takes a random `test_percent` of each class for the test set: the same ones for the same items and seed.
+    /// Splits off a random `test_percent` of each class as test images, fixed by the items and
+    /// `seed`.
     ///
-    /// A class of two images or more is in both parts.
+    /// A class of two or more images is in both parts.
+    #[must_use]
     pub fn stratified(items: Vec<ImageItem>, classes: Vec<String>, test_percent: usize, seed: u64) -> Self {
         let labels: Vec<usize> = items.iter().map(|item| item.label).collect();
         let is_test = stratify(&labels, classes.len(), test_percent, seed);
         Self::new(items.into_iter().zip(is_test), classes)
     }
 
-    /// Images, each with whether it is a test image.
+    /// Splits images by whether each is a test image.
     pub(super) fn new(items: impl IntoIterator<Item = (ImageItem, bool)>, classes: Vec<String>) -> Self {
         let (mut train, mut test) = (vec![], vec![]);
         for (item, is_test) in items {
@@ -192,7 +201,7 @@ impl DataSplit {
         }
     }
 
-    /// What a user should be told of: files that were not there and images that were left out, in a line each.
+    /// Remarks for the user about missing files and skipped images, a line each.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks = vec![];
         if !self.missing.is_empty() {
@@ -223,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_spreads_over_the_data_set() {
+    fn limit_keeps_evenly_spread_images() {
         let data = || ImageDataset { items: items([0; 10].into_iter()), classes: vec!["a".into()] };
         let ids = |limit| data().limited(limit).items.iter().map(|item| item.id).collect::<Vec<_>>();
         assert_eq!(ids(Some(4)), [0, 2, 5, 7]);
@@ -231,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn few_shots_are_as_many_of_every_class() {
-        // ids 0 to 39, of which every fourth is of class b
+    fn shots_are_balanced_and_nested() {
+        // ids 0 to 39; every fourth image is of class b
         let data = || ImageDataset {
             items: items((0..40).map(|i| usize::from(i % 4 == 0))),
             classes: vec!["a".into(), "b".into()],
@@ -249,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_with_fewer_images_than_shots_is_named() {
+    fn errors_name_the_class_with_too_few_images() {
         let data = ImageDataset { items: items([0, 0, 1].into_iter()), classes: vec!["cat".into(), "dog".into()] };
         assert_eq!(data.clone().shots(1, 0).unwrap().items.len(), 2);
         let message = data.clone().shots(2, 0).unwrap_err().to_string();
@@ -258,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn remarks_name_a_few_of_the_files() {
+    fn remarks_name_at_most_five_files() {
         let split = |missing: &[&str], skipped: usize| DataSplit {
             missing: missing.iter().map(|name| name.to_string()).collect(),
             skipped: (1..=skipped)
@@ -275,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_augmented_and_have_ids_of_their_own() {
+    fn copies_are_augmented_and_have_unique_ids() {
         struct Brighter;
         impl Augmentation<ImageItem> for Brighter {
             fn augment(&self, item: ImageItem, epoch: u64) -> ImageItem {
@@ -290,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn split_is_stratified_and_fixed() {
+    fn split_is_stratified_and_reproducible() {
         let classes = vec!["a".to_string(), "b".into(), "c".into()];
         let labels = || (0..100).map(|i| usize::from(i >= 60)).chain([2]);
         let split = DataSplit::stratified(items(labels()), classes.clone(), 20, 1);
@@ -304,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn resizing_keeps_the_planes_apart() {
+    fn resizing_keeps_channels_apart() {
         let pixels = [[10u8; 4], [20; 4], [30; 4]].concat();
         let item = ImageItem { id: 0, pixels, height: 2, width: 2, label: 0 }.resized(3, 5);
         assert_eq!((item.height, item.width), (3, 5));
@@ -312,8 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn resizing_is_bilinear() {
-        // torch.nn.functional.interpolate(torch.tensor([[[0., 100.]]]), size=4, mode="linear"): 0, 25, 75, 100
+    fn resizing_matches_torch_bilinear() {
+        // torch.nn.functional.interpolate(torch.tensor([[[0., 100.]]]), size=4, mode="linear"): 0,
+        // 25, 75, 100
         let item = ImageItem { id: 0, pixels: [[0, 100]; 3].concat(), height: 1, width: 2, label: 0 }.resized(1, 4);
         assert_eq!(item.pixels[..4], [0, 25, 75, 100]);
     }

@@ -1,10 +1,12 @@
-//! Handwritten digits (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998), embedded in the crate.
+//! Handwritten digits, embedded in the crate.
 //!
-//! 1,797 images of 8×8 pixels with values 0 to 16; `data/README.md` tells where they come from. They are rendered light on dark
-//! grey, from 64 to 192 of 255: black and white have more contrast than photographs, and a model pretrained on photographs
-//! tells them apart less well.
+//! They are 1,797 images of 8×8 pixels with values 0 to 16 (E. Alpaydin and C. Kaynak, UCI Machine
+//! Learning Repository, 1998); `data/README.md` has their source. They are rendered light on dark
+//! grey, from 64 to 192 of 255. Black and white has more contrast than photographs, and a model
+//! pretrained on photographs classifies it less well.
 
-use super::{DataError, DataSplit, ImageItem};
+use super::dataset::{DataSplit, ImageItem};
+use super::error::DataError;
 use flate2::read::GzDecoder;
 use std::path::Path;
 
@@ -12,14 +14,18 @@ const FILE: &str = "data/digits.csv.gz";
 const BYTES: &[u8] = include_bytes!("../../data/digits.csv.gz");
 const SIDE: usize = 8;
 const MAX: u8 = 16;
-/// Grey of a pixel without ink, and what each of the 16 steps of ink adds to it.
+/// Grey value of a pixel without ink.
 const BACKGROUND: u8 = 64;
+/// Grey value that each of the 16 steps of ink adds.
 const INK: u8 = 8;
 const CLASSES: usize = 10;
 const TEST_PERCENT: usize = 20;
 const SPLIT_SEED: u64 = 0;
 
-/// The digits at `img_size`, split the same way every time: 20 % of each class are test images.
+/// Loads the digits at `img_size` pixels; a fixed 20 % of each class are test images.
+///
+/// # Errors
+/// [`DataError::ZeroImageSize`] where `img_size` is 0.
 pub fn load(img_size: usize) -> Result<DataSplit, DataError> {
     if img_size == 0 {
         return Err(DataError::ZeroImageSize);
@@ -50,7 +56,7 @@ mod tests {
     use crate::normalization::Normalization;
 
     #[test]
-    fn every_digit_is_there_once() {
+    fn ids_are_unique_and_classes_balanced() {
         let split = load(SIDE).unwrap();
         assert_eq!((split.train.items.len(), split.test.items.len()), (1438, 359));
         let mut ids: Vec<u64> = split.train.items.iter().chain(&split.test.items).map(|item| item.id).collect();
@@ -63,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_record_is_a_zero() {
+    fn first_record_matches_scikit_learn() {
         let split = load(SIDE).unwrap();
         let first = split.train.items.iter().chain(&split.test.items).find(|item| item.id == 0).unwrap();
         assert_eq!(first.label, 0);
@@ -73,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_constants_are_the_training_images_own() {
+    fn normalization_matches_the_training_images() {
         let split = load(32).unwrap();
         let values: Vec<f64> = split
             .train

@@ -1,12 +1,12 @@
-//! What can be wrong with a data set, with its place and the remedy.
+//! Errors of data sets; each names the place and the remedy.
 
 use std::path::{Path, PathBuf};
 
-/// Why a data set cannot be loaded.
+/// An error of loading a data set.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The name is none of the known data sets.
+    /// There is no data set of that name.
     #[error("unknown data set `{0}`: choose cifar10, cifar100, digits or folder:PATH")]
     UnknownDataset(String),
     /// A file or folder cannot be read.
@@ -14,7 +14,7 @@ pub enum DataError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The folder does not exist.
@@ -25,7 +25,7 @@ pub enum DataError {
         /// What it should hold.
         layout: &'static str,
     },
-    /// No CIFAR where it was looked for.
+    /// CIFAR is not where it was looked for.
     #[error(
         "no {data_set} {wanted} in {}: name the folder of the official binary files ({files}) with --data-dir, or fetch the data \
          with --download",
@@ -34,14 +34,14 @@ pub enum DataError {
     MissingCifar {
         /// CIFAR-10 or CIFAR-100.
         data_set: &'static str,
-        /// The folder that was looked into.
+        /// The folder that was searched.
         path: PathBuf,
         /// What it lacks.
         wanted: &'static str,
         /// The official files.
         files: String,
     },
-    /// CIFAR's Python form where the binary one was looked for.
+    /// The folder holds CIFAR's Python form instead of the binary one.
     #[error(
         "{} holds {data_set} in its Python form, which is not read: convert it with `python3 \
          flops-vit/data/pickle_to_binary.py {}`, then name that folder with --data-dir",
@@ -54,7 +54,7 @@ pub enum DataError {
         /// The folder of the pickles.
         path: PathBuf,
     },
-    /// A binary file whose size is no whole number of records.
+    /// The size of a binary file is not a whole number of records.
     #[error(
         "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (labels and 32×32×3 pixels); the next \
          whole size is {expected}: fetch the file again",
@@ -65,12 +65,12 @@ pub enum DataError {
         path: PathBuf,
         /// Its size in bytes.
         found: usize,
-        /// The smallest whole size that is not below it.
+        /// The smallest whole size that is not smaller.
         expected: usize,
-        /// The size of a record.
+        /// The size of a record in bytes.
         record_size: usize,
     },
-    /// A label beyond the classes.
+    /// A label is out of range.
     #[error("{}: record {record} has label {label}, expected 0 to {}: this is no {data_set} file", path.display(), classes - 1)]
     Label {
         /// CIFAR-10 or CIFAR-100.
@@ -84,7 +84,7 @@ pub enum DataError {
         /// The number of classes.
         classes: usize,
     },
-    /// A file that is not what its name says.
+    /// A file does not hold what its name says.
     #[error("{} is malformed: {reason}", path.display())]
     Malformed {
         /// The file or folder.
@@ -92,21 +92,21 @@ pub enum DataError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
-    /// An image that cannot be decoded.
+    /// An image cannot be decoded.
     #[error("cannot decode the image {}: {source}; remove or replace the file", path.display())]
     Decode {
         /// The image file.
         path: PathBuf,
-        /// What the decoder said.
+        /// The decoder's error.
         source: image::ImageError,
     },
-    /// A class folder without images.
+    /// A class folder has no images.
     #[error("no .png, .jpg or .jpeg image in {}: add images or remove the folder", path.display())]
     NoImages {
         /// The folder.
         path: PathBuf,
     },
-    /// A class folder whose images are all broken.
+    /// No image of a class folder can be decoded.
     #[error(
         "none of the {files} images of the class in {} can be decoded (the first: {reason}): replace them or remove the folder",
         path.display()
@@ -114,20 +114,20 @@ pub enum DataError {
     BrokenClass {
         /// The folder.
         path: PathBuf,
-        /// How many images it was to give to the training or test images.
+        /// The number of its images in the training or the test part.
         files: usize,
-        /// What the decoder said of the first.
+        /// The decoder's error for the first.
         reason: String,
     },
-    /// A folder that does not hold at least two classes.
+    /// A folder holds fewer than two classes.
     #[error("{} holds {found} class folders, at least 2 are needed: expected {}/CLASS/IMAGE.png", path.display(), path.display())]
     TooFewClasses {
         /// The folder.
         path: PathBuf,
-        /// How many sub-folders it has.
+        /// The number of its sub-folders.
         found: usize,
     },
-    /// A class of the test images that the training images do not have.
+    /// A class of the test images has no training images.
     #[error("{} is a class without training images; the training classes are {}", path.display(), classes.join(", "))]
     UnknownClass {
         /// The class folder.
@@ -135,25 +135,25 @@ pub enum DataError {
         /// The classes of the training images.
         classes: Vec<String>,
     },
-    /// Few-shot training on no images.
+    /// Few-shot training with 0 images of each class.
     #[error("0 images of every class were asked for: use at least 1")]
     ZeroShots,
-    /// A class that has fewer images than were asked for of every class.
+    /// A class has fewer images than the shots asked for.
     #[error(
         "class {class} has {found} training images, {shots} of every class were asked for: ask for at most {found}"
     )]
     TooFewShots {
         /// The class.
         class: String,
-        /// Its images.
+        /// The number of its images.
         found: usize,
-        /// How many were asked for.
+        /// The number asked for.
         shots: usize,
     },
-    /// The side of the model's input is zero.
+    /// The image size is 0.
     #[error("the image size is 0: it must be at least 1 pixel")]
     ZeroImageSize,
-    /// The download was asked for and did not succeed.
+    /// The download failed.
     #[error(
         "{data_set} could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir"
     )]
@@ -163,7 +163,7 @@ pub enum DataError {
         /// What went wrong.
         reason: String,
     },
-    /// The download was asked for in a build without it.
+    /// The build has no download.
     #[error(
         "this build cannot download: build with `--features download`, or name a folder that holds {data_set} with --data-dir"
     )]

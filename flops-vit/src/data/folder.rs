@@ -1,31 +1,36 @@
-//! Any folder of images with one sub-folder per class.
+//! A folder of images with one sub-folder per class.
 
-use super::dataset::stratify;
-use super::{DataError, DataSplit, ImageItem, LoadOptions, Skipped};
+use super::dataset::{DataSplit, ImageItem, Skipped, stratify};
+use super::error::DataError;
+use super::options::LoadOptions;
 use image::{ImageError, ImageReader};
 use std::path::{Path, PathBuf};
 
-/// What is held out where the folder has no test images of its own.
+/// Share of each class that becomes test images where the folder has no test part.
 const TEST_PERCENT: usize = 20;
 const SPLIT_SEED: u64 = 0;
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 const LAYOUT: &str = "one sub-folder of images per class, or such folders in train/ and test/";
 
-/// Loads `root/train/CLASS/*.png|jpg` and `root/test/CLASS` (or `root/val/CLASS`); without these folders `root/CLASS/*`, of which
-/// a fixed 20 % of each class become the test images.
+/// Loads `root/train/CLASS/*.png|jpg` and `root/test/CLASS` (or `root/val/CLASS`).
 ///
-/// Images are decoded by several threads and brought to `img_size` as `resizing` says. Classes are in alphabetical order. An image that cannot be decoded is left out and named in [`DataSplit::skipped`]; neither the ids of the others nor
-/// which of them are test images depend on it.
+/// Without these folders it loads `root/CLASS/*`, and a fixed 20 % of each class become test
+/// images. Classes are in alphabetical order. Several threads decode the images, which are resized
+/// as [`LoadOptions::resizing`] says.
+///
+/// [`DataSplit::skipped`] names images that cannot be decoded. They change neither the ids of the
+/// others nor the split.
 ///
 /// # Errors
-/// Folders that are missing or empty, classes without a single image that can be decoded and, with `strict`, the first image
-/// that cannot.
+/// Folders that are missing or empty, and classes without any image that can be decoded. With
+/// [`LoadOptions::strict`] also the first image that cannot be decoded.
 pub fn load(root: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
     load_classes(root, options, class_folders)
 }
 
-/// As [`load`], where class folders may also lie one level deeper, in folders of their superclasses: classes are in the
-/// alphabetical order of their own names.
+/// Loads as [`load`] does, but class folders may also lie in folders of their superclasses.
+///
+/// Classes are in alphabetical order of their own names.
 pub(super) fn load_grouped(root: &Path, options: &LoadOptions) -> Result<DataSplit, DataError> {
     load_classes(root, options, grouped_class_folders)
 }
@@ -33,7 +38,7 @@ pub(super) fn load_grouped(root: &Path, options: &LoadOptions) -> Result<DataSpl
 /// Finds the class folders in a folder.
 type FindClasses = fn(&Path) -> Result<Vec<PathBuf>, DataError>;
 
-/// An image that is to be decoded; its id is its place in the list of all.
+/// An image to be decoded; its id is its index among all files.
 struct File {
     path: PathBuf,
     label: usize,
@@ -87,10 +92,10 @@ fn list_class(dir: &Path, label: usize, is_test: bool, files: &mut Vec<File>) ->
     Ok(())
 }
 
-/// The planes of an image, or why there are none.
+/// The planes of an image, or the decoder's error.
 type Decoded = Result<Vec<u8>, ImageError>;
 
-/// Decodes the files, each thread a part of the list; with `strict` the first in the list that fails is an error.
+/// Decodes the files on several threads; with `strict` the first that fails is an error.
 fn decode_all(files: &[File], options: &LoadOptions) -> Result<Vec<Decoded>, DataError> {
     let decode_part = |part: &[File]| -> Result<Vec<Decoded>, DataError> {
         let decode = |file: &File| match decode(&file.path, options) {
@@ -113,10 +118,10 @@ fn decode_all(files: &[File], options: &LoadOptions) -> Result<Vec<Decoded>, Dat
     })
 }
 
-/// The split of what was decoded; every class folder must have given something.
+/// Collects decoded images; every class folder must have at least one.
 fn collect(files: Vec<(File, Decoded)>, classes: Vec<String>, side: usize) -> Result<DataSplit, DataError> {
     for class in files.chunk_by(|(a, _), (b, _)| a.path.parent() == b.path.parent()) {
-        // a folder that gives images to both parts may lose those for the test
+        // a folder split into both parts may lose all its test images
         let tests = class.iter().all(|(file, _)| file.is_test);
         let needed: Vec<_> = class.iter().filter(|(file, _)| file.is_test == tests).collect();
         if let Some((File { path, .. }, Err(first))) = needed.first()
@@ -136,14 +141,14 @@ fn collect(files: Vec<(File, Decoded)>, classes: Vec<String>, side: usize) -> Re
     Ok(DataSplit { skipped, ..DataSplit::new(items, classes) })
 }
 
-/// The planes of the image at `img_size`.
+/// Decodes an image and resizes it to `img_size`.
 fn decode(path: &Path, options: &LoadOptions) -> Decoded {
     let image = ImageReader::open(path)?.with_guessed_format()?.decode()?;
     let image = options.resizing.apply(&image, options.img_size).to_rgb8();
     Ok((0..3).flat_map(|channel| image.pixels().map(move |pixel| pixel[channel])).collect())
 }
 
-/// The sub-folders, hidden ones left out, in alphabetical order.
+/// The sub-folders in alphabetical order, without hidden ones.
 fn class_folders(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !dir.is_dir() {
         return Err(DataError::MissingFolder { path: dir.to_path_buf(), layout: LAYOUT });
@@ -151,7 +156,7 @@ fn class_folders(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(entries(dir)?.into_iter().filter(|path| path.is_dir() && !name(path).starts_with('.')).collect())
 }
 
-/// The class folders in `dir` and in those of its sub-folders that hold folders themselves.
+/// The class folders in `dir` and in those of its sub-folders that hold folders.
 fn grouped_class_folders(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut folders = vec![];
     for folder in class_folders(dir)? {
@@ -181,7 +186,7 @@ fn is_image(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ImageDataset;
+    use super::super::dataset::ImageDataset;
     use super::*;
     use image::{Rgb, RgbImage};
     use std::fs;
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn split_folders_keep_their_classes_and_ids() {
+    fn train_and_val_folders_load_with_classes_and_ids() {
         let dir = tempfile::tempdir().unwrap();
         save(&dir.path().join("train/cat/1.png"), [255, 0, 0]);
         save(&dir.path().join("train/dog/1.png"), [0, 255, 0]);
@@ -210,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn without_split_folders_each_class_is_split() {
+    fn each_class_is_split_without_a_test_folder() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..5 {
             save(&dir.path().join(format!("cat/{i}.png")), [i, 0, 0]);
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let message = |root: &Path| load(root, &options()).unwrap_err().to_string();
         assert!(message(&dir.path().join("nowhere")).contains("there is no folder"));
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_class_must_have_training_images() {
+    fn test_class_without_training_images_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         for class in ["train/cat", "train/dog", "test/cow"] {
             save(&dir.path().join(class).join("1.png"), [0; 3]);
@@ -265,7 +270,7 @@ mod tests {
         data.items.iter().map(|item| item.id).collect()
     }
 
-    /// 5 images each of cat and dog, with ids 0 to 4 and 5 to 9.
+    /// A folder with 5 images each of cat and dog, with ids 0 to 4 and 5 to 9.
     fn cats_and_dogs() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..5 {
@@ -285,7 +290,7 @@ mod tests {
         let split = load(dir.path(), &options()).unwrap();
         assert_eq!(split.skipped.iter().map(|file| &file.path).collect::<Vec<_>>(), [&broken, &empty]);
         assert!(split.skipped.iter().all(|file| !file.reason.is_empty()));
-        // the others keep their ids and their part
+        // the others keep their ids and their part of the split
         let without = |data: &ImageDataset| -> Vec<_> {
             data.items.iter().filter(|item| ![1, 9].contains(&item.id)).cloned().collect()
         };
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_cut_short_is_skipped() {
+    fn truncated_images_are_skipped() {
         let dir = cats_and_dogs();
         let path = dir.path().join("cat/0.png");
         let bytes = fs::read(&path).unwrap();
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_change_nothing() {
+    fn result_does_not_depend_on_threads() {
         let dir = cats_and_dogs();
         fs::write(dir.path().join("cat/3.png"), "no image").unwrap();
         fs::write(dir.path().join("dog/0.png"), "no image").unwrap();
@@ -325,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_without_a_whole_image_is_refused() {
+    fn class_with_only_broken_images_is_an_error() {
         let dir = cats_and_dogs();
         let broken = |class: &str, file: usize| {
             fs::write(dir.path().join(class).join(format!("{file}.png")), "no image").unwrap();
@@ -342,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_class_without_a_whole_image_is_refused() {
+    fn test_class_with_only_broken_images_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         for class in ["train/cat", "train/dog", "test/cat"] {
             save(&dir.path().join(class).join("1.png"), [0; 3]);
@@ -357,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_may_be_grouped_by_superclass() {
+    fn classes_may_lie_in_superclass_folders() {
         let dir = tempfile::tempdir().unwrap();
         for class in ["train/pets/dog", "train/pets/ape", "train/herd/cow", "train/bee", "test/herd/cow"] {
             save(&dir.path().join(class).join("1.png"), [0; 3]);
@@ -366,7 +371,7 @@ mod tests {
         assert_eq!(split.train.classes, ["ape", "bee", "cow", "dog"]);
         assert_eq!(split.train.items.iter().map(|item| item.label).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!(split.test.items.iter().map(|item| (item.id, item.label)).collect::<Vec<_>>(), [(4, 2)]);
-        // superclasses are no classes of an ordinary folder
+        // superclasses are not classes in an ordinary folder
         assert!(matches!(load(dir.path(), &options()), Err(DataError::NoImages { .. })));
     }
 }

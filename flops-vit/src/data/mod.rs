@@ -1,4 +1,4 @@
-//! Labelled images: where they come from and how they become batches.
+//! Labelled images, and batches of them.
 //!
 //! ```
 //! use burn::backend::Flex;
@@ -20,8 +20,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! For a loader typed on an autodiff backend whose batches stay on the inner one, wrap the batcher in
-//! [`Plain`](flops_core::loader::Plain).
+//! A loader on an autodiff backend whose batches stay on the inner one needs its batcher wrapped in
+//! [`InnerBatcher`](flops_core::train::InnerBatcher).
 
 mod batcher;
 pub mod cifar;
@@ -29,9 +29,11 @@ mod dataset;
 pub mod digits;
 mod error;
 pub mod folder;
+mod options;
 mod spec;
 
 pub use batcher::{Augment, ImageBatch, ImageBatcher, Padding};
 pub use dataset::{DataSplit, ImageDataset, ImageItem, Skipped};
 pub use error::DataError;
-pub use spec::{DatasetSpec, LoadOptions};
+pub use options::LoadOptions;
+pub use spec::DatasetSpec;

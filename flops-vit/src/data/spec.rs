@@ -1,17 +1,20 @@
-//! The choice of a data set, as written on a command line.
+//! A data set named by text, as on a command line.
 
-use super::{DataError, DataSplit, cifar, digits, folder};
-use crate::resizing::Resizing;
+use super::dataset::DataSplit;
+use super::error::DataError;
+use super::options::LoadOptions;
+use super::{cifar, digits, folder};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A data set by name: `cifar10`, `cifar100`, `digits` or `folder:PATH`.
+/// A data set, in text `cifar10`, `cifar100`, `digits` or `folder:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DatasetSpec {
     /// CIFAR-10: see [`cifar`].
     Cifar10,
-    /// CIFAR-100, by its 100 fine classes: see [`cifar`].
+    /// CIFAR-100 with its 100 fine classes: see [`cifar`].
     Cifar100,
     /// The embedded handwritten digits: see [`digits`].
     Digits,
@@ -46,66 +49,12 @@ impl fmt::Display for DatasetSpec {
     }
 }
 
-/// Where images are looked for, and what becomes of them on the way.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoadOptions {
-    /// Where CIFAR lies; without it Burn's data set cache is looked up.
-    pub data_dir: Option<PathBuf>,
-    /// Fetch CIFAR into that cache where it is not found (cargo feature `download`).
-    pub download: bool,
-    /// Side of the digits and of images from folders; CIFAR stays at 32×32 for the batcher to resize.
-    pub img_size: usize,
-    /// How images from folders are brought to that size.
-    pub resizing: Resizing,
-    /// Fail at the first image of a folder that cannot be decoded, instead of leaving it out.
-    pub strict: bool,
-    /// Threads that decode a folder's images; the result does not depend on it. At least one is used.
-    pub threads: usize,
-}
-
-impl LoadOptions {
-    /// Images of side `img_size`; no folder, no download, broken images left out, a thread per core, at most 8.
-    pub fn new(img_size: usize) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        Self { data_dir: None, download: false, img_size, resizing: Resizing::default(), strict: false, threads }
-    }
-
-    /// Sets [`data_dir`](Self::data_dir).
-    pub fn with_data_dir(mut self, data_dir: Option<PathBuf>) -> Self {
-        self.data_dir = data_dir;
-        self
-    }
-
-    /// Sets [`download`](Self::download).
-    pub fn with_download(mut self, download: bool) -> Self {
-        self.download = download;
-        self
-    }
-
-    /// Sets [`resizing`](Self::resizing).
-    pub fn with_resizing(mut self, resizing: Resizing) -> Self {
-        self.resizing = resizing;
-        self
-    }
-
-    /// Sets [`strict`](Self::strict).
-    pub fn with_strict(mut self, strict: bool) -> Self {
-        self.strict = strict;
-        self
-    }
-
-    /// Sets [`threads`](Self::threads).
-    pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-}
-
 impl DatasetSpec {
     /// Loads the images.
     ///
     /// # Errors
-    /// What is missing or truncated, or cannot be decoded where `strict` asks for it, with its path and the remedy.
+    /// A file that is missing or truncated, with its path and the remedy. With
+    /// [`strict`](LoadOptions::strict) also an image that cannot be decoded.
     pub fn load(&self, options: &LoadOptions) -> Result<DataSplit, DataError> {
         match self {
             Self::Cifar10 => cifar::CIFAR10.load(options),
@@ -121,14 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_back() {
+    fn names_round_trip() {
         for name in ["cifar10", "cifar100", "digits", "folder:some/where"] {
             assert_eq!(name.parse::<DatasetSpec>().unwrap().to_string(), name);
         }
     }
 
     #[test]
-    fn unknown_names_get_the_choices() {
+    fn errors_list_the_choices() {
         for name in ["mnist", "folder:", ""] {
             let message = name.parse::<DatasetSpec>().unwrap_err().to_string();
             assert!(message.contains(&format!("`{name}`")), "{message}");

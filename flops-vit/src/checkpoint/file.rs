@@ -1,0 +1,53 @@
+//! Files as bytes: read, checked, and their header sorted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
+
+use crate::error::CheckpointError;
+
+/// Reads a whole file.
+///
+/// # Errors
+/// [`CheckpointError::Read`].
+pub fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    std::fs::read(path).map_err(CheckpointError::Read)
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`CheckpointError::Read`] or [`CheckpointError::Json`].
+pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+    serde_json::from_slice(&read(path)?).map_err(|e| CheckpointError::Json(e.to_string()))
+}
+
+/// Checks that the bytes are a whole safetensors file.
+pub(super) fn check_intact(bytes: &[u8]) -> Result<(), CheckpointError> {
+    if bytes.is_empty() {
+        return Err(CheckpointError::Empty);
+    }
+    SafeTensors::deserialize(bytes).map(|_| ()).map_err(|e| CheckpointError::Malformed(e.to_string()))
+}
+
+/// Reads the metadata of a safetensors file.
+pub(super) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>, CheckpointError> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| CheckpointError::Malformed(e.to_string()))?;
+    Ok(header.metadata().clone().unwrap_or_default())
+}
+
+/// Sorts the entries of a safetensors file's header, so that the same model gives the same bytes.
+///
+/// The store writes its metadata in random order. The result is `None` where the header is
+/// malformed.
+pub(super) fn reproducible(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let (header, tensors) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+    let header: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header).ok()?;
+    let mut header = serde_json::to_vec(&header).ok()?;
+    // tensors start at a multiple of 8
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Some([&(header.len() as u64).to_le_bytes(), header.as_slice(), tensors].concat())
+}

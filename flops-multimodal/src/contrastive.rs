@@ -1,10 +1,17 @@
-//! The contrastive loss of image-text pairs (CLIP, Radford et al. 2021, arXiv 2103.00020), one query at a time.
+//! The contrastive loss of image-text pairs (CLIP, Radford et al. 2021, arXiv 2103.00020), one
+//! query at a time.
 //!
-//! With unit embeddings uᵢ of the images and vᵢ of the texts and similarities s_ik = e^τ uᵢ·v_k, the loss of a batch of B pairs is
-//! L = (1/2B) Σᵢ [lse_k s_ik − s_ii + lse_k s_ki − s_ii], lse the logarithm of the sum of exponentials. Pair j appears in every term of it,
-//! so its query loss is what L becomes when row j and column j alone are replaced: ℓ_j + B·(L′ − L), ℓ_j being pair j's own two terms. What L
-//! says of the other pairs is kept, for each pair k ≠ j the logarithm of its sum without j, so that a query costs its own B
-//! similarities each way and no more.
+//! Let uᵢ be the unit embeddings of the images, vᵢ those of the texts, and s_ik = e^τ uᵢ·v_k their
+//! similarities. The loss of a batch of B pairs is
+//!
+//! L = (1/2B) Σᵢ [lse_k s_ik − s_ii + lse_k s_ki − s_ii],
+//!
+//! with lse the logarithm of the sum of exponentials. Pair j appears in every term. Its query loss
+//! is therefore ℓ_j + B·(L′ − L). Here ℓ_j is pair j's own two terms, and L′ is the loss with only
+//! row j and column j replaced.
+//!
+//! The clean pass stores, for each pair k ≠ j, the lse of its row and of its column without entry
+//! j. A query then computes only its own B similarities in each direction.
 
 use std::sync::Arc;
 
@@ -12,14 +19,15 @@ use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use flops_core::Rows;
 
-/// Unit embeddings of pairs and the scale they are compared at: what an [`Alignment`](crate::Alignment) says.
+/// Unit embeddings of pairs, and the scale of their similarities: the output of an
+/// [`Alignment`](crate::Alignment).
 #[derive(Clone, Debug)]
 pub struct PairEmbeddings<B: Backend> {
-    /// Of the images, of length 1, `[rows, dim]`.
+    /// Embeddings of the images, of length 1, `[rows, dim]`.
     pub images: Tensor<B, 2>,
-    /// Of the texts, of length 1, `[rows, dim]`.
+    /// Embeddings of the texts, of length 1, `[rows, dim]`.
     pub texts: Tensor<B, 2>,
-    /// e^τ, one number, `[1]`.
+    /// e^τ, `[1]`.
     pub scale: Tensor<B, 1>,
 }
 
@@ -35,23 +43,25 @@ impl<B: Backend> Rows for PairEmbeddings<B> {
     }
 }
 
-/// What the clean pass said of a batch, as the query losses need it.
+/// What the query losses of a batch need from its clean pass.
 #[derive(Clone, Debug)]
-struct Clean<B: Backend> {
+struct CleanBatch<B: Backend> {
     images: Tensor<B, 2>,
     texts: Tensor<B, 2>,
-    /// lse of row i without its entry k, at `[k, i]`; and of column i.
-    rows_without: Tensor<B, 2>,
-    columns_without: Tensor<B, 2>,
-    /// lse of each whole row and column, `[1, pairs]`.
-    rows: Tensor<B, 2>,
-    columns: Tensor<B, 2>,
+    /// lse of row i without its entry k, at `[k, i]`.
+    row_lse_without: Tensor<B, 2>,
+    /// lse of column i without its entry k, at `[k, i]`.
+    column_lse_without: Tensor<B, 2>,
+    /// lse of each row, `[1, pairs]`.
+    row_lse: Tensor<B, 2>,
+    /// lse of each column, `[1, pairs]`.
+    column_lse: Tensor<B, 2>,
     derivatives: Derivatives<B>,
 }
 
-/// What the loss of the batch has as its derivatives in closed form.
+/// The derivatives of the batch's loss, in closed form.
 ///
-/// With P the softmax of the rows and Q that of the columns of s, ∂L/∂s = (P + Q − 2I)/2B.
+/// ∂L/∂s = (P + Q − 2I)/2B, with P the softmax of the rows of s and Q the softmax of its columns.
 #[derive(Clone, Debug)]
 pub(crate) struct Derivatives<B: Backend> {
     /// ∂L/∂u, `[pairs, dim]`.
@@ -62,23 +72,25 @@ pub(crate) struct Derivatives<B: Backend> {
     pub tau: Tensor<B, 1>,
 }
 
-/// The targets of pairs: which texts belong to which images needs no saying, it is the one in the same row.
+/// The targets of pairs. They need no labels: the text of an image is the one in the same row.
 ///
-/// Once [coupled](flops_core::ForwardModel::couple) they hold what the clean pass said of the whole batch.
+/// After [coupling](flops_core::ForwardModel::couple) they hold the clean outputs of the whole
+/// batch.
 #[derive(Clone, Debug)]
 pub struct Pairs<B: Backend> {
     /// Position of each row's pair in the batch.
     index: Vec<usize>,
-    clean: Option<Arc<Clean<B>>>,
+    clean: Option<Arc<CleanBatch<B>>>,
 }
 
 impl<B: Backend> Pairs<B> {
-    /// The targets of a batch of so many pairs.
+    /// The targets of a batch of `pairs` pairs.
+    #[must_use]
     pub fn new(pairs: usize) -> Self {
         Self { index: (0..pairs).collect(), clean: None }
     }
 
-    /// The derivatives of the whole batch, once it is coupled.
+    /// The derivatives of the whole batch, after coupling.
     pub(crate) fn derivatives(&self) -> Option<&Derivatives<B>> {
         self.clean.as_ref().map(|clean| &clean.derivatives)
     }
@@ -95,7 +107,7 @@ impl<B: Backend> Rows for Pairs<B> {
     }
 }
 
-/// Both cross-entropies of each pair, halved: ℓ_j of the rows as they are, whose mean is the batch's loss.
+/// ℓ_j of each pair: half the sum of its two cross-entropies. Their mean is the batch's loss.
 ///
 /// # Shapes
 /// - logits: `[pairs, pairs]`, images by texts
@@ -108,36 +120,36 @@ fn own_terms<B: Backend>(logits: Tensor<B, 2>) -> Tensor<B, 1> {
     (by_image + by_text).mul_scalar(-0.5).reshape([pairs])
 }
 
-/// log(eᵃ + eᵇ), neither of them overflowing.
-fn log_add<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
-    let top = a.clone().max_pair(b.clone());
-    top + (a - b).abs().neg().exp().log1p()
+/// log(eᵃ + eᵇ), without overflow.
+fn log_add_exp<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    let max = a.clone().max_pair(b.clone());
+    max + (a - b).abs().neg().exp().log1p()
 }
 
 /// Similarities of all images with all texts, `[images, texts]`, in f32.
-pub(crate) fn similarities<B: Backend>(said: &PairEmbeddings<B>) -> Tensor<B, 2> {
+pub(crate) fn similarities<B: Backend>(output: &PairEmbeddings<B>) -> Tensor<B, 2> {
     let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
-    let scale = said.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
-    full(&said.images).matmul(full(&said.texts).transpose()) * scale
+    let scale = output.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
+    full(&output.images).matmul(full(&output.texts).transpose()) * scale
 }
 
-/// The loss of each row; see the [module](self).
+/// The query loss of each row, see the [module](self); before coupling, its own terms ℓ_j.
 ///
 /// # Shapes
 /// - returns: `[rows]`
-pub(crate) fn losses<B: Backend>(said: PairEmbeddings<B>, target: Pairs<B>) -> Tensor<B, 1> {
-    let Some(clean) = target.clean else { return own_terms(similarities(&said)) };
-    let (rows, device) = (target.index.len(), said.images.device());
+pub(crate) fn losses<B: Backend>(output: PairEmbeddings<B>, target: Pairs<B>) -> Tensor<B, 1> {
+    let Some(clean) = target.clean else { return own_terms(similarities(&output)) };
+    let (rows, device) = (target.index.len(), output.images.device());
     let pairs = clean.images.dims()[0];
     let index: Vec<i32> = target.index.iter().map(|&i| i as i32).collect();
     let index = Tensor::<B, 1, Int>::from_data(TensorData::new(index, [rows]), &device);
-    let every = Tensor::<B, 1, Int>::arange(0..pairs as i64, &device).reshape([1, pairs]).expand([rows, pairs]);
-    let own = index.clone().reshape([rows, 1]).expand([rows, pairs]).equal(every);
+    let all = Tensor::<B, 1, Int>::arange(0..pairs as i64, &device).reshape([1, pairs]).expand([rows, pairs]);
+    let own = index.clone().reshape([rows, 1]).expand([rows, pairs]).equal(all);
     let own = own.float().cast(burn::tensor::DType::F32);
     let full = |x: Tensor<B, 2>| x.cast(burn::tensor::DType::F32);
-    let (images, texts) = (full(said.images), full(said.texts));
-    let scale = said.scale.cast(burn::tensor::DType::F32).reshape([1, 1]);
-    // the pair with itself is replaced on both sides at once
+    let (images, texts) = (full(output.images), full(output.texts));
+    let scale = output.scale.cast(burn::tensor::DType::F32).reshape([1, 1]);
+    // s_jj depends on both replaced embeddings
     let itself = (images.clone() * texts.clone()).sum_dim(1) * scale.clone();
     let others = own.clone().neg().add_scalar(1.0);
     let against = |x: Tensor<B, 2>, all: &Tensor<B, 2>| {
@@ -145,27 +157,28 @@ pub(crate) fn losses<B: Backend>(said: PairEmbeddings<B>, target: Pairs<B>) -> T
     };
     let (row, column) = (against(images, &clean.texts), against(texts, &clean.images));
     let lse = |x: Tensor<B, 2>| {
-        let top = x.clone().max_dim(1);
-        (x - top.clone()).exp().sum_dim(1).log() + top
+        let max = x.clone().max_dim(1);
+        (x - max.clone()).exp().sum_dim(1).log() + max
     };
-    // the terms of the others: row i has its entry j from column j of this query
-    let moved = |entries: Tensor<B, 2>, without: &Tensor<B, 2>, whole: &Tensor<B, 2>| {
-        let changed = log_add(without.clone().select(0, index.clone()), entries) - whole.clone();
+    // the terms of the other pairs: entry j of row i is entry i of this query's column j
+    let lse_change = |entries: Tensor<B, 2>, without: &Tensor<B, 2>, full: &Tensor<B, 2>| {
+        let changed = log_add_exp(without.clone().select(0, index.clone()), entries) - full.clone();
         (changed * others.clone()).sum_dim(1)
     };
-    let change = moved(column.clone(), &clean.rows_without, &clean.rows)
-        + moved(row.clone(), &clean.columns_without, &clean.columns);
+    let change = lse_change(column.clone(), &clean.row_lse_without, &clean.row_lse)
+        + lse_change(row.clone(), &clean.column_lse_without, &clean.column_lse);
     ((lse(row) + lse(column) - itself.mul_scalar(2.0) + change).mul_scalar(0.5)).reshape([rows])
 }
 
-/// The targets of a batch of which this was said.
-pub(crate) fn couple<B: Backend>(said: &PairEmbeddings<B>) -> Pairs<B> {
-    let logits = similarities(said);
-    let derivatives = derivatives(said, &logits);
+/// The coupled targets of a batch, from its clean output.
+pub(crate) fn couple<B: Backend>(output: &PairEmbeddings<B>) -> Pairs<B> {
+    let logits = similarities(output);
+    let derivatives = derivatives(output, &logits);
     let ([pairs, _], device) = (logits.dims(), logits.device());
     let values: Vec<f64> = logits.into_data().iter::<f64>().collect();
-    let sums = |entry: &dyn Fn(usize, usize) -> f64| {
-        let (mut whole, mut without) = (Vec::with_capacity(pairs), vec![0f32; pairs * pairs]);
+    // lse of each row of `entry`, and without each of its entries
+    let row_lses = |entry: &dyn Fn(usize, usize) -> f64| {
+        let (mut full, mut without) = (Vec::with_capacity(pairs), vec![0f32; pairs * pairs]);
         for i in 0..pairs {
             let terms: Vec<f64> = (0..pairs).map(|k| entry(i, k)).collect();
             let (top, largest) = terms
@@ -174,43 +187,43 @@ pub(crate) fn couple<B: Backend>(said: &PairEmbeddings<B>) -> Pairs<B> {
                 .enumerate()
                 .fold((0, f64::NEG_INFINITY), |a, (k, v)| if v > a.1 { (k, v) } else { a });
             let sum: f64 = terms.iter().map(|v| (v - largest).exp()).sum();
-            whole.push((sum.ln() + largest) as f32);
+            full.push((sum.ln() + largest) as f32);
             for (k, v) in terms.iter().enumerate() {
-                // what is left when the largest is taken away is too small a part of the sum to be found by subtraction
+                // without the largest term, subtraction would cancel
                 let rest = if k == top { lse_without(&terms, top) } else { (sum - (v - largest).exp()).ln() + largest };
                 without[k * pairs + i] = rest as f32;
             }
         }
-        let of =
+        let tensor =
             |values: Vec<f32>, shape: [usize; 2]| Tensor::<B, 2>::from_data(TensorData::new(values, shape), &device);
-        (of(whole, [1, pairs]), of(without, [pairs, pairs]))
+        (tensor(full, [1, pairs]), tensor(without, [pairs, pairs]))
     };
-    let (rows, rows_without) = sums(&|i, k| values[i * pairs + k]);
-    let (columns, columns_without) = sums(&|i, k| values[k * pairs + i]);
+    let (row_lse, row_lse_without) = row_lses(&|i, k| values[i * pairs + k]);
+    let (column_lse, column_lse_without) = row_lses(&|i, k| values[k * pairs + i]);
     let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
-    let (images, texts) = (full(&said.images), full(&said.texts));
-    let clean = Clean { images, texts, rows_without, columns_without, rows, columns, derivatives };
+    let (images, texts) = (full(&output.images), full(&output.texts));
+    let clean = CleanBatch { images, texts, row_lse_without, column_lse_without, row_lse, column_lse, derivatives };
     Pairs { index: (0..pairs).collect(), clean: Some(Arc::new(clean)) }
 }
 
-/// lse of all terms but one; of a batch of one pair nothing is left, and the smallest number stands for log 0.
+/// lse of all terms but one. A batch of one pair leaves no term, and −10³⁰ stands for log 0.
 fn lse_without(terms: &[f64], left_out: usize) -> f64 {
     let rest = || terms.iter().enumerate().filter(|(k, _)| *k != left_out).map(|(_, v)| *v);
     let largest = rest().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY { -1e30 } else { rest().map(|v| (v - largest).exp()).sum::<f64>().ln() + largest }
 }
 
-/// From the similarities of what was said.
-fn derivatives<B: Backend>(said: &PairEmbeddings<B>, logits: &Tensor<B, 2>) -> Derivatives<B> {
+/// The derivatives of the loss of a batch with these similarities.
+fn derivatives<B: Backend>(output: &PairEmbeddings<B>, logits: &Tensor<B, 2>) -> Derivatives<B> {
     let pairs = logits.dims()[0];
     let softmax = |x: Tensor<B, 2>| burn::tensor::activation::softmax(x, 1);
     let eye = Tensor::<B, 2>::eye(pairs, &logits.device());
     let by_text = softmax(logits.clone().transpose()).transpose();
     let g = (softmax(logits.clone()) + by_text - eye.mul_scalar(2.0)).div_scalar(2.0 * pairs as f64);
-    let scale = said.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
+    let scale = output.scale.clone().cast(burn::tensor::DType::F32).reshape([1, 1]);
     let full = |x: &Tensor<B, 2>| x.clone().cast(burn::tensor::DType::F32);
-    let images = g.clone().matmul(full(&said.texts)) * scale.clone();
-    let texts = g.clone().transpose().matmul(full(&said.images)) * scale;
+    let images = g.clone().matmul(full(&output.texts)) * scale.clone();
+    let texts = g.clone().transpose().matmul(full(&output.images)) * scale;
     // s is proportional to e^τ
     Derivatives { images, texts, tau: (g * logits.clone()).sum().reshape([1]) }
 }
@@ -234,7 +247,7 @@ mod tests {
         .collect()
     }
 
-    fn said<B: Backend>(images: &[f32], texts: &[f32], dim: usize, scale: f32) -> PairEmbeddings<B> {
+    fn embeddings<B: Backend>(images: &[f32], texts: &[f32], dim: usize, scale: f32) -> PairEmbeddings<B> {
         let device = Default::default();
         let of = |v: &[f32]| Tensor::from_data(TensorData::new(v.to_vec(), [v.len() / dim, dim]), &device);
         PairEmbeddings { images: of(images), texts: of(texts), scale: Tensor::from_data([scale], &device) }
@@ -244,7 +257,7 @@ mod tests {
         x.into_data().iter::<f32>().collect()
     }
 
-    /// L of the batch, straight from its definition, in f64.
+    /// L of the batch by its definition, in f64.
     fn batch_loss(images: &[f32], texts: &[f32], dim: usize, scale: f32) -> f64 {
         let pairs = images.len() / dim;
         let s = |i: usize, k: usize| {
@@ -262,13 +275,13 @@ mod tests {
     }
 
     #[test]
-    fn a_query_loss_is_what_the_batch_s_loss_becomes() {
+    fn query_losses_match_the_definition() {
         let dim = 6;
-        // from a flat softmax to one that a single pair rules
+        // from a flat softmax to one that a single pair dominates
         for (seed, (pairs, scale)) in [(5, 1.0), (12, 14.0), (3, 100.0), (2, 10.0), (1, 10.0)].into_iter().enumerate() {
             let mut rng = StdRng::seed_from_u64(seed as u64);
             let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
-            let clean = said::<B>(&images, &texts, dim, scale);
+            let clean = embeddings::<B>(&images, &texts, dim, scale);
             let own = values(losses(clean.clone(), Pairs::new(pairs)));
             let loss = batch_loss(&images, &texts, dim, scale);
             let mean = own.iter().sum::<f32>() as f64 / pairs as f64;
@@ -278,10 +291,10 @@ mod tests {
             for (a, b) in own.iter().zip(&again) {
                 assert!((a - b).abs() < 2e-5 * (1.0 + a.abs()), "unperturbed: {a} and {b}");
             }
-            // three queries of each pair, rows in any order
+            // three queries of each pair, in another order
             let index: Vec<usize> = (0..3 * pairs).map(|i| (i * 7) % pairs).collect();
             let (u, v) = (unit(index.len(), dim, &mut rng), unit(index.len(), dim, &mut rng));
-            let got = values(losses(said::<B>(&u, &v, dim, scale), target.rows(&index)));
+            let got = values(losses(embeddings::<B>(&u, &v, dim, scale), target.rows(&index)));
             for (row, &j) in index.iter().enumerate() {
                 let (mut images, mut texts) = (images.clone(), texts.clone());
                 images[j * dim..(j + 1) * dim].copy_from_slice(&u[row * dim..(row + 1) * dim]);
@@ -295,18 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn the_derivatives_are_autodiff_s() {
+    fn derivatives_match_autodiff() {
         let (pairs, dim, tau) = (7, 5, 1.7f32);
         let mut rng = StdRng::seed_from_u64(1);
         let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
         type A = Autodiff<Flex>;
-        let mut with_graph = said::<A>(&images, &texts, dim, 1.0);
+        let mut with_graph = embeddings::<A>(&images, &texts, dim, 1.0);
         with_graph.images = with_graph.images.require_grad();
         with_graph.texts = with_graph.texts.require_grad();
         let parameter = Tensor::<A, 1>::from_data([tau], &Default::default()).require_grad();
         with_graph.scale = parameter.clone().exp();
         let gradients = losses(with_graph.clone(), Pairs::new(pairs)).mean().backward();
-        let target = couple(&said::<B>(&images, &texts, dim, tau.exp()));
+        let target = couple(&embeddings::<B>(&images, &texts, dim, tau.exp()));
         let Derivatives { images: u, texts: v, tau: t } = target.derivatives().unwrap().clone();
         let close = |got: Vec<f32>, expected: Vec<f32>| {
             for (a, b) in got.iter().zip(&expected) {
@@ -318,16 +331,17 @@ mod tests {
         close(values(t), values(parameter.grad(&gradients).unwrap()));
     }
 
-    /// Exact to first order, where the pair's own two terms alone are not: the others' terms have it as a negative.
+    /// The gradient of a query loss at the clean output is B times the batch's. Without the other
+    /// pairs' terms, where pair j is a negative, it is not.
     #[test]
-    fn the_gradient_of_a_query_loss_is_the_batch_s() {
+    fn query_loss_gradients_match_the_batch() {
         let (pairs, dim, scale) = (9, 4, 5.0);
         let mut rng = StdRng::seed_from_u64(4);
         let (images, texts) = (unit(pairs, dim, &mut rng), unit(pairs, dim, &mut rng));
         type A = Autodiff<Flex>;
-        let clean = said::<A>(&images, &texts, dim, scale);
+        let clean = embeddings::<A>(&images, &texts, dim, scale);
         let target = couple(&clean);
-        let plain = couple(&said::<B>(&images, &texts, dim, scale));
+        let plain = couple(&embeddings::<B>(&images, &texts, dim, scale));
         let Derivatives { images: u, texts: v, .. } = plain.derivatives().unwrap().clone();
         let expected = [values(u), values(v)].map(|g| g.iter().map(|x| x * pairs as f32).collect::<Vec<_>>());
         let all: Vec<usize> = (0..pairs).collect();
@@ -335,10 +349,10 @@ mod tests {
             let mut query = clean.clone();
             query.images = query.images.detach().require_grad();
             query.texts = query.texts.detach().require_grad();
-            // each row is a query of its own; alone, a pair sees the others as they were
+            // each row is a query; the other pairs stay at their clean values
             let loss = match target {
                 Some(target) => losses(query.clone(), target.rows(&all)),
-                // ℓ_j alone: row and column j replaced, and nothing of the terms of the others
+                // ℓ_j alone: row and column j replaced, without the terms of the other pairs
                 None => {
                     let eye = Tensor::<A, 2>::eye(pairs, &query.images.device());
                     let others = eye.clone().neg().add_scalar(1.0);
@@ -360,6 +374,6 @@ mod tests {
         };
         let (exact, own) = (distance(gradients(Some(target))), distance(gradients(None)));
         assert!(exact < 1e-4, "off by {exact}");
-        assert!(own > 0.1, "own terms alone are off by {own} only");
+        assert!(own > 0.1, "own terms alone are off by only {own}");
     }
 }

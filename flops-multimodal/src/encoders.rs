@@ -1,11 +1,11 @@
-//! Frozen encoders: images and texts to features, whatever tower stands behind them.
+//! Frozen encoders: images and texts to features, with any of the towers.
 
 use burn::prelude::*;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use flops_core::Probe;
 use flops_vit::checkpoint::tensors::json;
-use flops_vit::checkpoint::{self as vit, Source};
+use flops_vit::checkpoint::{self as vit, Pretrained, Source};
 use flops_vit::{Normalization, ViT};
 use serde::Deserialize;
 
@@ -14,23 +14,23 @@ use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
 use crate::towers::{Bert, Clip};
 
-/// Rows of a pass.
-const ROWS: usize = 64;
-/// The longest text, in tokens, where the tower allows it.
+/// Largest number of rows in a forward pass.
+const MAX_ROWS: usize = 64;
+/// The longest text, in tokens, if the tower has as many positions.
 const MAX_TOKENS: usize = 256;
 
-/// What kind of model a folder holds.
+/// The part of `config.json` that tells the kind of model.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(default)]
     model_type: String,
 }
 
-/// Whether `config.json` of the place says that it is a CLIP model.
+/// Whether the `config.json` of a source describes a CLIP model.
 fn is_clip(source: &Source) -> Result<bool, MultimodalError> {
     let path = source.resolve()?;
     let kind = json::<Kind>(&path.join("config.json"));
-    // other files are looked at by whoever opens them, who can say what is wrong
+    // an unreadable file is reported by the loader that opens it next
     Ok(kind.is_ok_and(|kind| kind.model_type == "clip"))
 }
 
@@ -40,7 +40,10 @@ enum ImageTower<B: Backend> {
     Clip(Box<Clip<B>>),
 }
 
-/// A frozen image encoder: a ViT's class token beside the mean of its patch tokens, or CLIP's vision tower with its projection.
+/// A frozen image encoder: a ViT or CLIP's image tower.
+///
+/// The features of a ViT are its class token, if it has one, and the mean of its patch tokens,
+/// concatenated. Those of CLIP are the projected class token.
 #[derive(Clone, Debug)]
 pub struct ImageEncoder<B: Backend> {
     tower: ImageTower<B>,
@@ -49,23 +52,22 @@ pub struct ImageEncoder<B: Backend> {
 }
 
 impl<B: Backend> ImageEncoder<B> {
-    /// The checkpoint shipped with `flops-vit`, `vit_micro_patch4_32`.
+    /// The ViT shipped with `flops-vit`, `vit_micro_patch4_32`.
     ///
     /// # Errors
-    /// Where the file in that crate is damaged.
+    /// If the file in that crate is damaged.
     pub fn shipped(device: &B::Device) -> Result<Self, MultimodalError> {
-        let (model, card) = vit::pretrained(device)?;
-        Ok(Self::of_vit(model, card.normalization, card.config.img_size))
+        Ok(Self::from_vit(vit::pretrained(device)?))
     }
 
-    /// A ViT of any of the forms that [`flops_vit::checkpoint::open`] reads, or a folder of `CLIPModel`.
+    /// Loads a ViT in any format that [`flops_vit::checkpoint::open`] reads, or a folder of
+    /// `CLIPModel`.
     ///
     /// # Errors
-    /// Where it cannot be loaded.
+    /// If it cannot be loaded.
     pub fn open(source: &Source, device: &B::Device) -> Result<Self, MultimodalError> {
         if !is_clip(source)? {
-            let opened = vit::open(source, device)?;
-            return Ok(Self::of_vit(opened.model, opened.card.normalization, opened.card.config.img_size));
+            return Ok(Self::from_vit(vit::open(source, device)?.pretrained));
         }
         let opened = clip::open(source, device)?;
         Ok(Self {
@@ -75,23 +77,24 @@ impl<B: Backend> ImageEncoder<B> {
         })
     }
 
-    fn of_vit(model: ViT<B>, normalization: Normalization, img_size: usize) -> Self {
+    fn from_vit(Pretrained { model, card }: Pretrained<B>) -> Self {
+        let (normalization, img_size) = (card.normalization, card.config.img_size);
         Self { tower: ImageTower::ViT(Box::new(model)), normalization, img_size }
     }
 
-    /// Features of images in [0, 1]; those of another size are resized bilinearly.
+    /// Features of images. Images of another size are resized bilinearly.
     ///
     /// # Shapes
-    /// - images: `[rows, 3, height, width]`, at least one row
+    /// - images: `[rows, 3, height, width]`, in [0, 1], at least one row
     /// - returns: `[rows, features]`
     ///
     /// # Panics
-    /// Where there is no row.
+    /// If there is no row.
     pub fn encode(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
         let [rows, _, height, width] = images.dims();
         let device = images.device();
-        let chunks = (0..rows).step_by(ROWS).map(|start| {
-            let mut x = images.clone().narrow(0, start, ROWS.min(rows - start));
+        let chunks = (0..rows).step_by(MAX_ROWS).map(|start| {
+            let mut x = images.clone().narrow(0, start, MAX_ROWS.min(rows - start));
             if (height, width) != (self.img_size, self.img_size) {
                 let options = InterpolateOptions::new(InterpolateMode::Bilinear);
                 x = interpolate(x, [self.img_size; 2], options);
@@ -126,7 +129,8 @@ enum TextTower<B: Backend> {
     Clip(Box<Clip<B>>),
 }
 
-/// A frozen text encoder with its tokenizer: BERT's sentence embedding of length 1, or CLIP's text tower with its projection.
+/// A frozen text encoder with its tokenizer: BERT's sentence embedding of length 1, or CLIP's
+/// projected text embedding.
 #[derive(Clone, Debug)]
 pub struct TextEncoder<B: Backend> {
     tower: TextTower<B>,
@@ -135,25 +139,28 @@ pub struct TextEncoder<B: Backend> {
 }
 
 impl<B: Backend> TextEncoder<B> {
-    /// The small BERT shipped with this crate, which knows the words of [`scenes`](crate::data::scenes) and no others; pretrained on paraphrases of
-    /// their captions with `examples/text_pretrain.rs`.
+    /// The small BERT shipped with this crate. Its vocabulary is the words of
+    /// [`scenes`](crate::data::scenes).
+    ///
+    /// It was pretrained on paraphrases of their captions with `examples/text_pretrain.rs`.
     ///
     /// # Errors
-    /// Where the files in the crate are damaged.
+    /// If the files in the crate are damaged.
     pub fn shipped(device: &B::Device) -> Result<Self, MultimodalError> {
         let config = include_bytes!("../weights/scenes_text/config.json");
         let weights = include_bytes!("../weights/scenes_text/model.safetensors");
         let tokenizer = include_bytes!("../weights/scenes_text/tokenizer.json");
-        Self::of_bert(bert::from_bytes(config, weights, Some(tokenizer), device)?)
+        Self::from_bert(bert::from_bytes(config, weights, Some(tokenizer), device)?)
     }
 
-    /// A folder of a BERT sentence encoder, as all-MiniLM-L6-v2, or of `CLIPModel`, with its `tokenizer.json`.
+    /// Loads a folder of a BERT sentence encoder such as all-MiniLM-L6-v2, or of `CLIPModel`, with
+    /// its `tokenizer.json`.
     ///
     /// # Errors
-    /// Where it cannot be loaded, or has no tokenizer.
+    /// If it cannot be loaded, or has no tokenizer.
     pub fn open(source: &Source, device: &B::Device) -> Result<Self, MultimodalError> {
         if !is_clip(source)? {
-            return Self::of_bert(bert::open(source, device)?);
+            return Self::from_bert(bert::open(source, device)?);
         }
         let opened = clip::open(source, device)?;
         Ok(Self {
@@ -163,7 +170,7 @@ impl<B: Backend> TextEncoder<B> {
         })
     }
 
-    fn of_bert(opened: bert::Opened<B>) -> Result<Self, MultimodalError> {
+    fn from_bert(opened: bert::Opened<B>) -> Result<Self, MultimodalError> {
         Ok(Self {
             max_tokens: opened.config.context_length.min(MAX_TOKENS),
             tower: TextTower::Bert(Box::new(opened.model)),
@@ -171,13 +178,16 @@ impl<B: Backend> TextEncoder<B> {
         })
     }
 
-    /// Features of texts, `[texts, features]`.
+    /// Features of texts.
+    ///
+    /// # Shapes
+    /// - returns: `[texts, features]`
     ///
     /// # Errors
-    /// Where there is no text, or one cannot be cut into tokens.
+    /// If there is no text, or one cannot be tokenized.
     pub fn encode(&self, texts: &[impl AsRef<str>]) -> Result<Tensor<B, 2>, MultimodalError> {
         let mut parts = vec![];
-        for texts in texts.chunks(ROWS) {
+        for texts in texts.chunks(MAX_ROWS) {
             let tokens = self.tokenizer.encode(texts, self.max_tokens)?;
             parts.push(match &self.tower {
                 TextTower::Bert(model) => model.encode(&tokens, &mut Probe::clean())?,
@@ -187,7 +197,7 @@ impl<B: Backend> TextEncoder<B> {
         if parts.is_empty() { Err(MultimodalError::NoTexts) } else { Ok(Tensor::cat(parts, 0)) }
     }
 
-    /// The BERT behind it, if it is one, for soft contexts between its words.
+    /// The BERT of the encoder, if it has one; it takes soft contexts among its token embeddings.
     pub(crate) fn bert(&self) -> Option<&Bert<B>> {
         match &self.tower {
             TextTower::Bert(model) => Some(model),
@@ -195,6 +205,7 @@ impl<B: Backend> TextEncoder<B> {
         }
     }
 
+    /// The tokenizer, and the largest number of tokens of a text.
     pub(crate) fn tokenizer(&self) -> (&TextTokenizer, usize) {
         (&self.tokenizer, self.max_tokens)
     }

@@ -1,13 +1,14 @@
-//! What can go wrong with encoders, alignments, prompts and their files; black boxes have [errors of their own](crate::blackbox::BlackBoxError).
+//! Errors of encoders, alignments, prompts and their files. Black boxes have [errors of their
+//! own](crate::blackbox::BlackBoxError).
 
 use crate::blackbox::BlackBoxError;
 use flops_vit::error::{CheckpointError, VitError};
 
-/// The errors of towers, tokenizers and checkpoints of text and image models.
+/// An error of an encoder, an alignment, a prompt, a tokenizer or a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MultimodalError {
-    /// What `flops-vit` says of a source of weights or a folder of them.
+    /// An error of `flops-vit` about a source or a folder of weights.
     #[error(transparent)]
     Vit(#[from] VitError),
     /// A checkpoint that cannot be loaded.
@@ -18,7 +19,7 @@ pub enum MultimodalError {
         /// What is wrong with it.
         why: CheckpointError,
     },
-    /// A checkpoint that cannot be written.
+    /// A model that cannot be saved as it is.
     #[error("cannot write {}: {why}", path.display())]
     Save {
         /// The file or folder.
@@ -26,7 +27,10 @@ pub enum MultimodalError {
         /// What went wrong.
         why: String,
     },
-    /// Sizes that do not fit together.
+    /// A file cannot be written; the message names it and a remedy.
+    #[error(transparent)]
+    Write(std::io::Error),
+    /// A size that is invalid, or does not match another.
     #[error("invalid configuration: {field} = {value}; {remedy}")]
     Config {
         /// The size at fault.
@@ -46,60 +50,62 @@ pub enum MultimodalError {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// What a black box says.
+    /// An error of a black box.
     #[error(transparent)]
     BlackBox(#[from] BlackBoxError),
-    /// A text encoder without the tokenizer that belongs to it.
-    #[error("the text encoder has no tokenizer.json; put the one that belongs to it into its folder")]
+    /// A text encoder without its tokenizer.
+    #[error("the text encoder has no tokenizer.json; put its tokenizer.json into its folder")]
     NoTokenizer,
-    /// A `tokenizer.json` that cannot be used, or a text that it cannot cut up.
+    /// An invalid `tokenizer.json`, or a text that it cannot tokenize.
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
-    /// No text where at least one is asked for.
+    /// No texts where at least one is required.
     #[error("there are no texts to encode; give at least one")]
     NoTexts,
-    /// A text of which the tokenizer makes no token.
-    #[error("text {row} gives no token; leave it out, or use a tokenizer that adds special tokens")]
+    /// A text that the tokenizer turns into no token.
+    #[error("text {row} has no token; leave it out, or use a tokenizer that adds special tokens")]
     NoTokens {
         /// Its index, from 0.
         row: usize,
     },
-    /// A length that leaves no room for a token.
-    #[error("texts cannot be cut to {max_length} tokens; choose at least 1")]
+    /// A maximum length of 0 tokens.
+    #[error("texts cannot be truncated to {max_length} tokens; choose at least 1")]
     MaxLength {
-        /// The length asked for.
+        /// The maximum length.
         max_length: usize,
     },
-    /// Token ids that are no table: rows of different lengths, or a mask of another shape.
-    #[error("row {row} has {ids} ids and {mask} values of the mask, expected {expected} of each; pad the rows first")]
+    /// Rows of token ids that differ in length, or a mask of another shape.
+    #[error("row {row} has {ids} ids and {mask} mask values, expected {expected} of each; pad the rows first")]
     Ragged {
         /// The row at fault, from 0.
         row: usize,
-        /// Its ids.
+        /// The number of its ids.
         ids: usize,
-        /// The values of its mask.
+        /// The number of its mask values.
         mask: usize,
         /// The length of the first row.
         expected: usize,
     },
-    /// A mask that says something else than yes and no.
-    #[error("row {row} of the mask has the value {value}; a mask is 1 at a token and 0 at padding")]
+    /// A mask with a value other than 0 and 1.
+    #[error("row {row} of the mask has the value {value}; use 1 for a token and 0 for padding")]
     Mask {
         /// The row at fault, from 0.
         row: usize,
         /// The value.
         value: i64,
     },
-    /// A text longer than the tower has positions.
-    #[error("{tokens} tokens are more than the {context_length} positions of the tower; cut the texts to that length")]
+    /// A text with more tokens than the tower has positions.
+    #[error(
+        "{tokens} tokens are more than the {context_length} positions of the tower; truncate the texts to that length"
+    )]
     TooLong {
         /// Tokens of the text.
         tokens: usize,
         /// Positions of the tower.
         context_length: usize,
     },
-    /// A token that the tower does not have.
-    #[error("token {id} is not in the tower's vocabulary of {vocab_size}; use the tokenizer that belongs to it")]
+    /// A token outside the vocabulary of the tower.
+    #[error("token {id} is not in the tower's vocabulary of {vocab_size}; use the tower's own tokenizer")]
     UnknownToken {
         /// The id.
         id: i64,

@@ -1,15 +1,28 @@
-//! Text and images without a backward pass: frozen encoders brought into one space, and prompts for black boxes.
+//! Text and images without a backward pass: alignment of frozen encoders, and prompts for black
+//! boxes.
 //!
-//! In the words of the paper: prior black box ϕ₁ → target φ(·;θ) → later black box ϕ₂ → loss; only θ is trained, only by forward queries.
+//! In the terms of the paper: prior black box ϕ₁ → target φ(·;θ) → later black box ϕ₂ → loss. Only
+//! θ is trained, and only by forward queries.
 //!
-//! - [`towers`]: image and text towers with one embedding space ([`Clip`]) and a sentence encoder ([`Bert`]), every layer called through the
-//!   [`Probe`](flops_core::Probe); [`tokenizer`]: texts to their tokens; [`checkpoint`]: the import of published models; [`encoders`]: any of
-//!   them, or a ViT, as something that gives features.
-//! - [`alignment`]: projections behind two frozen encoders, trained on the [`contrastive`] loss of image-text pairs; [`retrieval`]: recall, and
-//!   zero-shot classification by captions.
-//! - [`blackbox`]: a model that can only be asked, in process or over HTTP, with a cap on its queries and a journal of its answers;
-//!   [`prompt`]: what it is shown and told, learned from its scores; [`classifier`]: what such a box can have inside.
-//! - [`data`]: made-up scenes with captions, so that all of it runs offline.
+//! Encoders:
+//! - [`towers`]: image and text towers that share an embedding space ([`Clip`]), and a sentence
+//!   encoder ([`Bert`]). Every layer is called through the [`Probe`](flops_core::Probe).
+//! - [`tokenizer`]: texts to tokens.
+//! - [`checkpoint`]: import of published models.
+//! - [`encoders`]: one interface to features, over any of these towers or a ViT.
+//!
+//! Alignment:
+//! - [`alignment`]: projections behind two frozen encoders, trained on the [`contrastive`] loss of
+//!   image-text pairs.
+//! - [`retrieval`]: recall, and zero-shot classification by captions.
+//!
+//! Black boxes:
+//! - [`blackbox`]: a model that only answers queries, in this process or over HTTP, with a cap on
+//!   its queries and a journal of its answers.
+//! - [`prompt`]: the input of a black box, learned from its scores.
+//! - [`classifier`]: a zero-shot classifier, for use as a black box.
+//!
+//! [`data`] holds synthetic scenes with captions, so that all of this runs offline.
 #![deny(missing_docs)]
 
 pub mod alignment;
@@ -26,12 +39,12 @@ pub mod tokenizer;
 pub mod towers;
 
 pub use alignment::{Alignment, AlignmentConfig, Projection};
-pub use blackbox::{BlackBox, BlackBoxError, HttpBlackBox, HttpConfig, Metered};
+pub use blackbox::{BlackBox, BlackBoxClient, BlackBoxError, HttpBlackBox, HttpConfig, Metered};
 pub use classifier::Classifier;
 pub use contrastive::{PairEmbeddings, Pairs};
 pub use encoders::{ImageEncoder, TextEncoder};
 pub use error::MultimodalError;
-pub use prompt::{Asked, TextPrompt, VisualPrompt};
+pub use prompt::{TextPrompt, VisualPrompt};
 pub use retrieval::{Recall, class_embeddings, zero_shot_accuracy};
 pub use tokenizer::{TextTokenizer, Tokens};
 pub use towers::{Bert, BertConfig, Clip, ClipConfig};

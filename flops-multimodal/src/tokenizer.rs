@@ -1,4 +1,4 @@
-//! Texts to token ids, by the `tokenizer.json` that belongs to a tower.
+//! Texts to token ids, by the `tokenizer.json` of a tower.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::MultimodalError;
 
-/// Token ids of some texts, padded to the longest, and which of them are no padding.
+/// Token ids of texts, padded to the longest, and the mask of the padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     ids: Vec<Vec<i64>>,
@@ -18,10 +18,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Rows of token ids, and a mask of the same shape: 1 at a token, 0 at padding, wherever that is.
+    /// Tokens from rows of ids and a mask of the same shape: 1 at a token, 0 at padding, in any
+    /// position.
     ///
     /// # Errors
-    /// Where there is no row or no token, the rows are not of one length, or the mask is of other values.
+    /// If there is no row or no token, the rows differ in length, or the mask has another value.
     pub fn new(ids: Vec<Vec<i64>>, mask: Vec<Vec<i64>>) -> Result<Self, MultimodalError> {
         let width = ids.first().ok_or(MultimodalError::NoTexts)?.len();
         if width == 0 {
@@ -51,7 +52,7 @@ impl Tokens {
         &self.mask
     }
 
-    /// Number of texts and, of each, of tokens with padding: `[rows, tokens]`.
+    /// Number of texts, and of tokens of each, padding included: `[rows, tokens]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.ids.len(), self.width]
     }
@@ -70,7 +71,7 @@ impl Tokens {
         Tensor::from_data(TensorData::new(values.concat(), self.dims()), device)
     }
 
-    /// Whether a tower of that many positions and tokens can read them.
+    /// Checks the tokens against a tower's number of positions and vocabulary.
     pub(crate) fn check(&self, context_length: usize, vocab_size: usize) -> Result<(), MultimodalError> {
         if self.width > context_length {
             return Err(MultimodalError::TooLong { tokens: self.width, context_length });
@@ -82,10 +83,11 @@ impl Tokens {
     }
 }
 
-/// Cuts texts into the tokens of a tower.
+/// Turns texts into the tokens of a tower.
 ///
-/// The lengths that a `tokenizer.json` asks for are not followed (that of all-MiniLM-L6-v2 pads everything to 128): texts are padded to the
-/// longest of their batch, and cut where the caller says.
+/// Texts are padded to the longest of their batch, and truncated to the caller's length. The
+/// lengths in `tokenizer.json` are ignored; the file of all-MiniLM-L6-v2 would pad every text to
+/// 128 tokens.
 #[derive(Clone, Debug)]
 pub struct TextTokenizer {
     inner: Tokenizer,
@@ -93,28 +95,29 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// The tokenizer of a `tokenizer.json`.
+    /// The tokenizer of the contents of a `tokenizer.json`.
     ///
-    /// Its padding token is the one the file names, else `[PAD]`, `<pad>` or `<|endoftext|>`, else token 0.
+    /// Its padding token is the one that the file names, else `[PAD]`, `<pad>` or `<|endoftext|>`,
+    /// else token 0.
     ///
     /// # Errors
-    /// [`MultimodalError::Tokenizer`] where the file is no such description.
+    /// [`MultimodalError::Tokenizer`] if `json` is not a valid `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, MultimodalError> {
         let inner = Tokenizer::from_bytes(json).map_err(|e| MultimodalError::Tokenizer(e.to_string()))?;
-        Self::of(inner)
+        Self::from_inner(inner)
     }
 
-    /// The same from a file.
+    /// The tokenizer of a `tokenizer.json` file.
     ///
     /// # Errors
-    /// [`MultimodalError::Checkpoint`] where the file cannot be read or understood.
+    /// [`MultimodalError::Checkpoint`] if the file cannot be read or is invalid.
     pub fn from_file(path: &Path) -> Result<Self, MultimodalError> {
         let failed = |why| MultimodalError::Checkpoint { path: path.display().to_string(), why };
         let json = read(path).map_err(failed)?;
         Self::from_bytes(&json).map_err(|e| failed(CheckpointError::Json(e.to_string())))
     }
 
-    fn of(mut inner: Tokenizer) -> Result<Self, MultimodalError> {
+    fn from_inner(mut inner: Tokenizer) -> Result<Self, MultimodalError> {
         let named = ["[PAD]", "<pad>", "<|endoftext|>"].into_iter().find_map(|token| inner.token_to_id(token));
         let pad_id = inner.get_padding().map(|padding| padding.pad_id).or(named).unwrap_or(0).into();
         inner.with_padding(None);
@@ -122,7 +125,8 @@ impl TextTokenizer {
         Ok(Self { inner, pad_id })
     }
 
-    /// Pads with another token.
+    /// Sets the token that texts are padded with.
+    #[must_use]
     pub fn with_pad_id(mut self, pad_id: i64) -> Self {
         self.pad_id = pad_id;
         self
@@ -133,7 +137,7 @@ impl TextTokenizer {
         self.pad_id
     }
 
-    /// The id of a token by its name, as `[CLS]`.
+    /// The id of a token by its name, such as `[CLS]`.
     pub fn id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
@@ -143,34 +147,35 @@ impl TextTokenizer {
         u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
     }
 
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The description as `tokenizer.json`, without lengths.
+    /// The contents of a `tokenizer.json`, without lengths.
     ///
     /// # Errors
-    /// [`MultimodalError::Tokenizer`] where it cannot be written down.
+    /// [`MultimodalError::Tokenizer`] if the tokenizer cannot be serialised.
     pub fn to_json(&self) -> Result<String, MultimodalError> {
         self.inner.to_string(false).map_err(|e| MultimodalError::Tokenizer(e.to_string()))
     }
 
-    /// The tokens of texts with the special ones, at most `max_length` of each; of a text that is cut the special token at its end stays.
+    /// The tokens of texts with special tokens, at most `max_length` of each. A truncated text
+    /// keeps the special token at its end.
     ///
     /// # Errors
-    /// Where there is no text, a text gives no token, `max_length` is 0, or the tokenizer fails.
+    /// If there is no text, a text has no token, `max_length` is 0, or the tokenizer fails.
     pub fn encode(&self, texts: &[impl AsRef<str>], max_length: usize) -> Result<Tokens, MultimodalError> {
         if max_length == 0 {
             return Err(MultimodalError::MaxLength { max_length });
         }
         let mut ids = vec![];
         for (row, text) in texts.iter().enumerate() {
-            let found = self.inner.encode_fast(text.as_ref(), true);
-            let found = found.map_err(|e| MultimodalError::Tokenizer(format!("text {row}: {e}")))?;
-            let mut tokens: Vec<i64> = found.get_ids().iter().map(|&id| id.into()).collect();
+            let encoding = self.inner.encode_fast(text.as_ref(), true);
+            let encoding = encoding.map_err(|e| MultimodalError::Tokenizer(format!("text {row}: {e}")))?;
+            let mut tokens: Vec<i64> = encoding.get_ids().iter().map(|&id| id.into()).collect();
             let last = tokens.last().copied().ok_or(MultimodalError::NoTokens { row })?;
-            let special = found.get_special_tokens_mask().last() == Some(&1);
+            let special = encoding.get_special_tokens_mask().last() == Some(&1);
             if tokens.len() > max_length {
                 tokens.truncate(max_length);
                 if special {
@@ -193,7 +198,8 @@ impl TextTokenizer {
 pub(crate) mod tests {
     use super::*;
 
-    /// A vocabulary of whole words, special tokens as BERT's, and the fixed lengths that all-MiniLM-L6-v2's file asks for.
+    /// A vocabulary of whole words, with BERT's special tokens, and with fixed lengths as in
+    /// all-MiniLM-L6-v2's file.
     pub(crate) const JSON: &str = r###"{
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
@@ -221,7 +227,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn texts_are_padded_to_the_longest_and_not_to_what_the_file_says() {
+    fn texts_are_padded_to_the_longest_not_to_the_length_in_the_file() {
         let tokens = tokenizer().encode(&["a small dog runs", "A cat"], 32).unwrap();
         assert_eq!(tokens.ids(), [[2, 4, 5, 6, 7, 3], [2, 4, 1, 3, 0, 0]]);
         assert_eq!(tokens.mask(), [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]);
@@ -232,7 +238,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_text_that_is_cut_keeps_its_end() {
+    fn a_truncated_text_keeps_its_end_token() {
         let ids = |max_length| tokenizer().encode(&["a small dog runs"], max_length).unwrap().ids()[0].clone();
         assert_eq!(ids(6), [2, 4, 5, 6, 7, 3]);
         assert_eq!(ids(5), [2, 4, 5, 6, 3]);
@@ -241,7 +247,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_encoded_is_an_error() {
+    fn invalid_texts_and_files_are_errors() {
         let none: [&str; 0] = [];
         assert!(matches!(tokenizer().encode(&none, 8), Err(MultimodalError::NoTexts)));
         assert!(matches!(tokenizer().encode(&["a"], 0), Err(MultimodalError::MaxLength { max_length: 0 })));
@@ -257,10 +263,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn rows_that_are_no_table_are_an_error() {
+    fn ragged_rows_and_masks_are_errors() {
         let error = |ids: Vec<Vec<i64>>, mask: Vec<Vec<i64>>| Tokens::new(ids, mask).unwrap_err().to_string();
         assert!(error(vec![vec![1, 2], vec![1]], vec![vec![1, 1], vec![1]]).contains("row 1 has 1 ids"));
-        assert!(error(vec![vec![1, 2]], vec![vec![1]]).contains("1 values of the mask"));
+        assert!(error(vec![vec![1, 2]], vec![vec![1]]).contains("1 mask values"));
         assert!(error(vec![vec![1]], vec![]).contains("row 0"));
         assert!(error(vec![vec![1]], vec![vec![2]]).contains("value 2"));
         assert!(error(vec![vec![]], vec![vec![]]).contains("no token"));

@@ -1,8 +1,8 @@
-//! What can go wrong with a black box, each kind with the offending value and the remedy.
+//! Errors of black boxes, each with the value at fault and the remedy.
 
 use std::path::PathBuf;
 
-/// The errors of black boxes.
+/// An error of a black box.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlackBoxError {
@@ -16,7 +16,7 @@ pub enum BlackBoxError {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// A description of a box that contradicts itself.
+    /// An invalid description of a black box.
     #[error("the black box describes itself as {name} = {value}; {remedy}")]
     Info {
         /// The field at fault.
@@ -26,16 +26,16 @@ pub enum BlackBoxError {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// A query the box cannot take. Nothing was sent.
+    /// A query with the wrong number of values. Nothing was sent.
     #[error("query {row}: {what} has {got} values where {expected} are expected; {remedy}")]
     QueryLength {
         /// Position of the query.
         row: usize,
         /// `image` or `context`.
         what: &'static str,
-        /// Its length.
+        /// Its number of values.
         got: usize,
-        /// The lengths the box takes.
+        /// The lengths that the black box takes.
         expected: String,
         /// What to do about it.
         remedy: &'static str,
@@ -47,7 +47,7 @@ pub enum BlackBoxError {
         row: usize,
         /// `image` or `context`.
         what: &'static str,
-        /// Position in it.
+        /// Position of the value.
         index: usize,
         /// The value.
         value: f32,
@@ -55,58 +55,60 @@ pub enum BlackBoxError {
         remedy: &'static str,
     },
     /// An answer with too many or too few rows.
-    #[error("the black box gave {got} rows of scores for {expected} queries; it must give one row per query, in order")]
+    #[error(
+        "the black box returned {got} rows of scores for {expected} queries; it must return one row per query, in order"
+    )]
     Rows {
         /// The rows of the answer.
         got: usize,
-        /// The queries asked.
+        /// The number of queries.
         expected: usize,
     },
     /// A row with too many or too few scores.
-    #[error("the black box gave {got} scores in row {row} where it has {expected} classes; it must score every class")]
+    #[error("the black box returned {got} scores in row {row} but has {expected} classes; it must score every class")]
     Classes {
-        /// Position of the row in what was asked at once.
+        /// Position of the row among the queries sent together.
         row: usize,
         /// Its scores.
         got: usize,
-        /// The classes of the box.
+        /// The classes of the black box.
         expected: usize,
     },
     /// A score that is NaN or infinite.
-    #[error("the black box gave the score {value} in row {row} for class {class}; it must give finite numbers")]
+    #[error("the black box returned the score {value} in row {row} for class {class}; scores must be finite")]
     Score {
-        /// Position of the row in what was asked at once.
+        /// Position of the row among the queries sent together.
         row: usize,
         /// Position of the class.
         class: usize,
         /// The score.
         value: f32,
     },
-    /// What a closure, or a forward pass in process, reported.
+    /// An error that a closure, or a forward pass in this process, reported.
     #[error("the black box failed: {0}")]
     Failed(String),
-    /// An `https://` address without the feature that it needs.
+    /// An `https://` address in a build without TLS.
     #[error("{url} needs TLS; build flops-multimodal with the feature 'tls', or give an http:// address")]
     Tls {
         /// The address.
         url: String,
     },
-    /// The server was not reached, or the connection broke.
+    /// The server was not reached, or the connection broke off.
     #[error("{url}: {why}; check that the server is up")]
     Transport {
         /// The address.
         url: String,
         /// What happened.
         why: String,
-        /// Whether not one byte of the request can have reached the server.
+        /// Whether it is certain that no byte of the request reached the server.
         unsent: bool,
     },
-    /// The answer was not complete in time.
+    /// The answer did not arrive completely in time.
     #[error("{url}: no complete answer within {seconds} s; raise the timeout, or lower the batch size")]
     Timeout {
         /// The address.
         url: String,
-        /// The time it had, in seconds.
+        /// The time limit, in seconds.
         seconds: f64,
     },
     /// The server answered with an error.
@@ -116,11 +118,12 @@ pub enum BlackBoxError {
         url: String,
         /// The HTTP status.
         status: u16,
-        /// The first 200 characters of what the server said.
+        /// The first 200 characters of the body.
         message: String,
     },
-    /// The answer is no JSON of the right form. JSON has no NaN: a server that writes one ends here.
-    #[error("{url}: the answer cannot be understood ({why}); it begins with '{begin}'")]
+    /// The answer is not valid JSON of the expected form. JSON has no NaN, so a server that writes
+    /// one causes this error.
+    #[error("{url}: the answer cannot be parsed ({why}); it begins with '{begin}'")]
     Body {
         /// The address.
         url: String,
@@ -129,38 +132,38 @@ pub enum BlackBoxError {
         /// Its first characters.
         begin: String,
     },
-    /// The answer is larger than any right one.
-    #[error("{url}: the answer is longer than {limit} bytes; it is no answer to the request")]
+    /// The answer is larger than any valid answer.
+    #[error("{url}: the answer is longer than {limit} bytes, so it cannot be valid")]
     TooLong {
         /// The address.
         url: String,
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The last of several attempts failed as well.
-    #[error("gave up after {attempts} attempts, the last failed so: {last}")]
+    /// All attempts failed.
+    #[error("gave up after {attempts} attempts; the last error: {last}")]
     GaveUp {
         /// The attempts made.
         attempts: u32,
-        /// How the last one failed.
+        /// The error of the last one.
         last: Box<BlackBoxError>,
     },
-    /// The queries do not fit under the cap. They were not sent.
+    /// The queries exceed the cap. They were not sent.
     #[error(
-        "{asked} more queries do not fit under the cap of {cap}, of which {spent} are spent or under way; raise it, or stop here"
+        "{requested} more queries would exceed the cap of {cap}, of which {spent} are spent or in flight; raise it, or stop here"
     )]
     CapReached {
         /// The cap.
         cap: u64,
-        /// Queries counted, those under way included.
+        /// Queries spent or in flight.
         spent: u64,
         /// Queries that were to be sent.
-        asked: u64,
+        requested: u64,
     },
-    /// A wire message that does not fit the box.
+    /// A request that does not fit the black box.
     #[error("{what}: {why}")]
     Wire {
-        /// The part of the message.
+        /// The part of the request.
         what: String,
         /// What is wrong with it.
         why: String,
@@ -182,11 +185,11 @@ pub enum JournalError {
     /// The file cannot be read or written.
     #[error("{0}; check the path, and that the disk is not full")]
     Io(String),
-    /// Another run has it open.
-    #[error("another run has it open; wait for that one, or give this one a journal of its own")]
+    /// Another run has the file open.
+    #[error("another run has it open; wait for that run to end, or give this one another path")]
     Locked,
-    /// The file is something else.
-    #[error("it is no journal of answers; give another path")]
+    /// The file is not a journal.
+    #[error("it is not a journal of answers; give another path")]
     Foreign,
     /// The file was written by another version of this crate.
     #[error("it has version {got}, this crate reads version {expected}; give another path")]
@@ -196,24 +199,24 @@ pub enum JournalError {
         /// The version of this crate.
         expected: u32,
     },
-    /// The answers are those of another box.
+    /// The answers are those of another black box.
     #[error(
-        "it holds the answers of another black box ({got} classes, fingerprint {got_fingerprint}, where this one has {expected} and {expected_fingerprint}); give another path"
+        "it holds the answers of another black box ({got} classes, fingerprint {got_fingerprint}; this one has {expected} and {expected_fingerprint}); give another path"
     )]
-    OtherBox {
-        /// Classes of the box in the file.
+    OtherBlackBox {
+        /// Classes of the black box in the file.
         got: u32,
-        /// Fingerprint of the box in the file.
+        /// Fingerprint of the black box in the file.
         got_fingerprint: String,
-        /// Classes of this box.
+        /// Classes of this black box.
         expected: u32,
-        /// Fingerprint of this box.
+        /// Fingerprint of this black box.
         expected_fingerprint: String,
     },
     /// A record in the middle of the file is damaged.
-    #[error("the record at byte {offset} is damaged, and others follow it; restore the file from a copy")]
+    #[error("the record at byte {offset} is damaged and is not the last; restore the file from a copy")]
     Damaged {
-        /// Where the record begins.
+        /// Offset of the record in the file, in bytes.
         offset: u64,
     },
 }

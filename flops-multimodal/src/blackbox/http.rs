@@ -1,10 +1,11 @@
-//! A box behind HTTP: batches in bounded concurrency, each with a time limit and retries.
+//! A black box behind HTTP: concurrent batches, each with a time limit and retries.
 
 mod config;
+mod sync;
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -13,20 +14,30 @@ use ureq::{Agent, Body};
 
 pub use config::HttpConfig;
 
+use super::error::BlackBoxError;
+use super::info::Info;
+use super::interface::{BlackBox, Meter, Unmetered};
 use super::protocol::{CountResponse, IDEMPOTENCY_KEY, ScoreRequest, ScoreResponse};
-use super::{BlackBox, BlackBoxError, Info, Key, Meter, Query, Unmetered, keys};
+use super::query::{Key, Query, query_keys};
+use sync::{Slots, Stop, lock};
 
 /// An endpoint that speaks the [protocol](super::protocol), as a [`BlackBox`].
 ///
-/// What is sent again: requests that met a refused or broken connection, no complete answer in time, HTTP 408, 429 or 5xx, or an
-/// answer that is no JSON, has the wrong number of rows or scores, or a score that is not finite. Any other HTTP status is an
-/// error at once. Redirects are not followed.
+/// These failures are retried:
+/// - a connection that is refused or breaks off, and an answer that does not arrive completely in
+///   time;
+/// - HTTP 408, 429 and 5xx;
+/// - an answer that is not valid JSON or too long;
+/// - scores that are not finite, or too few or too many of them.
+///
+/// Any other HTTP status is an error at once. Redirects are not followed.
 ///
 /// ```no_run
 /// use flops_multimodal::blackbox::{BlackBox, Charge, HttpBlackBox, HttpConfig, Metered, Query};
 ///
 /// let endpoint = HttpBlackBox::connect(HttpConfig::new("http://localhost:8080").with_batch_size(16))?;
-/// let metered = Metered::new(endpoint, 10_000).with_charge(Charge::PerAnswer).with_journal("answers.journal")?;
+/// let metered = Metered::new(endpoint, 10_000).with_charge(Charge::PerAnswer);
+/// let metered = metered.with_journal("answers.journal")?;
 /// let image = vec![0.5; metered.info().image_len()];
 /// let scores = metered.scores(&[Query::new(image)])?;
 /// # Ok::<(), flops_multimodal::blackbox::BlackBoxError>(())
@@ -39,10 +50,10 @@ pub struct HttpBlackBox {
 }
 
 impl HttpBlackBox {
-    /// Asks the endpoint what it takes and gives, with the same retries as any request. This is no query.
+    /// Connects, and gets the [`Info`] of the endpoint, with retries. This is not a query.
     ///
     /// # Errors
-    /// When a setting is out of range, or the endpoint does not say what it is.
+    /// If a setting is out of range, or the endpoint does not send a valid [`Info`].
     pub fn connect(config: HttpConfig) -> Result<Self, BlackBoxError> {
         config.check()?;
         let agent = Agent::config_builder()
@@ -52,40 +63,40 @@ impl HttpBlackBox {
             .max_idle_connections_per_host(config.concurrency)
             .build()
             .new_agent();
-        let slots = Slots { free: Mutex::new(config.concurrency), changed: Condvar::new() };
+        let slots = Slots::new(config.concurrency);
         let info = Info { classes: Vec::new(), image: [0; 3], context: None };
         let mut endpoint = Self { config, info, agent, slots };
         endpoint.info = endpoint.get::<Info>("/v1/info", Info::checked)?;
         Ok(endpoint)
     }
 
-    /// The queries that the endpoint says it has charged, of whoever asked it. This is no query.
+    /// The queries of all clients that the endpoint says it has charged. This is not a query.
     ///
     /// # Errors
-    /// When the endpoint does not say it, or cannot be asked.
+    /// If the endpoint does not count queries, or does not answer.
     pub fn count(&self) -> Result<u64, BlackBoxError> {
         Ok(self.get("/v1/count", Ok::<CountResponse, BlackBoxError>)?.queries)
     }
 
-    /// What the endpoint says at that path, with the same retries as any request.
+    /// The answer to a `GET` of `path`, with retries.
     fn get<T: DeserializeOwned>(
         &self,
         path: &str,
         check: impl Fn(T) -> Result<T, BlackBoxError>,
     ) -> Result<T, BlackBoxError> {
-        self.persist(Key::of_rows(&[]), &Stop::default(), || {
+        self.with_retries(Key::of_request(&[]), &Stop::default(), || {
             let url = format!("{}{path}", self.config.url);
             let _slot = self.slots.take();
             let mut request = self.agent.get(&url);
             if let Some(token) = &self.config.token {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            Ok(check(self.read(&url, request.call(), 16 << 20)?)?)
+            Ok(check(self.parse(&url, request.call(), 16 << 20)?)?)
         })
     }
 
-    /// One batch, with retries.
-    fn batch(
+    /// Sends one batch, with retries.
+    fn send_batch(
         &self,
         queries: &[Query],
         key: Key,
@@ -95,9 +106,9 @@ impl HttpBlackBox {
         let url = format!("{}/v1/scores", self.config.url);
         let wire = |why: serde_json::Error| BlackBoxError::Wire { what: "request".into(), why: why.to_string() };
         let body = serde_json::to_vec(&ScoreRequest::new(queries)).map_err(wire)?;
-        // a number takes less than 32 bytes; the rest is for what a server may add
+        // a score takes less than 32 bytes; the rest is for fields that a server may add
         let limit = (queries.len() as u64).saturating_mul(32 * self.info.classes.len() as u64 + 32) + (64 << 10);
-        self.persist(key, stop, || {
+        self.with_retries(key, stop, || {
             let _slot = self.slots.take();
             stop.check()?;
             meter.attempt(queries.len())?;
@@ -106,7 +117,7 @@ impl HttpBlackBox {
             if let Some(token) = &self.config.token {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let answer: ScoreResponse = match self.read(&url, request.send(&body[..]), limit) {
+            let answer: ScoreResponse = match self.parse(&url, request.send(&body[..]), limit) {
                 Ok(answer) => answer,
                 Err(failure) => {
                     if matches!(failure.error, BlackBoxError::Transport { unsent: true, .. }) {
@@ -115,13 +126,13 @@ impl HttpBlackBox {
                     return Err(failure);
                 }
             };
-            self.info.check_scores(queries.len(), &answer.scores).map_err(Failure::of_request)?;
+            self.info.check_scores(queries.len(), &answer.scores).map_err(Failure::from_request)?;
             Ok(answer.scores)
         })
     }
 
-    /// Makes attempts until one succeeds, one fails for good, or all are used up.
-    fn persist<T>(
+    /// Repeats `attempt` until it succeeds, fails with a permanent error, or no retries are left.
+    fn with_retries<T>(
         &self,
         key: Key,
         stop: &Stop,
@@ -129,11 +140,11 @@ impl HttpBlackBox {
     ) -> Result<T, BlackBoxError> {
         let mut retry = 0;
         loop {
-            let Failure { error, again, after } = match attempt() {
+            let Failure { error, transient, retry_after } = match attempt() {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            if !again {
+            if !transient {
                 return Err(error);
             }
             if retry == self.config.retries {
@@ -142,13 +153,13 @@ impl HttpBlackBox {
                     _ => BlackBoxError::GaveUp { attempts: retry.saturating_add(1), last: Box::new(error) },
                 });
             }
-            stop.sleep(self.config.wait(key, retry, after))?;
+            stop.sleep(self.config.wait(key, retry, retry_after))?;
             retry += 1;
         }
     }
 
-    /// The answer to a request as JSON, or what was wrong with it.
-    fn read<T: DeserializeOwned>(
+    /// Parses the answer to a request as JSON of at most `limit` bytes.
+    fn parse<T: DeserializeOwned>(
         &self,
         url: &str,
         answer: Result<Response<Body>, ureq::Error>,
@@ -161,35 +172,37 @@ impl HttpBlackBox {
         };
         let status = answer.status().as_u16();
         if !answer.status().is_success() {
-            let after = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            let retry_after =
+                answer.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
             let mut message = Vec::new();
-            // the status says enough where its text breaks off
+            // a body that breaks off is no further error: the status suffices
             let _ = answer.body_mut().as_reader().take(4096).read_to_end(&mut message);
             let error = BlackBoxError::Status { url: url.into(), status, message: excerpt(&message, 200) };
-            return Err(Failure { after: after.map(Duration::from_secs), ..Failure::of_request(error) });
+            return Err(Failure { retry_after: retry_after.map(Duration::from_secs), ..Failure::from_request(error) });
         }
-        // larger by one, so that an answer cut at the limit is told from a whole one
+        // one byte more than the limit, to detect an answer that is longer
         let mut body = Vec::new();
         let reader = answer.body_mut().with_config().limit(limit.saturating_add(1)).reader();
         if let Err(error) = reader.take(limit.saturating_add(1)).read_to_end(&mut body) {
             return fail(error.into());
         }
         if body.len() as u64 > limit {
-            return Err(Failure::of_request(BlackBoxError::TooLong { url: url.into(), limit }));
+            return Err(Failure::from_request(BlackBoxError::TooLong { url: url.into(), limit }));
         }
         serde_json::from_slice(&body).map_err(|why| {
             let (why, begin) = (why.to_string(), excerpt(&body, 80));
-            Failure::of_request(BlackBoxError::Body { url: url.into(), why, begin })
+            Failure::from_request(BlackBoxError::Body { url: url.into(), why, begin })
         })
     }
 
+    /// The failure that an error of the HTTP library stands for.
     fn failure(&self, url: &str, error: ureq::Error) -> Failure {
         let url = url.to_string();
-        Failure::of_request(match error {
+        Failure::from_request(match error {
             ureq::Error::Timeout(_) => BlackBoxError::Timeout { url, seconds: self.config.timeout.as_secs_f64() },
             ureq::Error::TlsRequired => BlackBoxError::Tls { url },
             error => {
-                // both come before the first byte of a request
+                // both errors occur before the first byte of a request is sent
                 let refused =
                     matches!(&error, ureq::Error::Io(why) if why.kind() == std::io::ErrorKind::ConnectionRefused);
                 let unsent = refused || matches!(error, ureq::Error::HostNotFound);
@@ -210,7 +223,7 @@ impl BlackBox for HttpBlackBox {
 
     fn scores_metered(&self, queries: &[Query], meter: &dyn Meter) -> Result<Vec<Vec<f32>>, BlackBoxError> {
         self.info.check_queries(queries)?;
-        let keys = keys(queries);
+        let keys = query_keys(queries);
         let batches: Vec<(usize, &[Query])> = queries
             .chunks(self.config.batch_size)
             .enumerate()
@@ -221,8 +234,8 @@ impl BlackBox for HttpBlackBox {
         let work = || {
             while let Some(&(first, rows)) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let answered = stop.check().and_then(|()| {
-                    let key = Key::of_rows(&keys[first..first + rows.len()]);
-                    let scores = self.batch(rows, key, meter, &stop)?;
+                    let key = Key::of_request(&keys[first..first + rows.len()]);
+                    let scores = self.send_batch(rows, key, meter, &stop)?;
                     meter.answered(first, &scores)?;
                     Ok(scores)
                 });
@@ -234,7 +247,7 @@ impl BlackBox for HttpBlackBox {
         };
         std::thread::scope(|scope| {
             for _ in 1..self.config.concurrency.min(batches.len()) {
-                // where no more threads are to be had, fewer do the work
+                // if a thread cannot be started, fewer threads do the work
                 let _ = std::thread::Builder::new().spawn_scoped(scope, work);
             }
             work();
@@ -244,29 +257,31 @@ impl BlackBox for HttpBlackBox {
     }
 }
 
-/// An attempt that failed, whether there may be another, and when the server would like it.
+/// An attempt that failed.
 struct Failure {
     error: BlackBoxError,
-    again: bool,
-    after: Option<Duration>,
+    /// Whether another attempt may succeed.
+    transient: bool,
+    /// The wait before it, if the server names one.
+    retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// What went wrong with a request.
-    fn of_request(error: BlackBoxError) -> Self {
-        Self { again: is_passing(&error), error, after: None }
+    /// The failure of a request, which the kind of error makes transient or permanent.
+    fn from_request(error: BlackBoxError) -> Self {
+        Self { transient: is_transient(&error), error, retry_after: None }
     }
 }
 
-/// What went wrong beside the request, such as a cap that is reached, is final.
+/// A failure outside the request, such as a cap that is reached, is permanent.
 impl From<BlackBoxError> for Failure {
     fn from(error: BlackBoxError) -> Self {
-        Self { error, again: false, after: None }
+        Self { error, transient: false, retry_after: None }
     }
 }
 
-/// Whether the next attempt may fare better.
-fn is_passing(error: &BlackBoxError) -> bool {
+/// Whether another attempt may succeed.
+fn is_transient(error: &BlackBoxError) -> bool {
     use BlackBoxError::{Body, Classes, Rows, Score, Status, Timeout, TooLong, Transport};
     match error {
         Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
@@ -280,60 +295,6 @@ fn is_passing(error: &BlackBoxError) -> bool {
 fn excerpt(text: &[u8], chars: usize) -> String {
     let text = String::from_utf8_lossy(text);
     text.trim().chars().take(chars).map(|char| if char.is_control() { ' ' } else { char }).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How many requests may still be sent.
-struct Slots {
-    free: Mutex<usize>,
-    changed: Condvar,
-}
-
-struct Slot<'a>(&'a Slots);
-
-impl Slots {
-    /// Waits until there is one.
-    fn take(&self) -> Slot<'_> {
-        let free = lock(&self.free);
-        *self.changed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner) -= 1;
-        Slot(self)
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.free) += 1;
-        self.0.changed.notify_one();
-    }
-}
-
-/// The first error of a call, which ends the work of all its threads.
-#[derive(Default)]
-struct Stop {
-    error: Mutex<Option<BlackBoxError>>,
-    changed: Condvar,
-}
-
-impl Stop {
-    fn fail(&self, error: BlackBoxError) {
-        lock(&self.error).get_or_insert(error);
-        self.changed.notify_all();
-    }
-
-    fn check(&self) -> Result<(), BlackBoxError> {
-        lock(&self.error).clone().map_or(Ok(()), Err)
-    }
-
-    /// Waits for `time`, or until there is an error.
-    fn sleep(&self, time: Duration) -> Result<(), BlackBoxError> {
-        let error = lock(&self.error);
-        let waited = self.changed.wait_timeout_while(error, time, |error| error.is_none());
-        let (error, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        error.clone().map_or(Ok(()), Err)
-    }
 }
 
 #[cfg(test)]

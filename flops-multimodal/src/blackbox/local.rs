@@ -1,4 +1,4 @@
-//! Boxes in this process: a closure, and a Burn model.
+//! Black boxes in this process: a closure, and a Burn model.
 
 use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
@@ -6,14 +6,17 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::{BlackBox, BlackBoxError, Info, Meter, Query, Unmetered};
+use super::error::BlackBoxError;
+use super::info::Info;
+use super::interface::{BlackBox, Meter, Unmetered};
+use super::query::Query;
 
 /// A closure as a [`BlackBox`].
 ///
-/// The closure sees queries that were checked, and its answer is checked.
+/// Queries are checked before the closure sees them, and so is its answer.
 pub struct FromFn<F> {
     info: Info,
-    ask: F,
+    scores: F,
 }
 
 impl<F, E> FromFn<F>
@@ -21,12 +24,13 @@ where
     F: Fn(&[Query]) -> Result<Vec<Vec<f32>>, E> + Send + Sync,
     E: Display,
 {
-    /// The box that `ask` is.
+    /// A black box that answers queries with `scores`: one row per query, one finite score per
+    /// class.
     ///
     /// # Errors
-    /// When `info` contradicts itself.
-    pub fn new(info: Info, ask: F) -> Result<Self, BlackBoxError> {
-        Ok(Self { info: info.checked()?, ask })
+    /// If `info` is invalid.
+    pub fn new(info: Info, scores: F) -> Result<Self, BlackBoxError> {
+        Ok(Self { info: info.checked()?, scores })
     }
 }
 
@@ -44,7 +48,7 @@ where
         if queries.is_empty() {
             return Ok(Vec::new());
         }
-        let scores = (self.ask)(queries).map_err(|why| BlackBoxError::Failed(why.to_string()))?;
+        let scores = (self.scores)(queries).map_err(|why| BlackBoxError::Failed(why.to_string()))?;
         self.info.check_scores(queries.len(), &scores)?;
         Ok(scores)
     }
@@ -68,7 +72,7 @@ where
 /// ```
 pub struct InProcess<B: Backend, F> {
     info: Info,
-    // modules of Burn are Send and not Sync; one forward pass at a time is what a device runs anyway
+    // Burn modules are Send, not Sync; a device runs one forward pass at a time anyway
     forward: Mutex<F>,
     max_rows: usize,
     device: B::Device,
@@ -79,11 +83,17 @@ where
     B: Backend,
     F: Fn(Tensor<B, 4>, Option<Tensor<B, 3>>) -> Tensor<B, 2> + Send,
 {
-    /// The box that `forward` is: images `[rows, channels, height, width]` in [0, 1] and contexts `[rows, tokens, dim]` in, scores
-    /// `[rows, classes]` out, for at most `max_rows` rows at a time (1 or more). Contexts are none for rows that have none.
+    /// A black box that runs `forward`, on at most `max_rows` rows at a time (at least 1).
+    ///
+    /// The contexts are `None` for rows without one.
+    ///
+    /// # Shapes
+    /// - `forward` takes images `[rows, channels, height, width]`, in [0, 1], and contexts `[rows,
+    ///   tokens, dim]`
+    /// - `forward` returns scores `[rows, classes]`
     ///
     /// # Errors
-    /// When `info` contradicts itself, or `max_rows` is 0.
+    /// If `info` is invalid, or `max_rows` is 0.
     pub fn new(info: Info, forward: F, max_rows: usize, device: &B::Device) -> Result<Self, BlackBoxError> {
         if max_rows == 0 {
             let (name, value, remedy) = ("max_rows", "0".into(), "give 1 or more");
@@ -92,7 +102,7 @@ where
         Ok(Self { info: info.checked()?, forward: Mutex::new(forward), max_rows, device: device.clone() })
     }
 
-    /// One forward pass, over rows whose contexts have one length.
+    /// One forward pass, over rows whose contexts all have the same length.
     fn pass(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
         let rows = queries.len();
         let [channels, height, width] = self.info.image;
@@ -104,7 +114,7 @@ where
             let tokens = contexts.len() / rows / dim;
             Tensor::from_data(TensorData::new(contexts, [rows, tokens, dim]), &self.device)
         });
-        // a forward pass that panicked before left nothing half-done: it only reads
+        // a forward pass only reads, so an earlier panic left nothing in a broken state
         let forward = self.forward.lock().unwrap_or_else(PoisonError::into_inner);
         let scores = forward(images, contexts);
         drop(forward);
@@ -139,8 +149,8 @@ where
         self.info.check_queries(queries)?;
         let length = |query: &Query| query.context.as_ref().map(|context| context.len());
         let mut all = Vec::with_capacity(queries.len());
-        for alike in queries.chunk_by(|left, right| length(left) == length(right)) {
-            for chunk in alike.chunks(self.max_rows) {
+        for same_length in queries.chunk_by(|left, right| length(left) == length(right)) {
+            for chunk in same_length.chunks(self.max_rows) {
                 meter.attempt(chunk.len())?;
                 let scores = self.pass(chunk)?;
                 meter.answered(all.len(), &scores)?;

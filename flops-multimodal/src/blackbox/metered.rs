@@ -1,4 +1,4 @@
-//! A hard cap on queries, and a journal of the answers that were paid for.
+//! A hard cap on queries, and a journal of their answers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,36 +6,47 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Journal, Kind};
-use super::{BlackBox, BlackBoxError, Info, Key, Meter, Query, keys};
+use super::error::BlackBoxError;
+use super::info::Info;
+use super::interface::{BlackBox, Meter};
+use super::journal::{Journal, RecordKind};
+use super::query::{Key, Query, query_keys};
 
-/// What counts as a query spent.
+/// What counts as a spent query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Charge {
-    /// Every row of every attempt, retries included, unless the connection was refused: what an endpoint can charge at most.
+    /// Every row of every attempt, retries included, unless the connection was refused: the most
+    /// that an endpoint can charge.
     #[default]
     PerAttempt,
-    /// Every row that has its answer. For endpoints that honour the `Idempotency-Key` of a retry, and for boxes in this process.
+    /// Every row that is answered. It suits endpoints that charge an `Idempotency-Key` once, and
+    /// black boxes in this process.
     ///
-    /// Rows that an endpoint charged for, and whose answer never came before the run failed or was killed, are not counted. They
-    /// cost nothing more when the resumed run asks them again, under the same key; a run that asks others instead can be charged
-    /// for more than the cap. Where that matters, count per attempt.
+    /// Rows that an endpoint has charged, but whose answers did not arrive before the run failed or
+    /// was killed, are not counted. A resumed run that sends them again, with the same key, pays
+    /// nothing more for them. A run that sends other rows instead can be charged more than the cap.
+    /// If that matters, count per attempt.
     PerAnswer,
 }
 
-/// A [`BlackBox`] that is asked at most `cap` queries, and never the same one twice where it has a journal.
+/// A [`BlackBox`] that spends at most `cap` queries and, if it has a journal, never pays for a
+/// query twice.
 ///
-/// A call whose queries do not fit under the cap sends none of them. A row that a call has twice is asked once.
+/// A call whose queries exceed the cap sends none of them. A row that occurs twice in a call is
+/// sent once.
 ///
-/// After its first error a `Metered` stays failed: each later call returns that error and sends nothing, so that a training step
-/// cannot go on half-way. Answers that came before the error are kept. Open the journal again to go on: a run that asks the same
-/// questions gets the answers it had, for nothing, and its count goes on where it was.
+/// After its first error a `Metered` stays failed. Each later call returns that error and sends
+/// nothing, so that a training step cannot use a part of its queries. Answers that arrived before
+/// the error are kept. To continue, open the journal again: queries that it has answered are free,
+/// and the count continues from its charges.
 ///
 /// # Resuming
 ///
-/// An answer is on the disk before [`scores`](BlackBox::scores) returns, and before the next batch of that thread is sent. With
-/// [`Charge::PerAttempt`] each attempt is on the disk before it is sent. Of a run that was killed, at most the requests in flight
-/// are asked again; they are cut into the same batches, and so carry the same keys.
+/// An answer is on disk before [`scores`](BlackBox::scores) returns, and before the same thread
+/// sends its next batch. With [`Charge::PerAttempt`] each attempt is on disk before it is sent.
+/// After a run was killed, at most the requests in flight are sent again. They are split into the
+/// same batches, so they have the same keys.
 pub struct Metered<X> {
     inner: X,
     cap: u64,
@@ -43,10 +54,11 @@ pub struct Metered<X> {
     state: Mutex<State>,
 }
 
+/// Counts and journal, shared by all calls.
 #[derive(Default)]
 struct State {
     spent: u64,
-    /// Queries of calls under way that may still be spent.
+    /// Queries that running calls may still spend.
     reserved: u64,
     from_journal: u64,
     journal: Option<Journal>,
@@ -54,22 +66,28 @@ struct State {
 }
 
 impl<X: BlackBox> Metered<X> {
-    /// `inner`, asked at most `cap` queries, charged [`PerAttempt`](Charge::PerAttempt), without a journal.
+    /// `inner` with a cap of `cap` queries, charged [per attempt](Charge::PerAttempt), without a
+    /// journal.
+    #[must_use]
     pub fn new(inner: X, cap: u64) -> Self {
         Self { inner, cap, charge: Charge::default(), state: Mutex::default() }
     }
 
-    /// Counts queries in this way. What a journal holds stays counted as it was.
+    /// Sets how queries are charged. The charges in a journal stay as they are.
+    #[must_use]
     pub fn with_charge(self, charge: Charge) -> Self {
         Self { charge, ..self }
     }
 
-    /// Keeps answers in the file at `path`, which is made unless it exists, and answers from it. What it has spent counts against
-    /// the cap. All answers are held in memory.
+    /// Appends answers to the journal at `path`, and answers from it; creates the file if it does
+    /// not exist.
+    ///
+    /// The journal's charges count against the cap. All answers are held in memory.
     ///
     /// # Errors
-    /// When the file cannot be read or written, is in use by another run, is damaged other than at its end, or holds the answers of
-    /// a box with other classes or sizes.
+    /// - If the file cannot be read or written, or another run has it open.
+    /// - If it is damaged elsewhere than at its end.
+    /// - If it belongs to a black box with other classes or sizes.
     pub fn with_journal(self, path: impl AsRef<Path>) -> Result<Self, BlackBoxError> {
         let journal = Journal::open(path.as_ref(), self.inner.info())?;
         let mut state = self.state();
@@ -79,18 +97,18 @@ impl<X: BlackBox> Metered<X> {
         Ok(self)
     }
 
-    /// Queries spent so far, in this run and in those before it that wrote to the journal.
+    /// Queries spent so far, by this run and by earlier runs with the same journal.
     pub fn spent(&self) -> u64 {
         self.state().spent
     }
 
-    /// Queries that may still be asked.
+    /// Queries that may still be spent.
     pub fn remaining(&self) -> u64 {
         let state = self.state();
         self.cap.saturating_sub(state.spent + state.reserved)
     }
 
-    /// Queries of this run that cost nothing because the journal had their answers.
+    /// Queries of this run that the journal answered, at no cost.
     pub fn answered_from_journal(&self) -> u64 {
         self.state().from_journal
     }
@@ -100,12 +118,12 @@ impl<X: BlackBox> Metered<X> {
         self.cap
     }
 
-    /// The error that every further call returns, once there was one.
+    /// The first error, which every later call returns.
     pub fn failure(&self) -> Option<BlackBoxError> {
         self.state().failed.clone()
     }
 
-    /// The box inside. What is asked of it directly is not counted.
+    /// The black box inside. Queries sent to it directly are not counted.
     pub fn inner(&self) -> &X {
         &self.inner
     }
@@ -114,62 +132,63 @@ impl<X: BlackBox> Metered<X> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `rows` queries more from the cap.
+    /// Reserves `rows` more queries of the cap.
     fn reserve(&self, state: &mut State, rows: u64) -> Result<(), BlackBoxError> {
         let spent = state.spent + state.reserved;
         if rows > self.cap.saturating_sub(spent) {
-            return Err(BlackBoxError::CapReached { cap: self.cap, spent, asked: rows });
+            return Err(BlackBoxError::CapReached { cap: self.cap, spent, requested: rows });
         }
         state.reserved += rows;
         Ok(())
     }
 
-    /// Stays failed with the first error, and returns this one.
+    /// Stores `error` if it is the first, and returns it.
     fn fail(&self, error: BlackBoxError) -> BlackBoxError {
         self.state().failed.get_or_insert_with(|| error.clone());
         error
     }
 
-    fn ask(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
+    /// Answers from the journal, and sends each remaining key once.
+    fn answer(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
         self.info().check_queries(queries)?;
-        let all = keys(queries);
+        let keys = query_keys(queries);
         let mut answers: HashMap<Key, Vec<f32>> = HashMap::new();
-        let (mut asked, mut rows) = (Vec::new(), Vec::new());
+        let (mut unanswered, mut rows) = (Vec::new(), Vec::new());
         let call = {
             let mut state = self.state();
             if let Some(error) = &state.failed {
                 return Err(error.clone());
             }
             let mut seen = HashMap::new();
-            let mut kept = 0;
-            for (&key, query) in all.iter().zip(queries) {
+            let mut found = 0;
+            for (&key, query) in keys.iter().zip(queries) {
                 if let Some(scores) = state.journal.as_ref().and_then(|journal| journal.answer(key)) {
                     answers.entry(key).or_insert_with(|| scores.to_vec());
-                    kept += 1;
+                    found += 1;
                 } else if seen.insert(key, ()).is_none() {
-                    asked.push(query.clone());
+                    unanswered.push(query.clone());
                     rows.push(key);
                 }
             }
             self.reserve(&mut state, rows.len() as u64)?;
-            state.from_journal += kept;
-            let open = Open { reserved: rows.len() as u64, answers: vec![None; rows.len()] };
-            Call { metered: self, keys: &rows, open: Mutex::new(open) }
+            state.from_journal += found;
+            let progress = Progress { reserved: rows.len() as u64, answers: vec![None; rows.len()] };
+            Call { metered: self, keys: &rows, progress: Mutex::new(progress) }
         };
-        if !asked.is_empty() {
-            let answered = self.inner.scores_metered(&asked, &call).and_then(|scores| {
-                self.info().check_scores(asked.len(), &scores)?;
+        if !unanswered.is_empty() {
+            let answered = self.inner.scores_metered(&unanswered, &call).and_then(|scores| {
+                self.info().check_scores(unanswered.len(), &scores)?;
                 call.answered(0, &scores)
             });
             if let Err(error) = answered {
-                // before the call gives back what it did not spend: no other may spend that
+                // fail before the call returns its reservation, so that no other call can spend it
                 return Err(self.fail(error));
             }
         }
-        let asked = std::mem::take(&mut call.open().answers);
-        answers.extend(rows.iter().copied().zip(asked.into_iter().flatten()));
-        // each key is in the journal or was answered just now
-        Ok(all.iter().filter_map(|key| answers.get(key).cloned()).collect())
+        let received = std::mem::take(&mut call.progress().answers);
+        answers.extend(rows.iter().copied().zip(received.into_iter().flatten()));
+        // the journal or the black box has answered each key
+        Ok(keys.iter().filter_map(|key| answers.get(key).cloned()).collect())
     }
 }
 
@@ -179,32 +198,33 @@ impl<X: BlackBox> BlackBox for Metered<X> {
     }
 
     fn scores(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
-        self.ask(queries).map_err(|error| self.fail(error))
+        self.answer(queries).map_err(|error| self.fail(error))
     }
 }
 
-/// The queries of one call that have to be asked. Its locks are taken after that of the state.
+/// The queries that one call has to send. Its lock is taken after the lock of the state.
 struct Call<'a, X: BlackBox> {
     metered: &'a Metered<X>,
     keys: &'a [Key],
-    open: Mutex<Open>,
+    progress: Mutex<Progress>,
 }
 
-struct Open {
+/// The reservation and the answers of a call.
+struct Progress {
     reserved: u64,
     answers: Vec<Option<Vec<f32>>>,
 }
 
 impl<X: BlackBox> Call<'_, X> {
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Turns reserved queries into spent ones.
+    /// Moves up to `rows` queries from reserved to spent.
     fn spend(&self, state: &mut State, rows: u64) {
-        let mut open = self.open();
-        let rows = rows.min(open.reserved);
-        open.reserved -= rows;
+        let mut progress = self.progress();
+        let rows = rows.min(progress.reserved);
+        progress.reserved -= rows;
         state.reserved -= rows;
         state.spent += rows;
     }
@@ -219,13 +239,13 @@ impl<X: BlackBox> Meter for Call<'_, X> {
         if self.metered.charge == Charge::PerAnswer {
             return Ok(());
         }
-        // the first attempts have their reservation, retries need more
+        // first attempts are reserved; retries need a further reservation
         let rows = rows as u64;
-        let more = rows.saturating_sub(self.open().reserved);
+        let more = rows.saturating_sub(self.progress().reserved);
         self.metered.reserve(&mut state, more)?;
-        self.open().reserved += more;
+        self.progress().reserved += more;
         self.spend(&mut state, rows);
-        state.journal.as_mut().map_or(Ok(()), |journal| journal.note(Kind::Attempt, rows))
+        state.journal.as_mut().map_or(Ok(()), |journal| journal.append_count(RecordKind::Attempt, rows))
     }
 
     fn unsent(&self, rows: usize) -> Result<(), BlackBoxError> {
@@ -235,11 +255,11 @@ impl<X: BlackBox> Meter for Call<'_, X> {
         let mut state = self.metered.state();
         let rows = (rows as u64).min(state.spent);
         if let Some(journal) = &mut state.journal {
-            journal.note(Kind::Unsent, rows)?;
+            journal.append_count(RecordKind::Unsent, rows)?;
         }
         state.spent -= rows;
         state.reserved += rows;
-        self.open().reserved += rows;
+        self.progress().reserved += rows;
         Ok(())
     }
 
@@ -247,39 +267,39 @@ impl<X: BlackBox> Meter for Call<'_, X> {
         self.metered.info().check_scores(scores.len(), scores)?;
         let mut state = self.metered.state();
         let fresh: Vec<(usize, &Vec<f32>)> = {
-            let open = self.open();
+            let progress = self.progress();
             let rows = scores.iter().enumerate().map(|(row, scores)| (first + row, scores));
-            // what was handed over before is kept as it was
-            rows.filter(|&(row, _)| open.answers.get(row).is_some_and(Option::is_none)).collect()
+            // an answer that was reported before stays as it is
+            rows.filter(|&(row, _)| progress.answers.get(row).is_some_and(Option::is_none)).collect()
         };
         if fresh.is_empty() {
             return Ok(());
         }
         let kind = match self.metered.charge {
-            Charge::PerAnswer => Kind::Charged,
-            Charge::PerAttempt => Kind::Paid,
+            Charge::PerAnswer => RecordKind::Charged,
+            Charge::PerAttempt => RecordKind::Paid,
         };
-        if kind == Kind::Charged {
+        if kind == RecordKind::Charged {
             self.spend(&mut state, fresh.len() as u64);
         }
         if let Some(journal) = &mut state.journal {
             let rows: Vec<(Key, &[f32])> = fresh.iter().map(|&(row, scores)| (self.keys[row], &scores[..])).collect();
-            journal.keep(kind, &rows)?;
+            journal.append_answers(kind, &rows)?;
         }
-        let mut open = self.open();
-        fresh.into_iter().for_each(|(row, scores)| open.answers[row] = Some(scores.clone()));
+        let mut progress = self.progress();
+        fresh.into_iter().for_each(|(row, scores)| progress.answers[row] = Some(scores.clone()));
         Ok(())
     }
 }
 
-/// What a call did not spend goes back. A panic of the box counts as its failure.
+/// Returns the rest of the reservation. A panic of the black box counts as its failure.
 impl<X: BlackBox> Drop for Call<'_, X> {
     fn drop(&mut self) {
         let mut state = self.metered.state();
         if std::thread::panicking() {
             state.failed.get_or_insert_with(|| BlackBoxError::Failed("it panicked".into()));
         }
-        state.reserved -= std::mem::take(&mut self.open().reserved).min(state.reserved);
+        state.reserved -= std::mem::take(&mut self.progress().reserved).min(state.reserved);
     }
 }
 

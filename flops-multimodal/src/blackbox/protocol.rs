@@ -1,17 +1,19 @@
-//! The JSON that a black box speaks over HTTP, for the client here and for servers.
+//! The JSON messages of a black box over HTTP, for the client here and for servers.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/info` | [`Info`] |
 //! | `POST /v1/scores` with a [`ScoreRequest`] | [`ScoreResponse`] |
-//! | `GET /v1/count` | [`CountResponse`], for servers that count |
+//! | `GET /v1/count` | [`CountResponse`], if the server counts queries |
 //!
-//! Vectors travel as base64 of little-endian `f32`, which keeps every bit. Each `POST` has an [`IDEMPOTENCY_KEY`] header with 32
-//! hexadecimal digits that depend on the rows alone: the same for every retry, and for the same rows in a later run. A server that
-//! keeps its answers under it, or under [`Query::key`] of each row, charges once for what is asked again after a broken connection.
+//! Vectors are sent as base64 of little-endian `f32`, which keeps every bit. Each `POST` has an
+//! [`IDEMPOTENCY_KEY`] header of 32 hexadecimal digits. They depend on the rows alone, so a retry
+//! has the same key, and so have the same rows in a later run. A server that stores its answers by
+//! this key, or by [`Query::key`] of each row, charges a retried request once.
 //!
-//! A server answers 400 with a message as plain text to a request that it cannot take ([`ScoreRequest::queries`] says why), and
-//! 429 or 503, with `Retry-After` in seconds where it likes, to one that should come again.
+//! A server answers an invalid request with status 400 and a message as plain text
+//! ([`ScoreRequest::queries`] gives the reason). To ask for a retry it answers with 429 or 503, and
+//! with `Retry-After` in seconds if it names a wait.
 //!
 //! ```
 //! use flops_multimodal::blackbox::{Info, Query, protocol::ScoreRequest};
@@ -30,9 +32,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{BlackBoxError, Info, Query, address};
+use super::error::BlackBoxError;
+use super::info::Info;
+use super::query::{Query, address, le_bytes};
 
-/// Name of the header with the key of a request.
+/// Name of the header that holds the key of a request.
 pub const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// A batch of queries on the wire.
@@ -40,11 +44,11 @@ pub const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 pub struct ScoreRequest {
     /// Images, each base64 of little-endian `f32`, `[channels, height, width]` flattened.
     pub images: Vec<String>,
-    /// For each row, the position of its image in `images`. Where it is left out, each row has the image at its own position.
+    /// For each row, the position of its image in `images`. If it is absent, row i has image i.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_of: Option<Vec<usize>>,
-    /// For each row its context, base64 of little-endian `f32`, `[tokens, dim]` flattened; empty for a row without one. Left out
-    /// where no row has one.
+    /// For each row its context, base64 of little-endian `f32`, `[tokens, dim]` flattened; empty
+    /// for a row without one. It is absent if no row has a context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contexts: Option<Vec<String>>,
 }
@@ -56,15 +60,16 @@ pub struct ScoreResponse {
     pub scores: Vec<Vec<f32>>,
 }
 
-/// How many queries a server has answered.
+/// The number of queries that a server has charged, on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CountResponse {
-    /// Queries charged for.
+    /// Queries charged.
     pub queries: u64,
 }
 
 impl ScoreRequest {
     /// The request for these queries. An image that rows share is sent once.
+    #[must_use]
     pub fn new(queries: &[Query]) -> Self {
         let (mut images, mut at) = (Vec::new(), HashMap::new());
         let image_of: Vec<usize> = queries
@@ -87,20 +92,21 @@ impl ScoreRequest {
         }
     }
 
-    /// Queries in the request.
+    /// Number of queries in the request.
     pub fn rows(&self) -> usize {
         self.image_of.as_ref().map_or(self.images.len(), Vec::len)
     }
 
-    /// The queries of the request, checked against what the box takes.
+    /// The queries of the request, checked against `info`.
     ///
     /// # Errors
-    /// When a vector is no base64 of `f32`, lengths do not fit each other or `info`, or a value lies outside its range.
+    /// If a vector is not base64 of `f32`, a length does not match another or `info`, or a value
+    /// lies outside its range.
     pub fn queries(&self, info: &Info) -> Result<Vec<Query>, BlackBoxError> {
         let wire = |what: String, why: String| BlackBoxError::Wire { what, why };
         let rows = self.rows();
         if let Some(contexts) = self.contexts.as_ref().filter(|contexts| contexts.len() != rows) {
-            let why = format!("{} entries for {rows} rows; give one per row, empty where it has none", contexts.len());
+            let why = format!("{} entries for {rows} rows; give one per row, empty if it has none", contexts.len());
             return Err(wire("contexts".into(), why));
         }
         let vector = |what: &str, index: usize, text: &str| {
@@ -116,7 +122,7 @@ impl ScoreRequest {
         let query = |row: usize| {
             let at = self.image_of.as_ref().map_or(row, |image_of| image_of[row]);
             let Some(image) = images.get(at).cloned() else {
-                return Err(wire(format!("image_of[{row}]"), format!("{at} where there are {} images", images.len())));
+                return Err(wire(format!("image_of[{row}]"), format!("{at} but there are {} images", images.len())));
             };
             let context = self.contexts.as_ref().map_or("", |contexts| &contexts[row]);
             let context = if context.is_empty() { None } else { Some(vector("contexts", row, context)?) };
@@ -130,23 +136,18 @@ impl ScoreRequest {
 
 /// Base64 of `values` as little-endian bytes.
 pub fn encode(values: &[f32]) -> String {
-    STANDARD.encode(bytes(values))
+    STANDARD.encode(le_bytes(values))
 }
 
-/// What [`encode`] was given.
+/// The values that [`encode`] turned into `text`.
 ///
 /// # Errors
-/// When `text` is no base64, or its length no multiple of 4 bytes, with the reason as text.
+/// If `text` is not base64, or not a whole number of `f32`; the error is the reason as text.
 pub fn decode(text: &str) -> Result<Vec<f32>, String> {
-    let bytes = STANDARD.decode(text).map_err(|why| format!("no base64 ({why})"))?;
+    let bytes = STANDARD.decode(text).map_err(|why| format!("not base64 ({why})"))?;
     let (values, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
-        return Err(format!("{} bytes are no whole number of f32", bytes.len()));
+        return Err(format!("{} bytes are not a whole number of f32", bytes.len()));
     }
     Ok(values.iter().map(|&value| f32::from_le_bytes(value)).collect())
-}
-
-/// `values` as little-endian bytes.
-pub(crate) fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

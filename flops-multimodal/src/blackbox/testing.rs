@@ -1,4 +1,4 @@
-//! A server on the loopback interface, and boxes, for tests.
+//! A server on the loopback interface, and queries with known scores, for tests.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::protocol::{ScoreRequest, ScoreResponse};
 use super::{BlackBoxError, HttpBlackBox, HttpConfig, Info, Query};
 
-/// What a server received.
+/// A request that a server received.
 pub(crate) struct Request {
     /// The method and the path.
     pub(crate) line: String,
@@ -20,22 +20,22 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
 }
 
-/// What it does about it.
+/// How the server replies.
 pub(crate) enum Reply {
     Json(String),
-    /// A status, further headers (each ended by CR LF), and a text.
+    /// A status, further headers (each ends in CR LF), and a body.
     Status(u16, &'static str, &'static str),
-    /// Byte after byte, 5 ms apart, forever.
+    /// A header that never ends, one byte every 5 ms.
     DripHeader,
-    /// A header at once, then as above.
+    /// A header at once, then a body, one byte every 5 ms.
     DripBody,
-    /// The end of the connection.
+    /// Close the connection.
     Close,
-    /// More bytes than any answer has.
+    /// More bytes than any valid answer.
     Flood,
 }
 
-/// A server that is killed, with its connections, when it goes out of scope.
+/// A server that is killed, with its connections, when it is dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     killed: Arc<AtomicBool>,
@@ -44,7 +44,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `reply` is given the request and its number, from 0, not counting those for the info.
+    /// Serves `/v1/info`, and passes each other request to `reply` with its number, from 0.
     pub(crate) fn new(reply: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::at("127.0.0.1:0".parse().unwrap(), reply)
     }
@@ -91,7 +91,7 @@ impl Drop for Server {
     }
 }
 
-/// The settings of tests: batches of 4, short waits.
+/// Settings for tests: batches of 4, short waits.
 pub(crate) fn config(address: SocketAddr) -> HttpConfig {
     HttpConfig::new(format!("http://{address}/"))
         .with_batch_size(4)
@@ -136,10 +136,10 @@ fn receive(reader: &mut BufReader<TcpStream>) -> Option<Request> {
 }
 
 fn send(stream: &TcpStream, reply: &Reply, killed: &AtomicBool) -> Option<()> {
-    let whole = |status: u16, more: &str, body: &str| {
+    let complete = |status: u16, headers: &str, body: &str| {
         let mut stream = stream;
         let length = body.len();
-        write!(stream, "HTTP/1.1 {status} X\r\n{more}Content-Length: {length}\r\n\r\n{body}").ok()
+        write!(stream, "HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\n\r\n{body}").ok()
     };
     let drip = |begin: &str| {
         let mut stream = stream;
@@ -151,8 +151,8 @@ fn send(stream: &TcpStream, reply: &Reply, killed: &AtomicBool) -> Option<()> {
         None
     };
     match reply {
-        Reply::Json(body) => whole(200, "Content-Type: application/json\r\n", body),
-        Reply::Status(status, more, body) => whole(*status, more, body),
+        Reply::Json(body) => complete(200, "Content-Type: application/json\r\n", body),
+        Reply::Status(status, headers, body) => complete(*status, headers, body),
         Reply::DripHeader => drip("HTTP/1.1 200 OK\r\nX-Slow: "),
         Reply::DripBody => drip("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
         Reply::Close => None,
@@ -170,7 +170,7 @@ pub(crate) fn info() -> Info {
     Info::new(["cat", "dog"], [1, 2, 2]).unwrap().with_context(3, 2).unwrap()
 }
 
-/// The scores that the boxes of the tests give.
+/// The scores that the black boxes of the tests return.
 pub(crate) fn truth(query: &Query) -> Vec<f32> {
     let sum = query.image.iter().chain(query.context.iter().flat_map(|context| context.iter())).sum::<f32>();
     vec![sum, 0.1 - sum]
@@ -180,7 +180,7 @@ pub(crate) fn truths(queries: &[Query]) -> Vec<Vec<f32>> {
     queries.iter().map(truth).collect()
 }
 
-/// `count` queries, no two alike, half of them with a context.
+/// `count` different queries; every second one has a context.
 pub(crate) fn queries(count: usize) -> Vec<Query> {
     let image: Arc<[f32]> = vec![0.5, 0.25, 0.125, 1.0].into();
     let query = |at: usize| match at % 2 {
@@ -190,17 +190,18 @@ pub(crate) fn queries(count: usize) -> Vec<Query> {
     (0..count).map(query).collect()
 }
 
-pub(crate) fn asked(request: &Request) -> Vec<Query> {
+/// The queries of a request.
+pub(crate) fn received(request: &Request) -> Vec<Query> {
     let request: ScoreRequest = serde_json::from_slice(&request.body).unwrap();
     request.queries(&info()).unwrap()
 }
 
-/// The right answer.
+/// The correct answer to a request.
 pub(crate) fn answer(request: &Request) -> Reply {
-    Reply::Json(serde_json::to_string(&ScoreResponse { scores: truths(&asked(request)) }).unwrap())
+    Reply::Json(serde_json::to_string(&ScoreResponse { scores: truths(&received(request)) }).unwrap())
 }
 
-/// The error that the last of several attempts met.
+/// The error of the last attempt.
 pub(crate) fn last(error: BlackBoxError) -> BlackBoxError {
     match error {
         BlackBoxError::GaveUp { last, .. } => *last,

@@ -2,11 +2,12 @@ use burn::backend::Flex;
 use burn::tensor::Tensor;
 
 use super::protocol::{ScoreRequest, decode, encode};
+use super::query::query_keys;
 use super::testing::{info, queries, truths};
-use super::{BlackBox, BlackBoxError, FromFn, InProcess, Info, Query, keys};
+use super::{BlackBox, BlackBoxError, FromFn, InProcess, Info, Query};
 
 #[test]
-fn an_info_that_makes_no_sense_is_refused() {
+fn an_invalid_info_is_refused() {
     let sized = |image| Info::new(["a"], image).map(|info| info.image_len());
     assert_eq!(sized([3, 32, 32]), Ok(3072));
     for image in [[0, 2, 2], [usize::MAX, 2, 2], [usize::MAX / 8, 1, 1]] {
@@ -19,7 +20,7 @@ fn an_info_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn fingerprints_tell_boxes_apart() {
+fn different_black_boxes_have_different_fingerprints() {
     let of = |classes: &[&str], image| Info::new(classes.to_vec(), image).unwrap().fingerprint();
     let base = of(&["ab", "c"], [1, 2, 2]);
     assert_eq!(base, of(&["ab", "c"], [1, 2, 2]));
@@ -29,10 +30,10 @@ fn fingerprints_tell_boxes_apart() {
 }
 
 #[test]
-fn a_key_is_a_function_of_the_bits_alone() {
+fn a_key_depends_on_the_bits_alone() {
     let image = vec![0.5, 0.25];
     let query = Query::new(image.clone());
-    // stable over versions, or a journal is worth nothing: in Python, h = lambda b: hashlib.sha256(b).digest(),
+    // fixed, because journals rely on it; in Python, with h = lambda b: hashlib.sha256(b).digest():
     // h(b"flops query\0" + h(b"image\0" + struct.pack("<2f", 0.5, 0.25)))[:16].hex()
     assert_eq!(query.key().to_string(), "d7d6cd628814e251bac54c1e83f4c698");
     assert_eq!(query.key(), Query::new(image.clone()).key());
@@ -42,7 +43,7 @@ fn a_key_is_a_function_of_the_bits_alone() {
         Query::new(vec![0.25, 0.5]),
         Query::new(vec![0.5]).with_context(vec![0.25]),
     ];
-    let mut all = keys(&others);
+    let mut all = query_keys(&others);
     all.push(query.key());
     all.sort();
     all.dedup();
@@ -50,7 +51,7 @@ fn a_key_is_a_function_of_the_bits_alone() {
 }
 
 #[test]
-fn the_wire_keeps_every_bit_and_sends_a_shared_image_once() {
+fn requests_keep_every_bit_and_send_a_shared_image_once() {
     let values = [0.1, -0.0, f32::MIN_POSITIVE / 8.0, f32::MAX, f32::NAN];
     let back = decode(&encode(&values)).unwrap();
     assert!(values.iter().zip(&back).all(|(left, right)| left.to_bits() == right.to_bits()));
@@ -68,16 +69,16 @@ fn the_wire_keeps_every_bit_and_sends_a_shared_image_once() {
 }
 
 #[test]
-fn a_request_that_does_not_fit_is_refused() {
+fn an_invalid_request_is_refused() {
     let good = ScoreRequest::new(&queries(4));
     let refused = |change: &dyn Fn(&mut ScoreRequest)| {
         let mut request = good.clone();
         change(&mut request);
         request.queries(&info()).unwrap_err().to_string()
     };
-    assert!(refused(&|r| r.image_of.as_mut().unwrap()[2] = 9).contains("image_of[2]: 9 where there are 3"));
+    assert!(refused(&|r| r.image_of.as_mut().unwrap()[2] = 9).contains("image_of[2]: 9 but there are 3"));
     assert!(refused(&|r| r.contexts.as_mut().unwrap().truncate(3)).contains("3 entries for 4 rows"));
-    assert!(refused(&|r| r.images[1] = "!".into()).contains("images[1]: no base64"));
+    assert!(refused(&|r| r.images[1] = "!".into()).contains("images[1]: not base64"));
     assert!(refused(&|r| r.images[0] = encode(&[0.0; 5])).contains("query 0: image has 5 values where 4"));
     assert!(refused(&|r| r.images[0] = encode(&[f32::NAN; 4])).contains("query 0: image[0] = NaN"));
     assert!(refused(&|r| r.contexts.as_mut().unwrap()[1] = encode(&[0.0; 3])).contains("2 × 1 to 3"));
@@ -85,7 +86,7 @@ fn a_request_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_closure_is_checked_on_both_sides() {
+fn queries_and_answers_of_a_closure_are_checked() {
     let with = |scores: Result<Vec<Vec<f32>>, &'static str>| {
         let closure = FromFn::new(info(), move |_: &[Query]| scores.clone()).unwrap();
         closure.scores(&queries(2))
@@ -99,18 +100,18 @@ fn a_closure_is_checked_on_both_sides() {
     assert!(matches!(with(Ok(vec![vec![f32::NAN; 2]; 2])), Err(BlackBoxError::Score { row: 0, class: 0, .. })));
     assert_eq!(with(Err("no quota")), Err(BlackBoxError::Failed("no quota".into())));
 
-    let never = FromFn::new(info(), |_: &[Query]| Err::<Vec<Vec<f32>>, _>("asked")).unwrap();
+    let never = FromFn::new(info(), |_: &[Query]| Err::<Vec<Vec<f32>>, _>("sent")).unwrap();
     let bright = [Query::new(vec![0.0, 0.0, 1.5, 0.0])];
     assert!(matches!(never.scores(&bright), Err(BlackBoxError::QueryValue { what: "image", index: 2, .. })));
     assert_eq!(never.scores(&[]), Ok(vec![]));
     let plain =
-        FromFn::new(Info::new(["a"], [1, 1, 1]).unwrap(), |_: &[Query]| Err::<_, String>("asked".into())).unwrap();
+        FromFn::new(Info::new(["a"], [1, 1, 1]).unwrap(), |_: &[Query]| Err::<_, String>("sent".into())).unwrap();
     let context = [Query::new(vec![0.0]).with_context(vec![0.0])];
     assert!(plain.scores(&context).unwrap_err().to_string().contains("takes no context"));
 }
 
 #[test]
-fn a_model_in_process_sees_rows_of_one_context_length_at_a_time() {
+fn each_forward_pass_in_process_has_one_context_length() {
     let sizes = std::sync::Mutex::new(Vec::new());
     let forward = |images: Tensor<Flex, 4>, contexts: Option<Tensor<Flex, 3>>| {
         let tokens = contexts.as_ref().map_or(0, |contexts| contexts.dims()[1]);
@@ -131,7 +132,7 @@ fn a_model_in_process_sees_rows_of_one_context_length_at_a_time() {
     for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
         assert!((got - expected).abs() < 1e-5, "{got} {expected}");
     }
-    // contexts of 1 and of 2 tokens, in passes of at most 2 rows
+    // no context, 1 token and 2 tokens, in passes of at most 2 rows
     assert_eq!(*sizes.lock().unwrap(), [(2, 0), (1, 1), (2, 2), (1, 2)]);
 
     let wrong = |images: Tensor<Flex, 4>, _| images.flatten::<2>(1, 3);

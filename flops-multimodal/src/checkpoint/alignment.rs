@@ -1,46 +1,49 @@
-//! Alignments as safetensors files: linear layers as PyTorch lays them out, the sizes read off their shapes.
+//! Alignments as safetensors files, in PyTorch's layout. The sizes are taken from the shapes of the
+//! tensors.
 
 use std::path::Path;
 
 use burn::prelude::*;
+use flops_core::train::files::write_atomic;
 use flops_vit::checkpoint::tensors::{TensorSnapshot, fill, of_safetensors, read, to_pytorch};
-use flops_vit::checkpoint::write_whole;
 use flops_vit::error::CheckpointError;
 
 use crate::alignment::{Alignment, AlignmentConfig};
 use crate::error::MultimodalError;
 
-/// Writes an alignment, in f16 where `half` says so; the file is written beside its place and renamed.
+/// Writes an alignment atomically, in f16 if `half`.
 ///
 /// # Errors
-/// [`MultimodalError::Save`] where a weight is not finite (or is too large for f16), or the file cannot be written.
+/// [`MultimodalError::Save`] if a weight is not finite or too large for f16,
+/// [`MultimodalError::Write`] if the file cannot be written.
 pub fn save<B: Backend>(model: &Alignment<B>, path: &Path, half: bool) -> Result<(), MultimodalError> {
     let failed = |why: String| MultimodalError::Save { path: path.to_path_buf(), why };
     let bytes = to_pytorch(model, half, |name| Some(name.into())).map_err(failed)?;
-    let written = write_whole(path, &bytes);
-    written.map_err(|e| failed(format!("{e}; choose a file in a folder that can be written")))
+    write_atomic(path, &bytes).map_err(MultimodalError::Write)
 }
 
-/// Loads what [`save`] wrote; f16 becomes f32.
+/// Loads an alignment that [`save`] wrote; f16 becomes f32.
 ///
 /// # Errors
-/// [`MultimodalError::Checkpoint`] where the file is missing, damaged, or holds something else.
+/// [`MultimodalError::Checkpoint`] if the file is missing, damaged, or not an alignment.
 pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<Alignment<B>, MultimodalError> {
-    let loaded = read(path).and_then(|bytes| of_bytes(bytes, device));
+    let loaded = read(path).and_then(|bytes| from_bytes(bytes, device));
     loaded.map_err(|why| MultimodalError::Checkpoint { path: path.display().to_string(), why })
 }
 
-/// The alignment shipped with this crate: of the shipped encoders, 64 wide, learned by backpropagation with `examples/clip_align.rs` on made-up
+/// The alignment shipped with this crate, for the shipped encoders; its embeddings have width 64.
+///
+/// It was trained with `examples/clip_align.rs` by backpropagation, on synthetic
 /// [scenes](crate::data::scenes).
 ///
 /// # Errors
-/// Where the file in the crate is damaged.
+/// If the file in the crate is damaged.
 pub fn shipped<B: Backend>(device: &B::Device) -> Result<Alignment<B>, MultimodalError> {
-    let loaded = of_bytes(include_bytes!("../../weights/scenes_alignment.safetensors").to_vec(), device);
+    let loaded = from_bytes(include_bytes!("../../weights/scenes_alignment.safetensors").to_vec(), device);
     loaded.map_err(|why| MultimodalError::Checkpoint { path: "the shipped alignment".into(), why })
 }
 
-fn of_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<Alignment<B>, CheckpointError> {
+fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<Alignment<B>, CheckpointError> {
     let tensors = of_safetensors(bytes)?;
     let shape = |name: &str| -> Result<[usize; 2], CheckpointError> {
         let found = tensors.iter().find(|t: &&TensorSnapshot| t.full_path() == name);
@@ -67,7 +70,7 @@ mod tests {
     use burn::backend::Flex;
 
     #[test]
-    fn an_alignment_comes_back_as_it_was() {
+    fn a_saved_alignment_loads_unchanged() {
         let (dir, device) = (tempfile::tempdir().unwrap(), Default::default());
         let path = dir.path().join("a.safetensors");
         for hidden in [0, 3] {
@@ -79,9 +82,19 @@ mod tests {
             assert_eq!(model.embed_images(x.clone()).into_data(), back.embed_images(x).into_data());
             assert_eq!(model.logit_scale.val().into_data(), back.logit_scale.val().into_data());
         }
-        std::fs::write(&path, b"no file of tensors").unwrap();
+        std::fs::write(&path, b"not a file of tensors").unwrap();
         assert!(load::<Flex>(&path, &device).unwrap_err().to_string().contains("a.safetensors"));
         assert!(load::<Flex>(&dir.path().join("none"), &device).is_err());
+    }
+
+    #[test]
+    fn a_failed_save_names_the_path_and_a_remedy_once() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Default::default());
+        let model = AlignmentConfig::new(5, 4).init::<Flex>(&device).unwrap();
+        let error = save(&model, dir.path(), false).unwrap_err().to_string();
+        for once in [dir.path().to_str().unwrap(), "cannot write", "choose"] {
+            assert_eq!(error.matches(once).count(), 1, "'{once}' in: {error}");
+        }
     }
 
     #[test]

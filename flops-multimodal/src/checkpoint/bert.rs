@@ -1,22 +1,25 @@
-//! HuggingFace's folders of `BertModel`, both ways.
+//! Import and export of HuggingFace's `BertModel` folders.
 
 use std::path::Path;
 
 use burn::prelude::*;
+use flops_core::train::files::write_atomic;
+use flops_vit::checkpoint::Source;
 use flops_vit::checkpoint::tensors::{
     Table, TensorSnapshot, fill, json, of_folder, of_safetensors, to_pytorch, to_theirs,
 };
-use flops_vit::checkpoint::{Source, write_whole};
 use flops_vit::error::CheckpointError;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{ACTIVATIONS, CONFIG, TOKENIZER, activation, check_depth, in_file, only, renamed, tokenizer};
+use super::folder::{
+    ACTIVATIONS, CONFIG, TOKENIZER, WEIGHTS, activation, check_depth, check_supported, error_in, renamed, tokenizer,
+};
 use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
 use crate::towers::{Bert, BertConfig};
 
-/// The names of `BertModel`.
+/// The parameter names of `BertModel`, and ours.
 #[rustfmt::skip]
 const NAMES: Table = &[
     ("embeddings.word_embeddings.weight", "token_embed.weight"),
@@ -42,7 +45,7 @@ const NAMES: Table = &[
     ("encoder.layer.N.output.LayerNorm.bias", "layers.N.norm2.beta"),
 ];
 
-/// `config.json`; a key that is absent has HuggingFace's default.
+/// `config.json`. An absent key has HuggingFace's default.
 #[derive(Deserialize, Serialize)]
 #[serde(default)]
 struct HfConfig {
@@ -80,11 +83,11 @@ impl Default for HfConfig {
 }
 
 impl HfConfig {
-    /// The same in our words.
+    /// Converts to our configuration.
     fn convert(self) -> Result<BertConfig, CheckpointError> {
-        only("model_type", &self.model_type, &["bert"])?;
-        let places = self.position_embedding_type.as_deref().unwrap_or("absolute");
-        only("position_embedding_type", places, &["absolute"])?;
+        check_supported("model_type", &self.model_type, &["bert"])?;
+        let positions = self.position_embedding_type.as_deref().unwrap_or("absolute");
+        check_supported("position_embedding_type", positions, &["absolute"])?;
         Ok(BertConfig {
             vocab_size: self.vocab_size,
             context_length: self.max_position_embeddings,
@@ -99,8 +102,8 @@ impl HfConfig {
         })
     }
 
-    /// The way back.
-    fn of(config: &BertConfig) -> Self {
+    /// Converts from our configuration.
+    fn from_config(config: &BertConfig) -> Self {
         let hidden_act = ACTIVATIONS.into_iter().find_map(|(name, a)| (a == config.activation).then_some(name));
         Self {
             model_type: "bert".into(),
@@ -119,24 +122,27 @@ impl HfConfig {
     }
 }
 
-/// A sentence encoder with what belongs to it.
+/// A sentence encoder with its configuration and tokenizer.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Opened<B: Backend> {
     /// The model, its weights in f32.
     pub model: Bert<B>,
-    /// Its sizes.
+    /// Its configuration.
     pub config: BertConfig,
-    /// What cuts texts into its tokens, where the folder has one.
+    /// Its tokenizer, if the folder has one.
     pub tokenizer: Option<TextTokenizer>,
 }
 
-/// Loads a BERT encoder from a folder, or from the HuggingFace hub as [`Source`] says.
+/// Loads a BERT encoder from a folder or from the HuggingFace hub, see [`Source`].
 ///
-/// `position_ids`, the pooler and the heads of pretraining are passed over; a `bert.` in front of all names may be there or not.
+/// `position_ids`, the pooler and the heads of pretraining are ignored. All names may have the
+/// prefix `bert.`.
 ///
 /// # Errors
-/// Where a file is missing or damaged, lacks parameters or has others (all are listed), or is another model than a BERT with absolute
-/// positions and GELU.
+/// - If a file is missing or damaged.
+/// - If parameters are missing or unknown; all of them are listed.
+/// - If the model is not a BERT with absolute positions and GELU or quick GELU.
 ///
 /// # Example
 /// ```no_run
@@ -155,18 +161,19 @@ pub struct Opened<B: Backend> {
 pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, MultimodalError> {
     let dir = source.resolve()?;
     let config = json::<HfConfig>(&dir.join(CONFIG)).and_then(HfConfig::convert);
-    let config = config.map_err(|why| in_file(&dir, CONFIG, why))?;
+    let config = config.map_err(|why| error_in(&dir, CONFIG, why))?;
     config.validate()?;
     let (name, tensors) = of_folder(&dir)?;
-    let model = filled(&config, tensors, device).map_err(|why| in_file(&dir, name, why))?;
+    let model = fill_model(&config, tensors, device).map_err(|why| error_in(&dir, name, why))?;
     let tokenizer = tokenizer(&dir)?.map(|t| t.with_pad_id(config.pad_token_id as i64));
     Ok(Opened { model, config, tokenizer })
 }
 
-/// The same from the contents of `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
+/// Loads a BERT encoder from the contents of `config.json`, `model.safetensors` and, if given,
+/// `tokenizer.json`.
 ///
 /// # Errors
-/// As [`open`].
+/// Those of [`open`].
 pub fn from_bytes<B: Backend>(
     config: &[u8],
     weights: &[u8],
@@ -177,14 +184,15 @@ pub fn from_bytes<B: Backend>(
     let config = serde_json::from_slice::<HfConfig>(config).map_err(|e| CheckpointError::Json(e.to_string()));
     let config = config.and_then(HfConfig::convert).map_err(|why| failed(CONFIG, why))?;
     config.validate()?;
-    let model = of_safetensors(weights.to_vec()).and_then(|tensors| filled(&config, tensors, device));
-    let model = model.map_err(|why| failed("model.safetensors", why))?;
+    let model = of_safetensors(weights.to_vec()).and_then(|tensors| fill_model(&config, tensors, device));
+    let model = model.map_err(|why| failed(WEIGHTS, why))?;
     let tokenizer = tokenizer.map(TextTokenizer::from_bytes).transpose()?;
     let tokenizer = tokenizer.map(|t| t.with_pad_id(config.pad_token_id as i64));
     Ok(Opened { model, config, tokenizer })
 }
 
-fn filled<B: Backend>(
+/// Fills a model with the tensors of a file.
+fn fill_model<B: Backend>(
     config: &BertConfig,
     tensors: Vec<TensorSnapshot>,
     device: &B::Device,
@@ -202,12 +210,16 @@ fn filled<B: Backend>(
     fill(config.init_lazy(device), renamed(NAMES, named)).map_err(|why| why.renamed(|name| to_theirs(NAMES, name)))
 }
 
-/// Writes a model as a folder that `transformers` loads with `AutoModel.from_pretrained(dir, add_pooling_layer=False)` and [`open`] reads:
-/// `config.json`, `model.safetensors`, in f16 where `half` says so, and `tokenizer.json`. Each file is written beside its place and renamed.
+/// Writes a model as a folder: `config.json`, `tokenizer.json` and `model.safetensors`, in f16 if
+/// `half`.
+///
+/// [`open`] reads it, and so does `AutoModel.from_pretrained(dir, add_pooling_layer=False)` of
+/// `transformers`. Each file is written atomically.
 ///
 /// # Errors
-/// [`MultimodalError::Save`] where the configuration is not the model's, a weight is not finite (or is too large for f16), or a file cannot
-/// be written.
+/// [`MultimodalError::Save`] if the configuration does not match the model, a weight is not finite
+/// or too large for f16, or the folder cannot be created. [`MultimodalError::Write`] if a file
+/// cannot be written.
 pub fn save<B: Backend>(
     model: &Bert<B>,
     config: &BertConfig,
@@ -217,11 +229,11 @@ pub fn save<B: Backend>(
 ) -> Result<(), MultimodalError> {
     let failed = |why: String| MultimodalError::Save { path: dir.to_path_buf(), why };
     config.validate()?;
-    if let Some(why) = disagreement(model, config) {
-        return Err(failed(format!("the configuration is not the model's: {why}")));
+    if let Some(why) = mismatch(model, config) {
+        return Err(failed(format!("the configuration does not match the model: {why}")));
     }
     let weights = to_pytorch(model, half, |name| to_theirs(NAMES, name)).map_err(failed)?;
-    let mut described = json!(HfConfig::of(config));
+    let mut described = json!(HfConfig::from_config(config));
     if let Some(all) = described.as_object_mut() {
         all.insert("architectures".into(), json!(["BertModel"]));
         all.insert("torch_dtype".into(), json!(if half { "float16" } else { "float32" }));
@@ -229,17 +241,13 @@ pub fn save<B: Backend>(
         all.insert("attention_probs_dropout_prob".into(), json!(0.0));
     }
     let described = serde_json::to_vec_pretty(&described).map_err(|e| failed(e.to_string()))?;
-    std::fs::create_dir_all(dir).map_err(|e| failed(e.to_string()))?;
-    let files = [(CONFIG, described), (TOKENIZER, tokenizer_json.as_bytes().to_vec()), ("model.safetensors", weights)];
-    for (name, bytes) in files {
-        let written = write_whole(&dir.join(name), &bytes);
-        written.map_err(|e| failed(format!("{name}: {e}; choose a folder that can be written")))?;
-    }
-    Ok(())
+    std::fs::create_dir_all(dir).map_err(|e| failed(format!("{e}; choose another folder")))?;
+    let files = [(CONFIG, described), (TOKENIZER, tokenizer_json.as_bytes().to_vec()), (WEIGHTS, weights)];
+    files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes).map_err(MultimodalError::Write))
 }
 
-/// What a configuration says of a model that is not so.
-fn disagreement<B: Backend>(model: &Bert<B>, config: &BertConfig) -> Option<String> {
+/// The first setting of a configuration that differs from the model.
+fn mismatch<B: Backend>(model: &Bert<B>, config: &BertConfig) -> Option<String> {
     let [vocab_size, embed_dim] = model.token_embed.weight.dims();
     let mut sizes = vec![
         ("vocab_size", config.vocab_size, vocab_size),
@@ -252,10 +260,9 @@ fn disagreement<B: Backend>(model: &Bert<B>, config: &BertConfig) -> Option<Stri
         sizes.push(("mlp_dim", config.mlp_dim, layer.fc1.weight.dims()[1]));
         sizes.push(("num_heads", config.num_heads, layer.num_heads));
     }
-    let wrong = sizes.into_iter().find(|(_, says, has)| says != has);
-    wrong.map(|(name, says, has)| format!("{name} = {says}, the model's is {has}"))
+    let wrong = sizes.into_iter().find(|(_, expected, found)| expected != found);
+    wrong.map(|(name, expected, found)| format!("{name} = {expected}, the model's is {found}"))
 }
 
 #[cfg(test)]
-#[path = "bert_tests.rs"]
 mod tests;

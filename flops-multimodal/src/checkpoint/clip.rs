@@ -1,4 +1,4 @@
-//! HuggingFace's folders of `CLIPModel`.
+//! Import of HuggingFace's `CLIPModel` folders.
 
 use burn::prelude::*;
 use flops_vit::checkpoint::tensors::{Table, TensorSnapshot, fill, json, of_folder, reshaped, to_theirs};
@@ -8,12 +8,12 @@ use flops_vit::resizing::Filter;
 use flops_vit::{Normalization, Resizing};
 use serde::Deserialize;
 
-use super::{CONFIG, activation, check_depth, in_file, only, renamed, tokenizer};
+use super::folder::{CONFIG, activation, check_depth, check_supported, error_in, renamed, tokenizer};
 use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
 use crate::towers::{Clip, ClipConfig, TextConfig, VisionConfig};
 
-/// The names of `CLIPModel`.
+/// The parameter names of `CLIPModel`, and ours.
 #[rustfmt::skip]
 const NAMES: Table = &[
     ("logit_scale", "logit_scale"),
@@ -64,7 +64,7 @@ const NAMES: Table = &[
     ("text_model.encoder.layers.N.mlp.fc2.bias", "text.layers.N.fc2.bias"),
 ];
 
-/// `config.json`; a key that is absent has HuggingFace's default.
+/// `config.json`. An absent key has HuggingFace's default.
 #[derive(Deserialize)]
 #[serde(default)]
 struct HfConfig {
@@ -142,9 +142,9 @@ impl Default for HfVision {
 }
 
 impl HfConfig {
-    /// The same in our words.
+    /// Converts to our configuration.
     fn convert(self) -> Result<ClipConfig, CheckpointError> {
-        only("model_type", &self.model_type, &["clip"])?;
+        check_supported("model_type", &self.model_type, &["clip"])?;
         let (text, vision) = (self.text_config, self.vision_config);
         Ok(ClipConfig {
             vision: VisionConfig {
@@ -174,25 +174,28 @@ impl HfConfig {
     }
 }
 
-/// CLIP with what belongs to it.
+/// A CLIP model with its configuration, tokenizer and preprocessing.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Opened<B: Backend> {
     /// The model, its weights in f32.
     pub model: Clip<B>,
-    /// Its sizes.
+    /// Its configuration.
     pub config: ClipConfig,
-    /// What cuts texts into its tokens, where the folder has one; it pads with the end of the text, as OpenAI's does.
+    /// Its tokenizer, if the folder has one. Like OpenAI's, it pads with the end-of-text token.
     pub tokenizer: Option<TextTokenizer>,
-    /// What images are normalised with: [`Normalization::CLIP`] where the folder does not say.
+    /// Normalisation of the images; [`Normalization::CLIP`] if the folder names none.
     pub normalization: Normalization,
-    /// How images are brought to size: as OpenAI's where the folder does not say.
+    /// Resizing of the images; OpenAI's if the folder names none.
     pub resizing: Resizing,
 }
 
-/// Loads CLIP from a folder, or from the HuggingFace hub as [`Source`] says.
+/// Loads CLIP from a folder or from the HuggingFace hub, see [`Source`].
 ///
 /// # Errors
-/// Where a file is missing or damaged, lacks parameters or has others (all are listed), or is another model than CLIP.
+/// - If a file is missing or damaged.
+/// - If parameters are missing or unknown; all of them are listed.
+/// - If the model is not CLIP.
 ///
 /// # Example
 /// ```no_run
@@ -207,10 +210,10 @@ pub struct Opened<B: Backend> {
 pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, MultimodalError> {
     let dir = source.resolve()?;
     let config = json::<HfConfig>(&dir.join(CONFIG)).and_then(HfConfig::convert);
-    let config = config.map_err(|why| in_file(&dir, CONFIG, why))?;
+    let config = config.map_err(|why| error_in(&dir, CONFIG, why))?;
     config.validate()?;
     let (name, tensors) = of_folder(&dir)?;
-    let model = filled(&config, tensors, device).map_err(|why| in_file(&dir, name, why))?;
+    let model = fill_model(&config, tensors, device).map_err(|why| error_in(&dir, name, why))?;
     let tokenizer = tokenizer(&dir)?.map(|tokenizer| {
         let end = tokenizer.id("<|endoftext|>").unwrap_or(config.text.eos_token_id as i64);
         tokenizer.with_pad_id(end)
@@ -220,7 +223,8 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
     Ok(Opened { model, config, tokenizer, normalization, resizing })
 }
 
-fn filled<B: Backend>(
+/// Fills a model with the tensors of a file.
+fn fill_model<B: Backend>(
     config: &ClipConfig,
     tensors: Vec<TensorSnapshot>,
     device: &B::Device,
@@ -245,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_models_are_refused_by_name() {
+    fn errors_name_the_unsupported_setting() {
         let convert = |json: &str| serde_json::from_str::<HfConfig>(json).unwrap().convert();
         for (json, expected) in [
             (r#"{"model_type": "siglip"}"#, "model_type = 'siglip' is not supported; only clip is"),

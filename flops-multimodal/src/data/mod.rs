@@ -1,4 +1,4 @@
-//! Data that come with the crate: made-up scenes with captions.
+//! Data shipped with the crate: synthetic scenes with captions.
 
 pub mod scenes;
 

@@ -1,28 +1,30 @@
-//! Synthetic scenes: one coloured shape on a grey ground, drawn by code, with an English caption.
+//! Synthetic scenes: one coloured shape on a grey background, drawn by code, with an English
+//! caption.
 //!
-//! A scene is a combination of shape, colour, size, position and texture, 7·8·2·5·3 = 1,680 in all; a fifth of them, picked by a hash, is held out
-//! for the test. What a caption does not say (the ground's grey, the exact place, turn and shade) is drawn from a seed. They are no photographs:
-//! what is measured on them tells methods apart, not models of the world.
+//! A scene is a combination of shape, colour, size, position and texture, 7·8·2·5·3 = 1,680 in all.
+//! About a fifth of them, chosen by a hash, are held out for the test. A seed draws what a caption
+//! does not mention: the grey of the background, the exact position, the rotation and the shade.
+//! These toy images compare methods only.
 
-use flops_core::loader::keyed_rng;
+use flops_core::random::keyed_rng;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Separates the captions' random numbers from those of the pictures.
+/// Key that separates the random numbers of captions from those of images.
 const CAPTION: u64 = u64::from_le_bytes(*b"captions");
 
 /// Height and width of a scene, in pixels.
 pub const SIDE: usize = 32;
-/// Shapes, by the word of the captions.
+/// Shapes, as captions name them.
 pub const SHAPES: [&str; 7] = ["circle", "square", "triangle", "cross", "ring", "diamond", "star"];
-/// Colours, by the word of the captions.
+/// Colours, as captions name them.
 pub const COLOURS: [&str; 8] = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "white"];
-/// Sizes, by the word of the captions.
+/// Sizes, as captions name them.
 pub const SIZES: [&str; 2] = ["small", "large"];
-/// Positions, as the captions put them.
+/// Positions, as captions name them.
 pub const POSITIONS: [&str; 5] =
     ["in the middle", "at the top left", "at the top right", "at the bottom left", "at the bottom right"];
-/// Textures, by the word of the captions.
+/// Textures, as captions name them.
 pub const TEXTURES: [&str; 3] = ["plain", "striped", "dotted"];
 
 const RGB: [[f32; 3]; 8] = [
@@ -36,40 +38,40 @@ const RGB: [[f32; 3]; 8] = [
     [0.95, 0.95, 0.95],
 ];
 
-/// What a caption says of a scene.
+/// The attributes that a caption mentions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mention {
-    /// The shape; otherwise it is a thing.
+    /// The shape; without it the caption says "thing".
     pub shape: bool,
     /// The colour.
     pub colour: bool,
     /// The size.
     pub size: bool,
-    /// Where it is.
+    /// The position.
     pub position: bool,
     /// The texture.
     pub texture: bool,
 }
 
 impl Mention {
-    /// Everything.
+    /// All attributes.
     pub const ALL: Self = Self { shape: true, colour: true, size: true, position: true, texture: true };
-    /// Nothing: a thing.
+    /// No attribute: the caption says "a thing".
     pub const NONE: Self = Self { shape: false, colour: false, size: false, position: false, texture: false };
 
-    /// Each of them three times in four.
+    /// Draws a mention: each attribute with probability 3/4.
     pub fn draw(rng: &mut StdRng) -> Self {
-        let mut often = || rng.random::<f32>() < 0.75;
-        Self { shape: often(), colour: often(), size: often(), position: often(), texture: often() }
+        let mut likely = || rng.random::<f32>() < 0.75;
+        Self { shape: likely(), colour: likely(), size: likely(), position: likely(), texture: likely() }
     }
 }
 
-/// A change of all images at once, as by another camera: what the black box was not made for.
+/// An affine change of colour that is the same for all images, like another camera: a domain shift.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// What red, green and blue of a pixel become: rows of a matrix.
+    /// The matrix applied to red, green and blue of a pixel, row by row.
     pub mix: [[f32; 3]; 3],
-    /// What is added to each.
+    /// The offset added to red, green and blue.
     pub offset: [f32; 3],
 }
 
@@ -77,7 +79,7 @@ impl Shift {
     /// No change.
     pub const NONE: Self = Self { mix: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], offset: [0.0; 3] };
 
-    /// The pixel as it is seen, in [0, 1].
+    /// The shifted pixel, clamped to [0, 1].
     pub fn apply(&self, rgb: [f32; 3]) -> [f32; 3] {
         std::array::from_fn(|c| {
             let mixed: f32 = self.mix[c].iter().zip(rgb).map(|(m, x)| m * x).sum();
@@ -86,23 +88,23 @@ impl Shift {
     }
 }
 
-/// A combination of attributes, by their positions in [`SHAPES`] and so on.
+/// A combination of attributes, each an index into its list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scene {
-    /// In [`SHAPES`].
+    /// Index into [`SHAPES`].
     pub shape: usize,
-    /// In [`COLOURS`].
+    /// Index into [`COLOURS`].
     pub colour: usize,
-    /// In [`SIZES`].
+    /// Index into [`SIZES`].
     pub size: usize,
-    /// In [`POSITIONS`].
+    /// Index into [`POSITIONS`].
     pub position: usize,
-    /// In [`TEXTURES`].
+    /// Index into [`TEXTURES`].
     pub texture: usize,
 }
 
 impl Scene {
-    /// Every combination, always in the same order.
+    /// All combinations, in a fixed order.
     pub fn all() -> Vec<Self> {
         let sizes = [SHAPES.len(), COLOURS.len(), SIZES.len(), POSITIONS.len(), TEXTURES.len()];
         (0..sizes.iter().product())
@@ -117,17 +119,17 @@ impl Scene {
             .collect()
     }
 
-    /// Whether the combination is kept for the test.
+    /// Whether the combination is held out for the test.
     pub fn is_held_out(&self) -> bool {
         let parts = [self.shape, self.colour, self.size, self.position, self.texture];
         let hash = parts.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &part| {
             (h ^ part as u64).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
         });
-        // of the upper bits, which all parts reach
+        // the upper bits depend on all parts
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % 5 == 0
     }
 
-    /// One of several ways to say what there is; `variant` picks words and order, any number.
+    /// A caption; `variant`, any number, selects among synonyms and sentence openings.
     pub fn caption(&self, mention: Mention, variant: u64) -> String {
         let mut left = variant;
         let mut pick = |options: &[&str]| {
@@ -171,12 +173,15 @@ impl Scene {
         }
     }
 
-    /// The caption of the test and of examples: everything, in the words of the lists above.
+    /// The caption used in tests and examples: all attributes, in the words of the lists above.
     pub fn title(&self) -> String {
         self.caption(Mention::ALL, 0)
     }
 
-    /// Draws it; `seed` decides what the caption does not say. Values in [0, 1], `[3, SIDE, SIDE]` flattened.
+    /// Draws the scene. `seed` draws what the caption does not mention.
+    ///
+    /// # Shapes
+    /// - returns: `[3, SIDE, SIDE]` flattened, in [0, 1]
     pub fn render(&self, seed: u64, shift: &Shift) -> Vec<f32> {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut between = |low: f32, high: f32| low + (high - low) * rng.random::<f32>();
@@ -191,7 +196,7 @@ impl Scene {
         let turn = between(-0.15, 0.15);
         let grain: Vec<f32> = (0..SIDE * SIDE).map(|_| between(-0.03, 0.03)).collect();
 
-        /// Samples of a pixel in each direction.
+        /// Samples per pixel in each direction.
         const FINE: usize = 4;
         let mut pixels = vec![0.0; 3 * SIDE * SIDE];
         for (at, grain) in grain.iter().enumerate() {
@@ -201,7 +206,7 @@ impl Scene {
             for sample in 0..FINE * FINE {
                 let px = column as f32 + (sample % FINE) as f32 / FINE as f32 + 0.5 / FINE as f32 - x;
                 let py = row as f32 + (sample / FINE) as f32 / FINE as f32 + 0.5 / FINE as f32 - y;
-                // in units of the radius, turned
+                // rotated, in units of the radius
                 let u = (px * turn.cos() + py * turn.sin()) / radius;
                 let v = (py * turn.cos() - px * turn.sin()) / radius;
                 let inside = self.contains(u, v);
@@ -225,7 +230,7 @@ impl Scene {
         pixels
     }
 
-    /// Whether the point lies in the shape, whose radius is 1.
+    /// Whether a point lies inside the shape of radius 1.
     fn contains(&self, u: f32, v: f32) -> bool {
         let r = u.hypot(v);
         match SHAPES[self.shape] {
@@ -236,7 +241,7 @@ impl Scene {
             "ring" => r < 1.0 && r > 0.52,
             "diamond" => u.abs() + v.abs() < 1.1,
             _ => {
-                // between the five points the edge comes back to 0.42 of the radius
+                // between the five points the edge falls to 0.42 of the radius
                 let angle = v.atan2(u) + std::f32::consts::FRAC_PI_2;
                 let fifth = std::f32::consts::TAU / 5.0;
                 let off = (angle.rem_euclid(fifth) - fifth / 2.0).abs() / (fifth / 2.0);
@@ -246,52 +251,56 @@ impl Scene {
     }
 }
 
-/// Scenes, each with the seed of what its caption does not say.
+/// Scenes, each with a seed for what its caption does not mention.
 #[derive(Clone, Debug)]
 pub struct Scenes {
-    /// The combinations.
+    /// The scenes.
     pub scenes: Vec<Scene>,
-    /// One for each.
+    /// The seed of each scene.
     pub seeds: Vec<u64>,
 }
 
 impl Scenes {
-    /// Every combination of the training part, `copies` times, each time drawn differently.
+    /// Every combination of the training set, `copies` times with different seeds.
     pub fn train(copies: usize, seed: u64) -> Self {
-        Self::of(&|scene| !scene.is_held_out(), copies, seed)
+        Self::select(&|scene| !scene.is_held_out(), copies, seed)
     }
 
-    /// Every held-out combination, `copies` times; no [title](Scene::title) of theirs was in the training part.
+    /// Every held-out combination, `copies` times with different seeds. The training set has none
+    /// of their [titles](Scene::title).
     pub fn test(copies: usize, seed: u64) -> Self {
-        Self::of(&Scene::is_held_out, copies, seed ^ 0x7e57)
+        Self::select(&Scene::is_held_out, copies, seed ^ 0x7e57)
     }
 
-    fn of(which: &dyn Fn(&Scene) -> bool, copies: usize, seed: u64) -> Self {
+    fn select(which: &dyn Fn(&Scene) -> bool, copies: usize, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let scenes: Vec<Scene> = (0..copies).flat_map(|_| Scene::all().into_iter().filter(which)).collect();
         let seeds = scenes.iter().map(|_| rng.random()).collect();
         Self { scenes, seeds }
     }
 
-    /// How many there are.
+    /// Number of scenes.
     pub fn len(&self) -> usize {
         self.scenes.len()
     }
 
-    /// Whether there are none.
+    /// Whether there is no scene.
     pub fn is_empty(&self) -> bool {
         self.scenes.is_empty()
     }
 
-    /// The pictures, one after the other, `[scenes, 3, SIDE, SIDE]` flattened.
+    /// The images of all scenes.
+    ///
+    /// # Shapes
+    /// - returns: `[scenes, 3, SIDE, SIDE]` flattened, in [0, 1]
     pub fn render(&self, shift: &Shift) -> Vec<f32> {
         self.scenes.iter().zip(&self.seeds).flat_map(|(scene, &seed)| scene.render(seed, shift)).collect()
     }
 
-    /// Captions that leave out this and that, drawn from the seeds of the scenes and from `seed`.
+    /// Captions that mention random attributes, drawn from the seeds of the scenes and from `seed`.
     pub fn captions(&self, seed: u64) -> Vec<String> {
         let caption = |(scene, &own): (&Scene, &u64)| {
-            // numbers of its own: what is drawn must not tell what is said
+            // a random stream of its own: the image must not depend on the caption
             let mut rng = keyed_rng([own, seed, CAPTION, 0]);
             let mention = Mention::draw(&mut rng);
             scene.caption(mention, rng.random())
@@ -299,7 +308,7 @@ impl Scenes {
         self.scenes.iter().zip(&self.seeds).map(caption).collect()
     }
 
-    /// Captions that say everything, in the same words.
+    /// Captions that mention all attributes, always in the same words.
     pub fn titles(&self) -> Vec<String> {
         self.scenes.iter().map(Scene::title).collect()
     }
@@ -311,15 +320,15 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn the_parts_share_no_combination() {
+    fn train_and_test_share_no_combination() {
         let (train, test) = (Scenes::train(1, 0), Scenes::test(1, 0));
         assert_eq!(train.len() + test.len(), 1680);
         assert!((280..400).contains(&test.len()), "{} held out", test.len());
         let seen: HashSet<_> = train.scenes.iter().collect();
         assert!(test.scenes.iter().all(|scene| !seen.contains(scene)));
         let titles: HashSet<_> = test.titles().into_iter().collect();
-        assert_eq!(titles.len(), test.len(), "captions of the test are unique");
-        // every word of a test caption occurs in training
+        assert_eq!(titles.len(), test.len(), "captions of the test are not unique");
+        // every word of a test caption occurs in the training set
         let words = |titles: Vec<String>| -> HashSet<String> {
             titles.iter().flat_map(|t| t.split(' ').map(String::from).collect::<Vec<_>>()).collect()
         };
@@ -327,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scene_depends_on_its_seed_alone() {
+    fn an_image_is_fixed_by_scene_and_seed() {
         let scene = Scene { shape: 6, colour: 0, size: 1, position: 2, texture: 1 };
         assert_eq!(scene.render(3, &Shift::NONE), scene.render(3, &Shift::NONE));
         assert_ne!(scene.render(3, &Shift::NONE), scene.render(4, &Shift::NONE));

@@ -1,24 +1,25 @@
-//! BERT as a sentence encoder: the mean of its last hidden states, of length one.
+//! BERT as a sentence encoder: the mean of its last hidden states, normalised to length 1.
 
 use burn::nn::{Embedding, LayerNorm};
 use burn::prelude::*;
 use flops_core::Probe;
 
-use super::layers::{Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, positions, table};
-use super::{check_sizes, normalise};
+use super::layers::{
+    Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, check_sizes, norm, normalise, positions, table,
+};
 use crate::error::MultimodalError;
 use crate::tokenizer::Tokens;
 
 /// Configuration of a [`Bert`]; the defaults are all-MiniLM-L6-v2's.
 #[derive(Config, Debug, PartialEq)]
 pub struct BertConfig {
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     #[config(default = 30522)]
     pub vocab_size: usize,
-    /// Number of positions: the longest text.
+    /// Number of positions: the longest text, in tokens.
     #[config(default = 512)]
     pub context_length: usize,
-    /// Number of token types; only the first is used.
+    /// Number of token types. Only the first is used.
     #[config(default = 2)]
     pub type_vocab_size: usize,
     /// Width; a multiple of `num_heads`.
@@ -36,7 +37,7 @@ pub struct BertConfig {
     /// ε of the layer normalisations.
     #[config(default = 1e-12)]
     pub layer_norm_eps: f64,
-    /// The function between the layers of an MLP.
+    /// Activation function of the MLPs.
     #[config(default = "Activation::Gelu")]
     pub activation: Activation,
     /// The token that texts are padded with.
@@ -45,10 +46,10 @@ pub struct BertConfig {
 }
 
 impl BertConfig {
-    /// Whether the sizes fit together.
+    /// Checks that the sizes are valid.
     ///
     /// # Errors
-    /// [`MultimodalError::Config`] names the size at fault.
+    /// [`MultimodalError::Config`], which names the size at fault.
     pub fn validate(&self) -> Result<(), MultimodalError> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -64,15 +65,16 @@ impl BertConfig {
     /// A model with random weights: N(0, 0.02²), biases zero.
     ///
     /// # Errors
-    /// Where the sizes do not fit together, see [`validate`](Self::validate).
+    /// If a size is invalid, see [`validate`](Self::validate).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<Bert<B>, MultimodalError> {
         self.validate()?;
         let model = self.init_lazy(device);
-        // parameters are made on first use; made now, so that clones are the same model
+        // Burn initialises parameters on first use; do it now, so that clones have the same values
         let _ = Module::num_params(&model);
         Ok(model)
     }
 
+    /// A model whose parameters are initialised on first use, for loading weights into it.
     pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> Bert<B> {
         let d = self.embed_dim;
         let sizes = LayerSizes {
@@ -102,19 +104,21 @@ impl BertConfig {
 /// use flops_multimodal::tokenizer::Tokens;
 /// use flops_multimodal::towers::BertConfig;
 ///
-/// let config = BertConfig::new().with_vocab_size(50).with_embed_dim(8).with_depth(1).with_num_heads(2).with_mlp_dim(16);
+/// let config = BertConfig::new().with_vocab_size(50).with_embed_dim(8).with_depth(1);
+/// let config = config.with_num_heads(2).with_mlp_dim(16);
 /// let model = config.init::<Flex>(&Default::default())?;
-/// let tokens = Tokens::new(vec![vec![1, 7, 2], vec![1, 2, 0]], vec![vec![1, 1, 1], vec![1, 1, 0]])?;
+/// let (ids, mask) = (vec![vec![1, 7, 2], vec![1, 2, 0]], vec![vec![1, 1, 1], vec![1, 1, 0]]);
+/// let tokens = Tokens::new(ids, mask)?;
 /// assert_eq!(model.encode(&tokens, &mut Probe::clean())?.dims(), [2, 8]);
 /// # Ok::<(), flops_multimodal::MultimodalError>(())
 /// ```
 #[derive(Module, Debug)]
 pub struct Bert<B: Backend> {
-    /// Tokens, `[vocab_size, embed_dim]`.
+    /// Token embeddings, `[vocab_size, embed_dim]`.
     pub token_embed: Embedding<B>,
-    /// Positions, `[context_length, embed_dim]`.
+    /// Position embeddings, `[context_length, embed_dim]`.
     pub pos_embed: Embedding<B>,
-    /// Token types, `[type_vocab_size, embed_dim]`; all tokens are of the first.
+    /// Token type embeddings, `[type_vocab_size, embed_dim]`; every token has the first type.
     pub type_embed: Embedding<B>,
     /// Normalisation of the embeddings.
     pub norm: LayerNorm<B>,
@@ -123,7 +127,7 @@ pub struct Bert<B: Backend> {
 }
 
 impl<B: Backend> Bert<B> {
-    /// What each token is looked up as, before positions are added.
+    /// The embedding of each token, before positions are added.
     ///
     /// # Shapes
     /// - ids: `[rows, tokens]`
@@ -132,21 +136,22 @@ impl<B: Backend> Bert<B> {
         probe.embedding(&self.token_embed, ids)
     }
 
-    /// Token embeddings with position and type, normalised: what the first layer sees.
+    /// Adds position and type to token embeddings, and normalises: the input of the first layer.
     ///
     /// # Shapes
-    /// - embeddings: `[rows, tokens, embed_dim]`, and so the result
+    /// - embeddings: `[rows, tokens, embed_dim]`; the result has the same shape
     pub fn embed_text(&self, embeddings: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let [rows, tokens, _] = embeddings.dims();
         let first = Tensor::zeros([rows, tokens], &embeddings.device());
-        let kinds = probe.embedding(&self.type_embed, first);
+        let types = probe.embedding(&self.type_embed, first);
         let places = positions(&self.pos_embed, [rows, tokens], probe);
-        let x = probe.add(embeddings, kinds);
+        let x = probe.add(embeddings, types);
         let x = probe.add(x, places);
         probe.layer_norm(&self.norm, x)
     }
 
-    /// The last hidden states of texts that come as token embeddings; prompts may be among them.
+    /// The last hidden states of texts given as token embeddings, which may include learned
+    /// prompts.
     ///
     /// # Shapes
     /// - embeddings: `[rows, tokens, embed_dim]`, at most `context_length` tokens
@@ -166,7 +171,7 @@ impl<B: Backend> Bert<B> {
         x
     }
 
-    /// The last hidden states of texts.
+    /// The last hidden states of texts given as token ids.
     ///
     /// # Shapes
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
@@ -176,7 +181,7 @@ impl<B: Backend> Bert<B> {
         self.forward_embedded(embeddings, mask, probe)
     }
 
-    /// The mean over the tokens, Σ mask·h / Σ mask; zero where all is padding.
+    /// The mean over the tokens, Σ mask·h / Σ mask; zero if all tokens are padding.
     ///
     /// # Shapes
     /// - hidden: `[rows, tokens, embed_dim]`
@@ -189,13 +194,13 @@ impl<B: Backend> Bert<B> {
         (hidden * weights).sum_dim(1).squeeze_dim(1)
     }
 
-    /// Sentence embeddings of length one: the mean over the tokens, normalised.
+    /// Sentence embeddings: the mean over the tokens, normalised to length 1.
     ///
     /// # Shapes
     /// - returns: `[rows, embed_dim]`
     ///
     /// # Errors
-    /// Where a text is longer than `context_length`, or a token is not in the vocabulary.
+    /// If a text is longer than `context_length`, or a token is not in the vocabulary.
     pub fn encode(&self, tokens: &Tokens, probe: &mut Probe<B>) -> Result<Tensor<B, 2>, MultimodalError> {
         let [context_length, _] = self.pos_embed.weight.dims();
         let [vocab_size, _] = self.token_embed.weight.dims();
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_changes_nothing() {
+    fn padding_does_not_change_the_embedding() {
         let model = model::<Flex>();
         let encode = |t: Tokens| model.encode(&t, &mut Probe::clean()).unwrap();
         let short = encode(tokens(&[1, 5, 2], &[1; 3]));
@@ -232,11 +237,11 @@ mod tests {
             assert!(distance < 1e-6, "off by {distance}");
         }
         let other: f32 = (encode(tokens(&[1, 5, 2, 9], &[1; 4])) - short).abs().max().into_scalar();
-        assert!(other > 1e-4, "a token that is seen must change something: {other}");
+        assert!(other > 1e-4, "a token that is not masked must change the embedding: {other}");
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error() {
+    fn errors_name_the_tokens_and_the_setting() {
         let model = model::<Flex>();
         let message = |t: Tokens| model.encode(&t, &mut Probe::clean()).unwrap_err().to_string();
         assert!(message(tokens(&[1; 7], &[1; 7])).contains("7 tokens are more than the 6 positions"));

@@ -1,4 +1,4 @@
-//! CLIP: an image tower and a text tower whose embeddings are compared by their cosine.
+//! CLIP: an image tower and a text tower whose embeddings are compared by cosine similarity.
 
 use burn::module::Param;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -8,27 +8,28 @@ use flops_core::Probe;
 use flops_vit::model::linear;
 
 use super::clip_config::{ClipConfig, TextConfig, VisionConfig};
-use super::layers::{EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, positions, table};
-use super::normalise;
+use super::layers::{EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, normalise, positions, table};
 use crate::error::MultimodalError;
 use crate::tokenizer::Tokens;
 
-/// HuggingFace's first CLIP configurations say that this is the end of a text, where it is the token of the largest id.
+/// The `eos_token_id` of HuggingFace's first CLIP configurations. It means that a text ends at the
+/// token with the largest id.
 const LEGACY_EOS: usize = 2;
 
 impl ClipConfig {
     /// A model with random weights: N(0, 0.02²), biases zero, temperature 0.07.
     ///
     /// # Errors
-    /// Where the sizes do not fit together, see [`validate`](Self::validate).
+    /// If a size is invalid, see [`validate`](Self::validate).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<Clip<B>, MultimodalError> {
         self.validate()?;
         let model = self.init_lazy(device);
-        // parameters are made on first use; made now, so that clones are the same model
+        // Burn initialises parameters on first use; do it now, so that clones have the same values
         let _ = Module::num_params(&model);
         Ok(model)
     }
 
+    /// A model whose parameters are initialised on first use, for loading weights into it.
     pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> Clip<B> {
         Clip {
             vision: self.vision.init_lazy(self.projection_dim, device),
@@ -86,27 +87,27 @@ impl TextConfig {
     }
 }
 
-/// The image tower of CLIP: a vision transformer with a normalisation in front of its layers, too.
+/// The image tower of CLIP: a vision transformer with a layer normalisation in front of its layers.
 #[derive(Module, Debug)]
 pub struct VisionTower<B: Backend> {
-    /// Patches to tokens: a convolution whose stride is its kernel, without bias.
+    /// Patches to tokens: a convolution whose stride is its kernel size, without bias.
     pub patch_embed: Conv2d<B>,
     /// Class token, `[1, 1, embed_dim]`.
     pub cls_token: Param<Tensor<B, 3>>,
-    /// Positions, `[tokens, embed_dim]`.
+    /// Position embeddings, `[tokens, embed_dim]`.
     pub pos_embed: Embedding<B>,
     /// Normalisation in front of the layers.
     pub norm_pre: LayerNorm<B>,
     /// The layers, first to last.
     pub layers: Vec<EncoderLayer<B>>,
-    /// Normalisation of the class token behind the layers.
+    /// Normalisation of the class token after the layers.
     pub norm: LayerNorm<B>,
     /// Projection into the shared space, `[embed_dim, projection_dim]`, without bias.
     pub proj: Linear<B>,
 }
 
 impl<B: Backend> VisionTower<B> {
-    /// Class token and patches with their positions.
+    /// Class token and patches, with position embeddings.
     ///
     /// # Shapes
     /// - images: `[rows, in_chans, img_size, img_size]`
@@ -120,7 +121,7 @@ impl<B: Backend> VisionTower<B> {
         probe.add(x, places)
     }
 
-    /// The hidden states behind the last layer.
+    /// The hidden states after the last layer.
     ///
     /// # Shapes
     /// - images: `[rows, in_chans, img_size, img_size]`
@@ -134,7 +135,7 @@ impl<B: Backend> VisionTower<B> {
         x
     }
 
-    /// The class token in the shared space, not normalised.
+    /// The class token, projected into the shared space, not normalised.
     ///
     /// # Shapes
     /// - hidden: `[rows, tokens, embed_dim]`
@@ -145,25 +146,26 @@ impl<B: Backend> VisionTower<B> {
     }
 }
 
-/// The text tower of CLIP: a causal transformer, of which the hidden state at the end of the text is used.
+/// The text tower of CLIP: a causal transformer, whose hidden state at the end of the text is the
+/// embedding.
 #[derive(Module, Debug)]
 pub struct TextTower<B: Backend> {
-    /// Tokens, `[vocab_size, embed_dim]`.
+    /// Token embeddings, `[vocab_size, embed_dim]`.
     pub token_embed: Embedding<B>,
-    /// Positions, `[context_length, embed_dim]`.
+    /// Position embeddings, `[context_length, embed_dim]`.
     pub pos_embed: Embedding<B>,
     /// The layers, first to last.
     pub layers: Vec<EncoderLayer<B>>,
-    /// Normalisation behind the layers.
+    /// Normalisation after the layers.
     pub norm: LayerNorm<B>,
     /// Projection into the shared space, `[embed_dim, projection_dim]`, without bias.
     pub proj: Linear<B>,
-    /// The end of a text; 2 means the token of the largest id.
+    /// The token at the end of a text; 2 means the token with the largest id.
     pub eos_token_id: usize,
 }
 
 impl<B: Backend> TextTower<B> {
-    /// What each token is looked up as, before positions are added.
+    /// The embedding of each token, before positions are added.
     ///
     /// # Shapes
     /// - ids: `[rows, tokens]`
@@ -172,17 +174,18 @@ impl<B: Backend> TextTower<B> {
         probe.embedding(&self.token_embed, ids)
     }
 
-    /// Token embeddings with their positions: what the first layer sees.
+    /// Adds positions to token embeddings: the input of the first layer.
     ///
     /// # Shapes
-    /// - embeddings: `[rows, tokens, embed_dim]`, and so the result
+    /// - embeddings: `[rows, tokens, embed_dim]`; the result has the same shape
     pub fn embed_text(&self, embeddings: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let [rows, tokens, _] = embeddings.dims();
         let places = positions(&self.pos_embed, [rows, tokens], probe);
         probe.add(embeddings, places)
     }
 
-    /// The normalised last hidden states of texts that come as token embeddings; prompts may be among them.
+    /// The normalised last hidden states of texts given as token embeddings, which may include
+    /// learned prompts.
     ///
     /// # Shapes
     /// - embeddings: `[rows, tokens, embed_dim]`, at most `context_length` tokens
@@ -202,7 +205,7 @@ impl<B: Backend> TextTower<B> {
         probe.layer_norm(&self.norm, x)
     }
 
-    /// The normalised last hidden states of texts.
+    /// The normalised last hidden states of texts given as token ids.
     ///
     /// # Shapes
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
@@ -212,8 +215,10 @@ impl<B: Backend> TextTower<B> {
         self.forward_embedded(embeddings, mask, probe)
     }
 
-    /// 1 at the end of each text and 0 elsewhere: at the first token that is `eos_token_id`, or, where that is 2, at the first of the
-    /// largest id; at the first of all where there is no end.
+    /// A mask with 1 at the end of each text and 0 elsewhere.
+    ///
+    /// The end is the first `eos_token_id`, or the first token if there is none. If `eos_token_id`
+    /// is 2, the end is the first token with the largest id.
     ///
     /// # Shapes
     /// - ids: `[rows, tokens]`
@@ -226,17 +231,18 @@ impl<B: Backend> TextTower<B> {
         };
         let place = Tensor::<B, 1, Int>::arange(0..tokens as i64, &end.device()).reshape([1, tokens]);
         let first = place.clone().equal_elem(0).int();
-        // earlier ends outrank later ones, and any end the first token; no two scores are alike
+        // earlier ends score higher than later ones, any end higher than the first token; no two
+        // such scores are equal
         let score = end.int() * (place.neg() + tokens as i64) * 2 + first;
         let best = score.clone().max_dim(1).expand([rows, tokens]);
         score.equal(best).float().unsqueeze_dim(2)
     }
 
-    /// The end of each text in the shared space, not normalised.
+    /// The hidden state at the end of each text, projected into the shared space, not normalised.
     ///
     /// # Shapes
     /// - hidden: `[rows, tokens, embed_dim]`
-    /// - end: `[rows, tokens, 1]`, of [`text_end`](Self::text_end)
+    /// - end: `[rows, tokens, 1]`, from [`text_end`](Self::text_end)
     /// - returns: `[rows, projection_dim]`
     pub fn project_text(&self, hidden: Tensor<B, 3>, end: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         let [hidden, end] = probe.align([hidden, end]);
@@ -255,10 +261,13 @@ impl<B: Backend> TextTower<B> {
 /// use flops_multimodal::towers::{ClipConfig, TextConfig, VisionConfig};
 ///
 /// let device = Default::default();
-/// let vision = VisionConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(1).with_num_heads(2);
-/// let text = TextConfig::new().with_vocab_size(50).with_eos_token_id(49).with_embed_dim(8).with_depth(1);
-/// let model = ClipConfig::new(vision.with_mlp_dim(16), text.with_mlp_dim(16)).with_projection_dim(4).init::<Flex>(&device)?;
-/// let tokens = Tokens::new(vec![vec![48, 7, 49], vec![48, 49, 49]], vec![vec![1, 1, 1], vec![1, 1, 0]])?;
+/// let vision = VisionConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8);
+/// let vision = vision.with_depth(1).with_num_heads(2).with_mlp_dim(16);
+/// let text = TextConfig::new().with_vocab_size(50).with_eos_token_id(49).with_embed_dim(8);
+/// let text = text.with_depth(1).with_mlp_dim(16);
+/// let model = ClipConfig::new(vision, text).with_projection_dim(4).init::<Flex>(&device)?;
+/// let (ids, mask) = (vec![vec![48, 7, 49], vec![48, 49, 49]], vec![vec![1, 1, 1], vec![1, 1, 0]]);
+/// let tokens = Tokens::new(ids, mask)?;
 /// let mut probe = Probe::clean();
 /// let images = model.encode_image(Tensor::zeros([1, 3, 8, 8], &device), &mut probe);
 /// let texts = model.encode_text(&tokens, &mut probe)?;
@@ -271,7 +280,7 @@ pub struct Clip<B: Backend> {
     pub vision: VisionTower<B>,
     /// The text tower.
     pub text: TextTower<B>,
-    /// Logarithm of what cosines are multiplied by, `[1]`.
+    /// τ, `[1]`: the cosines are multiplied by e^τ.
     pub logit_scale: Param<Tensor<B, 1>>,
 }
 
@@ -292,7 +301,7 @@ impl<B: Backend> Clip<B> {
     /// - returns: `[rows, projection_dim]`
     ///
     /// # Errors
-    /// Where a text is longer than `context_length`, or a token is not in the vocabulary.
+    /// If a text is longer than `context_length`, or a token is not in the vocabulary.
     pub fn encode_text(&self, tokens: &Tokens, probe: &mut Probe<B>) -> Result<Tensor<B, 2>, MultimodalError> {
         let [context_length, _] = self.text.pos_embed.weight.dims();
         let [vocab_size, _] = self.text.token_embed.weight.dims();
@@ -303,7 +312,7 @@ impl<B: Backend> Clip<B> {
         Ok(self.text.project_text(hidden, self.text.text_end(ids), probe))
     }
 
-    /// exp(`logit_scale`) times the cosine of each image with each text.
+    /// The cosine of each image with each text, times exp(`logit_scale`).
     ///
     /// # Shapes
     /// - images: `[images, projection_dim]`, texts: `[texts, projection_dim]`
@@ -337,33 +346,33 @@ mod tests {
     }
 
     #[test]
-    fn a_text_ends_where_huggingface_s_does() {
+    fn text_end_matches_huggingface() {
         let end = |eos, row: [i64; 5]| -> Vec<f32> {
             model(eos).text.text_end(ids(vec![row.to_vec()])).into_data().to_vec().unwrap()
         };
-        // the first of several ends, a later token of a larger id, no end at all, an end in front
+        // the first of several ends, a later token with a larger id, no end, an end in front
         assert_eq!(end(9, [1, 5, 9, 9, 9]), [0., 0., 1., 0., 0.]);
         assert_eq!(end(9, [1, 5, 9, 12, 0]), [0., 0., 1., 0., 0.]);
         assert_eq!(end(9, [1, 5, 3, 2, 4]), [1., 0., 0., 0., 0.]);
         assert_eq!(end(9, [9, 5, 3, 9, 4]), [1., 0., 0., 0., 0.]);
-        // the first of the largest id, wherever 2 is
+        // the first token with the largest id, wherever 2 is
         assert_eq!(end(2, [1, 2, 9, 12, 12]), [0., 0., 0., 1., 0.]);
         assert_eq!(end(2, [0, 0, 0, 0, 0]), [1., 0., 0., 0., 0.]);
     }
 
     #[test]
-    fn texts_are_read_from_the_front() {
+    fn text_attention_is_causal() {
         let text = model(9).text;
         let mask = || Tensor::ones([1, 5], &Default::default());
         let hidden = |last| text.forward(ids(vec![vec![1, 5, 3, 4, last]]), mask(), &mut Probe::clean());
         let change = (hidden(6) - hidden(7)).abs();
         let before: f32 = change.clone().narrow(1, 0, 4).max().into_scalar();
         let at: f32 = change.narrow(1, 4, 1).max().into_scalar();
-        assert!(before < 1e-7 && at > 1e-4, "{before} before the token that changed, {at} at it");
+        assert!(before < 1e-7 && at > 1e-4, "{before} before the changed token, {at} at it");
     }
 
     #[test]
-    fn sizes_that_do_not_fit_are_named() {
+    fn errors_name_the_size() {
         let error = |config: ClipConfig| config.init::<Flex>(&Default::default()).unwrap_err().to_string();
         let mut odd = config(9);
         odd.vision.img_size = 10;

@@ -1,12 +1,11 @@
-//! Sizes of CLIP's towers.
+//! Configuration of CLIP's towers.
 
 use burn::prelude::*;
 
-use super::check_sizes;
-use super::layers::Activation;
+use super::layers::{Activation, check_sizes};
 use crate::error::MultimodalError;
 
-/// Sizes of an image tower; the defaults are those of OpenAI's ViT-B/32.
+/// Configuration of an image tower; the defaults are those of OpenAI's ViT-B/32.
 #[derive(Config, Debug, PartialEq)]
 pub struct VisionConfig {
     /// Height and width of the input, in pixels; a multiple of `patch_size`.
@@ -33,18 +32,18 @@ pub struct VisionConfig {
     /// ε of the layer normalisations.
     #[config(default = 1e-5)]
     pub layer_norm_eps: f64,
-    /// The function between the layers of an MLP.
+    /// Activation function of the MLPs.
     #[config(default = "Activation::QuickGelu")]
     pub activation: Activation,
 }
 
-/// Sizes of a text tower; the defaults are those of OpenAI's ViT-B/32.
+/// Configuration of a text tower; the defaults are those of OpenAI's ViT-B/32.
 #[derive(Config, Debug, PartialEq)]
 pub struct TextConfig {
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     #[config(default = 49408)]
     pub vocab_size: usize,
-    /// Number of positions: the longest text.
+    /// Number of positions: the longest text, in tokens.
     #[config(default = 77)]
     pub context_length: usize,
     /// Width; a multiple of `num_heads`.
@@ -62,31 +61,33 @@ pub struct TextConfig {
     /// ε of the layer normalisations.
     #[config(default = 1e-5)]
     pub layer_norm_eps: f64,
-    /// The function between the layers of an MLP.
+    /// Activation function of the MLPs.
     #[config(default = "Activation::QuickGelu")]
     pub activation: Activation,
-    /// The end of a text, whose hidden state stands for it; 2 means the token of the largest id.
+    /// The token at the end of a text, whose hidden state represents it; 2 means the token with the
+    /// largest id.
     #[config(default = 49407)]
     pub eos_token_id: usize,
 }
 
-/// Configuration of a [`Clip`](super::Clip); `ClipConfig::new(VisionConfig::new(), TextConfig::new())` is OpenAI's ViT-B/32.
+/// Configuration of a [`Clip`](super::Clip); `ClipConfig::new(VisionConfig::new(),
+/// TextConfig::new())` is OpenAI's ViT-B/32.
 #[derive(Config, Debug, PartialEq)]
 pub struct ClipConfig {
     /// The image tower.
     pub vision: VisionConfig,
     /// The text tower.
     pub text: TextConfig,
-    /// Width of the space that both towers share.
+    /// Width of the embedding space that both towers share.
     #[config(default = 512)]
     pub projection_dim: usize,
 }
 
 impl ClipConfig {
-    /// Whether the sizes fit together.
+    /// Checks that the sizes are valid.
     ///
     /// # Errors
-    /// [`MultimodalError::Config`] names the size at fault.
+    /// [`MultimodalError::Config`], which names the size at fault.
     pub fn validate(&self) -> Result<(), MultimodalError> {
         let (vision, text) = (&self.vision, &self.text);
         let sizes = [

@@ -1,4 +1,4 @@
-//! The layer that all towers are made of.
+//! The encoder layer of all towers, and the functions that they share.
 
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
@@ -8,22 +8,26 @@ use flops_core::ops::{attention, gelu};
 use flops_vit::model::linear;
 use serde::{Deserialize, Serialize};
 
-/// What an attention score loses where it must not look: e⁻¹⁰⁰⁰⁰ is zero in every precision, and 10,000 is a number in f16.
+use crate::error::MultimodalError;
+
+/// Added to the attention scores of hidden tokens: e⁻¹⁰⁰⁰⁰ is zero in every precision, and f16
+/// holds 10,000.
 const HIDDEN: f64 = -1e4;
 
-/// The function between the two layers of an MLP.
+/// The activation function of an MLP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// x·Φ(x), with the exact normal distribution function Φ.
+    /// x·Φ(x), with the exact distribution function Φ of the standard normal.
     #[default]
     Gelu,
-    /// x·σ(1.702 x), as OpenAI's CLIP has it.
+    /// x·σ(1.702 x), which OpenAI's CLIP uses.
     QuickGelu,
 }
 
 impl Activation {
-    /// The function of each element.
+    /// Applies the function to each element.
     pub fn forward<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self {
             Self::Gelu => gelu(x),
@@ -32,21 +36,22 @@ impl Activation {
     }
 }
 
-/// Where a layer normalises.
+/// Where an encoder layer normalises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum NormOrder {
-    /// In front of attention and MLP, as CLIP: x + f(norm(x)).
+    /// In front of attention and MLP, as in CLIP: x + f(norm(x)).
     Pre,
-    /// Behind the sum, as BERT: norm(x + f(x)).
+    /// After the residual connection, as in BERT: norm(x + f(x)).
     Post,
 }
 
-/// What is added to attention scores so that padding is not looked at, and, where `causal`, nothing behind a token.
+/// The bias of attention scores that hides padding and, if `causal`, all later tokens.
 ///
 /// # Shapes
 /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding
-/// - returns: `[rows, 1, tokens, tokens]` where `causal`, else `[rows, 1, 1, tokens]`
+/// - returns: `[rows, 1, tokens, tokens]` if `causal`, else `[rows, 1, 1, tokens]`
 pub fn attention_bias<B: Backend>(mask: Tensor<B, 2, Int>, causal: bool) -> Tensor<B, 4> {
     let [rows, tokens] = mask.dims();
     let device = mask.device();
@@ -61,7 +66,7 @@ pub fn attention_bias<B: Backend>(mask: Tensor<B, 2, Int>, causal: bool) -> Tens
     hidden.float().mul_scalar(HIDDEN)
 }
 
-/// Sizes of a layer.
+/// Sizes of an encoder layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LayerSizes {
     pub embed_dim: usize,
@@ -72,7 +77,7 @@ pub(crate) struct LayerSizes {
     pub order: NormOrder,
 }
 
-/// A layer of a transformer encoder: self-attention, then an MLP, each with a residual connection.
+/// A transformer encoder layer: self-attention, then an MLP, each with a residual connection.
 #[derive(Module, Debug)]
 pub struct EncoderLayer<B: Backend> {
     /// Queries, `[embed_dim, embed_dim]`.
@@ -93,10 +98,10 @@ pub struct EncoderLayer<B: Backend> {
     pub norm2: LayerNorm<B>,
     /// Number of heads.
     pub num_heads: usize,
-    /// The function between the layers of the MLP.
+    /// Activation function of the MLP.
     #[module(skip)]
     pub activation: Activation,
-    /// Where it normalises.
+    /// Where the layer normalises.
     #[module(skip)]
     pub order: NormOrder,
 }
@@ -120,10 +125,10 @@ impl<B: Backend> EncoderLayer<B> {
         }
     }
 
-    /// The layer for all tokens; `bias` is added to the attention scores, see [`attention_bias`].
+    /// Applies the layer; `bias` is added to the attention scores, see [`attention_bias`].
     ///
     /// # Shapes
-    /// - x: `[rows, tokens, embed_dim]`, and so the result
+    /// - x: `[rows, tokens, embed_dim]`; the result has the same shape
     /// - bias: `[1 or rows, 1, 1 or tokens, tokens]`
     pub fn forward(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         match self.order {
@@ -160,7 +165,7 @@ impl<B: Backend> EncoderLayer<B> {
             }
         };
         let a = probe.share_context(q, k.dims()[0], |q| {
-            let bias = bias.map(|bias| for_queries(bias, q.dims()[1]));
+            let bias = bias.map(|bias| repeat_for_queries(bias, q.dims()[1]));
             attention(q, k, v, self.num_heads, bias)
         });
         probe.linear(&self.proj, a)
@@ -172,23 +177,24 @@ impl<B: Backend> EncoderLayer<B> {
     }
 }
 
-/// The bias with a row for each of `tokens` queries; where forward queries share a row's keys, its tokens come several times over.
-fn for_queries<B: Backend>(bias: Tensor<B, 4>, tokens: usize) -> Tensor<B, 4> {
+/// Repeats the bias for `tokens` attention queries: forward queries that share the keys of a row
+/// repeat its tokens.
+fn repeat_for_queries<B: Backend>(bias: Tensor<B, 4>, tokens: usize) -> Tensor<B, 4> {
     let times = tokens / bias.dims()[2].max(1);
     if times == 1 { bias } else { bias.repeat_dim(2, times) }
 }
 
-/// A layer normalisation, not made until it is looked at.
+/// A layer normalisation, initialised on first use.
 pub(crate) fn norm<B: Backend>(d: usize, eps: f64, device: &B::Device) -> LayerNorm<B> {
     LayerNormConfig::new(d).with_epsilon(eps).init(device)
 }
 
-/// A table of `rows` vectors drawn from N(0, 0.02²), not until it is looked at.
+/// A table of `rows` vectors from N(0, 0.02²), initialised on first use.
 pub(crate) fn table<B: Backend>(rows: usize, d: usize, device: &B::Device) -> Embedding<B> {
     EmbeddingConfig::new(rows, d).with_initializer(Initializer::Normal { mean: 0.0, std: 0.02 }).init(device)
 }
 
-/// The first `tokens` rows of a table of positions, for each of `rows` rows.
+/// The embeddings of the first `tokens` positions, for each of `rows` rows.
 ///
 /// # Shapes
 /// - returns: `[rows, tokens, d]`
@@ -201,13 +207,34 @@ pub(crate) fn positions<B: Backend>(
     probe.embedding(table, ids.reshape([1, tokens]).repeat_dim(0, rows))
 }
 
+/// Rows divided by their Euclidean length, x / max(‖x‖, 10⁻¹²).
+///
+/// # Shapes
+/// - x: `[rows, dim]`; the result has the same shape
+pub fn normalise<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let length = x.clone().powi_scalar(2).sum_dim(1).clamp_min(1e-24).sqrt();
+    x / length
+}
+
+/// Checks that all `sizes` are positive and that `heads` divides `dim`.
+pub(crate) fn check_sizes(sizes: &[(&'static str, usize)], dim: usize, heads: usize) -> Result<(), MultimodalError> {
+    let fail = |field, value, remedy| Err(MultimodalError::Config { field, value, remedy });
+    if let Some((field, value)) = sizes.iter().find(|(_, value)| *value == 0) {
+        return fail(field, *value, "it must be at least 1");
+    }
+    if heads == 0 || !dim.is_multiple_of(heads) {
+        return fail("num_heads", heads, "use a divisor of embed_dim");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::backend::Flex;
 
     #[test]
-    fn activations_are_those_of_pytorch() {
+    fn activations_match_pytorch() {
         // torch.nn.functional.gelu(x), x * torch.sigmoid(1.702 * x) at -1, 0.5, 2
         let x = Tensor::<Flex, 1>::from_floats([-1.0, 0.5, 2.0], &Default::default());
         for (activation, expected) in [
@@ -222,18 +249,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bias_hides_padding_and_what_comes_later() {
+    fn the_bias_hides_padding_and_later_tokens() {
         let mask = Tensor::<Flex, 2, Int>::from_ints([[1, 0, 1]], &Default::default());
-        let seen = |causal| -> Vec<bool> {
+        let visible = |causal| -> Vec<bool> {
             let bias = attention_bias(mask.clone(), causal);
             bias.into_data().iter::<f32>().map(|x| x == 0.0).collect()
         };
-        assert_eq!(seen(false), [true, false, true]);
-        assert_eq!(seen(true), [true, false, false, true, false, false, true, false, true]);
+        assert_eq!(visible(false), [true, false, true]);
+        assert_eq!(visible(true), [true, false, false, true, false, false, true, false, true]);
     }
 
     #[test]
-    fn a_row_of_padding_alone_gives_numbers() {
+    fn a_row_of_padding_gives_finite_values() {
         let device = Default::default();
         for order in [NormOrder::Pre, NormOrder::Post] {
             let sizes = LayerSizes {

@@ -1,13 +1,14 @@
-//! The settings of an endpoint.
+//! Settings of the client of an HTTP endpoint.
 
 use std::fmt;
 use std::time::Duration;
 
 use ureq::http::Uri;
 
-use crate::blackbox::{BlackBoxError, Key};
+use crate::blackbox::error::BlackBoxError;
+use crate::blackbox::query::Key;
 
-/// Where an endpoint is, and how it is asked.
+/// The address of an endpoint, and how to send requests to it.
 #[derive(Clone)]
 pub struct HttpConfig {
     pub(super) url: String,
@@ -22,6 +23,7 @@ pub struct HttpConfig {
 
 impl HttpConfig {
     /// The endpoint at `url`, such as `http://localhost:8080`: the part before `/v1/`.
+    #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into().trim_end_matches('/').to_string(),
@@ -35,40 +37,49 @@ impl HttpConfig {
         }
     }
 
-    /// Queries per request, 1 or more (default 32).
+    /// Largest number of queries in a request, at least 1 (default 32).
+    #[must_use]
     pub fn with_batch_size(self, batch_size: usize) -> Self {
         Self { batch_size, ..self }
     }
 
-    /// Requests in flight at a time, over all threads that ask, 1 to 256 (default 2).
+    /// Largest number of requests in flight, over all calling threads, 1 to 256 (default 2).
+    #[must_use]
     pub fn with_concurrency(self, concurrency: usize) -> Self {
         Self { concurrency, ..self }
     }
 
-    /// Time for one request, from the look-up of the name to the last byte of the answer, up to a day (default 30 s).
+    /// Time limit of a request, from the name look-up to the last byte of the answer, up to a day
+    /// (default 30 s).
+    #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// How often a request that failed is sent again (default 5, 0 for never).
+    /// Largest number of retries of a request (default 5; 0 for none).
+    #[must_use]
     pub fn with_retries(self, retries: u32) -> Self {
         Self { retries, ..self }
     }
 
-    /// The wait before the first retry, doubled with each further one, and the longest wait, up to a day (default 0.25 s and 10 s).
+    /// The wait before the first retry, which doubles with each further one up to `max` (default
+    /// 0.25 s and 10 s; `max` is at most a day).
     ///
-    /// A wait is cut by up to half, by a fraction that depends on the request and the attempt. `Retry-After` in seconds takes the
-    /// place of the wait, up to the longest one.
+    /// Each wait is shortened by up to half, by a fraction that depends on the request and the
+    /// attempt. `Retry-After` in seconds replaces the wait, up to `max`.
+    #[must_use]
     pub fn with_backoff(self, base: Duration, max: Duration) -> Self {
         Self { base, max, ..self }
     }
 
-    /// A token that each request carries as `Authorization: Bearer …` (default none). It appears in no error and no log.
+    /// A token that each request carries as `Authorization: Bearer …` (default none). No error and
+    /// no log shows it.
+    #[must_use]
     pub fn with_bearer_token(self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into()), ..self }
     }
 
-    /// Whether each setting lies in its range.
+    /// Checks that each setting lies in its range.
     pub(super) fn check(&self) -> Result<(), BlackBoxError> {
         const DAY: Duration = Duration::from_secs(86_400);
         let fail = |name, value: String, remedy| Err(BlackBoxError::Setting { name, value, remedy });
@@ -82,7 +93,7 @@ impl HttpConfig {
             return fail("timeout", format!("{:?}", self.timeout), "give more than 0 and at most a day");
         }
         if self.base > self.max || self.max > DAY {
-            let remedy = "let the first wait be no longer than the longest, and that at most a day";
+            let remedy = "give a first wait no longer than the longest, and a longest of at most a day";
             return fail("backoff", format!("{:?} to {:?}", self.base, self.max), remedy);
         }
         if let Some(token) = &self.token
@@ -90,9 +101,9 @@ impl HttpConfig {
         {
             return fail("bearer_token", "(not shown)".into(), "give printable ASCII without spaces or line ends");
         }
-        // the address ends up in errors, a password must not
+        // errors show the address, so it must hold no password
         if self.url.contains('@') {
-            return fail("url", "(not shown)".into(), "leave out user and password; use with_bearer_token");
+            return fail("url", "(not shown)".into(), "leave out user and password, and use with_bearer_token");
         }
         let uri = self.url.parse::<Uri>().ok();
         match uri.as_ref().and_then(|uri| uri.scheme_str().filter(|_| uri.query().is_none())) {
@@ -102,13 +113,13 @@ impl HttpConfig {
         }
     }
 
-    /// The wait before retry number `retry`, from 0.
+    /// The wait before retry number `retry`, counted from 0.
     pub(super) fn wait(&self, key: Key, retry: u32, after: Option<Duration>) -> Duration {
         if let Some(after) = after {
             return after.min(self.max);
         }
         let full = self.base.saturating_mul(1u32.checked_shl(retry).unwrap_or(u32::MAX)).min(self.max);
-        // one byte of the key for each of the first attempts
+        // each attempt takes the next byte of the key
         let part = f64::from(key.0[retry as usize % key.0.len()]) / 255.0;
         full.mul_f64(1.0 - 0.5 * part)
     }

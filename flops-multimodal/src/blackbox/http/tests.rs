@@ -2,11 +2,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::blackbox::testing::{Reply, Request, Server, answer, asked, config, last, queries, truths};
+use crate::blackbox::testing::{Reply, Request, Server, answer, config, last, queries, received, truths};
 use crate::blackbox::{BlackBox, BlackBoxError, HttpBlackBox, HttpConfig};
 
-/// What a box says whose server first gives these replies, then right answers; and how many requests it had.
-fn after(
+/// Sends `count` queries to a server that gives `reply`, or the correct answer where `reply` is
+/// `None`.
+///
+/// Returns the result, the number of requests and the time; the scores must be right.
+fn send_queries(
     count: usize,
     retries: u32,
     reply: impl Fn(usize) -> Option<Reply> + Send + Sync + 'static,
@@ -29,8 +32,8 @@ fn json(scores: &str) -> Reply {
 }
 
 #[test]
-fn a_good_server_is_asked_once_per_batch() {
-    let (scores, requests, _) = after(10, 5, |_| None);
+fn a_correct_server_gets_one_request_per_batch() {
+    let (scores, requests, _) = send_queries(10, 5, |_| None);
     assert_eq!((scores, requests), (Ok(()), 3));
     let server = Server::new(|request, _| answer(request));
     let endpoint = server.connect();
@@ -40,7 +43,7 @@ fn a_good_server_is_asked_once_per_batch() {
 }
 
 #[test]
-fn whatever_may_pass_is_retried_and_then_named() {
+fn transient_failures_are_retried_and_then_reported() {
     type Case = (fn() -> Reply, fn(&BlackBoxError) -> bool);
     let cases: [Case; 13] = [
         (
@@ -66,15 +69,15 @@ fn whatever_may_pass_is_retried_and_then_named() {
         (|| Reply::Close, |e| matches!(e, BlackBoxError::Transport { unsent: false, .. })),
         (|| Reply::Flood, |e| matches!(e, BlackBoxError::TooLong { .. })),
     ];
-    for (at, (reply, right)) in cases.into_iter().enumerate() {
-        let (scores, requests, _) = after(1, 2, move |number| (number < 2).then(reply));
+    for (at, (reply, is_expected)) in cases.into_iter().enumerate() {
+        let (scores, requests, _) = send_queries(1, 2, move |number| (number < 2).then(reply));
         assert_eq!((scores, requests), (Ok(()), 3), "case {at}");
-        let (scores, requests, _) = after(1, 2, move |_| Some(reply()));
+        let (scores, requests, _) = send_queries(1, 2, move |_| Some(reply()));
         let error = scores.unwrap_err();
         assert_eq!(requests, 3, "case {at}");
         assert!(matches!(error, BlackBoxError::GaveUp { attempts: 3, .. }), "case {at}: {error}");
         let error = last(error);
-        assert!(right(&error), "case {at}: {error:?}");
+        assert!(is_expected(&error), "case {at}: {error:?}");
     }
 }
 
@@ -82,28 +85,28 @@ fn whatever_may_pass_is_retried_and_then_named() {
 fn other_statuses_are_errors_at_once() {
     for status in [400, 401, 404, 302] {
         let (scores, requests, _) =
-            after(1, 5, move |_| Some(Reply::Status(status, "Location: /\r\n", "no\nsuch box")));
+            send_queries(1, 5, move |_| Some(Reply::Status(status, "Location: /\r\n", "no\nsuch model")));
         assert_eq!(requests, 1);
         let error = scores.unwrap_err();
-        assert!(error.to_string().ends_with(&format!("/v1/scores: HTTP {status}: no such box")), "{error}");
+        assert!(error.to_string().ends_with(&format!("/v1/scores: HTTP {status}: no such model")), "{error}");
     }
 }
 
 #[test]
-fn a_slow_loris_is_cut_off() {
+fn a_drip_feeding_server_times_out() {
     for reply in [|| Reply::DripHeader, || Reply::DripBody] {
-        let (scores, requests, time) = after(1, 1, move |_| Some(reply()));
+        let (scores, requests, time) = send_queries(1, 1, move |_| Some(reply()));
         let error = last(scores.unwrap_err());
         assert!(matches!(error, BlackBoxError::Timeout { seconds: 0.3, .. }), "{error}");
         assert_eq!(requests, 2);
         assert!((0.55..2.0).contains(&time.as_secs_f64()), "{time:?}");
     }
-    let (scores, requests, _) = after(1, 1, |number| (number == 0).then_some(Reply::DripBody));
+    let (scores, requests, _) = send_queries(1, 1, |number| (number == 0).then_some(Reply::DripBody));
     assert_eq!((scores, requests), (Ok(()), 2));
 }
 
 #[test]
-fn retry_after_takes_the_place_of_the_wait_up_to_the_longest() {
+fn retry_after_replaces_the_wait_up_to_the_longest() {
     let (key, config) = (queries(1)[0].key(), HttpConfig::new("http://x"));
     let seconds = |retry, after: Option<u64>| config.wait(key, retry, after.map(Duration::from_secs)).as_secs_f64();
     assert_eq!((seconds(0, Some(3)), seconds(0, Some(0)), seconds(0, Some(3600))), (3.0, 0.0, 10.0));
@@ -112,8 +115,9 @@ fn retry_after_takes_the_place_of_the_wait_up_to_the_longest() {
         assert!((full / 2.0..=full).contains(&wait), "{retry}: {wait}");
         assert_eq!(wait, seconds(retry, None));
     }
-    // in earnest: the server asks for a second, the longest wait is 0.02 s
-    let (scores, _, time) = after(1, 1, |number| (number == 0).then_some(Reply::Status(429, "Retry-After: 1\r\n", "")));
+    // over HTTP: the server names 1 s, the longest wait is 0.02 s
+    let (scores, _, time) =
+        send_queries(1, 1, |number| (number == 0).then_some(Reply::Status(429, "Retry-After: 1\r\n", "")));
     assert!(scores.is_ok() && (0.02..0.5).contains(&time.as_secs_f64()), "{time:?}");
 }
 
@@ -137,7 +141,7 @@ fn requests_in_flight_are_bounded_over_all_threads() {
 }
 
 #[test]
-fn a_restarted_server_is_found_again() {
+fn retries_reach_a_restarted_server() {
     let server = Server::new(|request, _| answer(request));
     let address = server.address;
     let endpoint = HttpBlackBox::connect(config(address).with_retries(100)).unwrap();
@@ -172,12 +176,12 @@ fn retries_carry_the_same_key_and_every_request_the_token() {
 
 #[test]
 fn the_first_error_ends_the_call() {
-    // the second of many batches fails for good: no more than those in flight follow
-    let (scores, requests, _) = after(400, 5, |number| (number == 1).then_some(Reply::Status(403, "", "")));
+    // the second of 100 batches fails permanently, so no third one is sent
+    let (scores, requests, _) = send_queries(400, 5, |number| (number == 1).then_some(Reply::Status(403, "", "")));
     assert!(matches!(scores, Err(BlackBoxError::Status { status: 403, .. })));
     assert_eq!(requests, 2);
-    // a wait for a retry ends when another batch fails
-    let server = Server::new(|request, _| match asked(request).len() {
+    // the wait before a retry ends when another batch fails
+    let server = Server::new(|request, _| match received(request).len() {
         4 => Reply::Status(503, "Retry-After: 60\r\n", ""),
         _ => Reply::Status(400, "", ""),
     });

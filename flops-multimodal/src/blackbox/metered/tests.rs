@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Charge, Metered};
-use crate::blackbox::testing::{Reply, Request, Server, answer, asked, config, info, last, queries, truths};
+use crate::blackbox::testing::{Reply, Request, Server, answer, config, info, last, queries, received, truths};
 use crate::blackbox::{BlackBox, BlackBoxError, FromFn, HttpBlackBox, JournalError, Query};
 
 const CHARGES: [Charge; 2] = [Charge::PerAnswer, Charge::PerAttempt];
 
-/// A closure that counts the rows it is asked.
+/// A black box that counts the rows it receives.
 fn counting(rows: &AtomicUsize) -> impl BlackBox {
     FromFn::new(info(), |queries: &[Query]| {
         rows.fetch_add(queries.len(), Ordering::SeqCst);
@@ -18,24 +18,25 @@ fn counting(rows: &AtomicUsize) -> impl BlackBox {
     .unwrap()
 }
 
-/// What a server has received and charged for. It outlives restarts, as the books of a real one would.
+/// The rows that a server has received and charged. It outlives restarts, as the charge log of a
+/// real server does.
 #[derive(Default)]
-struct Books {
+struct ChargeLog {
     received: AtomicUsize,
     charged: AtomicUsize,
     keys: Mutex<HashSet<String>>,
 }
 
-impl Books {
-    fn enter(&self, request: &Request) {
-        let rows = asked(request).len();
+impl ChargeLog {
+    fn record(&self, request: &Request) {
+        let rows = received(request).len();
         self.received.fetch_add(rows, Ordering::SeqCst);
         if self.keys.lock().unwrap().insert(request.headers["idempotency-key"].clone()) {
             self.charged.fetch_add(rows, Ordering::SeqCst);
         }
     }
 
-    fn counts(&self, charge: Charge) -> u64 {
+    fn count(&self, charge: Charge) -> u64 {
         match charge {
             Charge::PerAnswer => self.charged.load(Ordering::SeqCst) as u64,
             Charge::PerAttempt => self.received.load(Ordering::SeqCst) as u64,
@@ -44,22 +45,22 @@ impl Books {
 }
 
 #[test]
-fn a_call_that_does_not_fit_sends_nothing() {
+fn a_call_that_exceeds_the_cap_sends_nothing() {
     for charge in CHARGES {
         let rows = AtomicUsize::new(0);
         let metered = Metered::new(counting(&rows), 10).with_charge(charge);
         assert_eq!(metered.scores(&queries(7)).unwrap(), truths(&queries(7)));
         assert_eq!((metered.spent(), metered.remaining(), metered.cap()), (7, 3, 10));
-        let error = BlackBoxError::CapReached { cap: 10, spent: 7, asked: 4 };
+        let error = BlackBoxError::CapReached { cap: 10, spent: 7, requested: 4 };
         assert_eq!(metered.scores(&queries(4)), Err(error.clone()));
-        // it stays failed, also for what would fit
+        // it stays failed, even for queries within the cap
         assert_eq!(metered.scores(&queries(1)), Err(error.clone()));
         assert_eq!((rows.load(Ordering::SeqCst), metered.spent(), metered.failure()), (7, 7, Some(error)));
     }
 }
 
 #[test]
-fn a_row_that_a_call_has_twice_is_asked_once() {
+fn a_row_that_occurs_twice_in_a_call_is_sent_once() {
     let rows = AtomicUsize::new(0);
     let metered = Metered::new(counting(&rows), 3);
     let twice = [queries(3), queries(2)].concat();
@@ -69,7 +70,7 @@ fn a_row_that_a_call_has_twice_is_asked_once() {
 }
 
 #[test]
-fn a_box_that_answers_wrongly_fails_for_good_and_is_not_counted_per_answer() {
+fn an_invalid_answer_is_a_permanent_failure_and_not_charged_per_answer() {
     for (charge, spent) in [(Charge::PerAnswer, 0), (Charge::PerAttempt, 2)] {
         let calls = AtomicUsize::new(0);
         let wrong = FromFn::new(info(), |_: &[Query]| {
@@ -85,7 +86,7 @@ fn a_box_that_answers_wrongly_fails_for_good_and_is_not_counted_per_answer() {
 }
 
 #[test]
-fn a_panic_of_the_box_is_a_failure() {
+fn a_panic_of_the_black_box_is_a_failure() {
     let panics = FromFn::new(info(), |_: &[Query]| -> Result<Vec<Vec<f32>>, String> { std::panic::panic_any(()) });
     let metered = Metered::new(panics.unwrap(), 4);
     let call = std::panic::AssertUnwindSafe(|| metered.scores(&queries(2)));
@@ -95,7 +96,7 @@ fn a_panic_of_the_box_is_a_failure() {
 }
 
 #[test]
-fn a_second_run_asks_nothing() {
+fn a_second_run_sends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     for charge in CHARGES {
         let path = folder.path().join(format!("{charge:?}"));
@@ -107,31 +108,31 @@ fn a_second_run_asks_nothing() {
             assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (fresh, 9), "run {run}");
             assert_eq!(metered.answered_from_journal(), if run == 0 { 5 } else { 14 });
         }
-        // what is spent stays spent, whichever way the next run counts
+        // spent queries stay spent, however the next run charges
         for charge in CHARGES {
             let rows = AtomicUsize::new(0);
             let metered = Metered::new(counting(&rows), 12).with_charge(charge).with_journal(&path).unwrap();
             let error = metered.scores(&queries(13)).unwrap_err();
-            assert_eq!(error, BlackBoxError::CapReached { cap: 12, spent: 9, asked: 4 });
+            assert_eq!(error, BlackBoxError::CapReached { cap: 12, spent: 9, requested: 4 });
         }
-        let other = FromFn::new(crate::blackbox::Info::new(["a"], [1, 1, 1]).unwrap(), |_: &[Query]| Err("asked"));
+        let other = FromFn::new(crate::blackbox::Info::new(["a"], [1, 1, 1]).unwrap(), |_: &[Query]| Err("sent"));
         let error = Metered::new(other.unwrap(), 1).with_journal(&path).err();
-        assert!(matches!(error, Some(BlackBoxError::Journal { why: JournalError::OtherBox { .. }, .. })));
+        assert!(matches!(error, Some(BlackBoxError::Journal { why: JournalError::OtherBlackBox { .. }, .. })));
     }
 }
 
 #[test]
-fn answers_of_a_call_that_fails_midway_are_kept() {
+fn answers_before_a_failure_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     for charge in CHARGES {
         let path = folder.path().join(format!("{charge:?}"));
-        let books = Arc::new(Books::default());
-        let entries = books.clone();
+        let log = Arc::new(ChargeLog::default());
+        let entries = log.clone();
         let server = Server::new(move |request, number| {
             if number == 2 {
                 return Reply::Status(403, "", "quota");
             }
-            entries.enter(request);
+            entries.record(request);
             answer(request)
         });
         let connect = || HttpBlackBox::connect(server.config().with_concurrency(1)).unwrap();
@@ -139,7 +140,7 @@ fn answers_of_a_call_that_fails_midway_are_kept() {
         for _ in 0..2 {
             assert!(matches!(metered.scores(&queries(22)), Err(BlackBoxError::Status { status: 403, .. })));
         }
-        // two batches of 4 were answered, the third may have been charged
+        // two batches of 4 were answered; the third may have been charged
         let spent = if charge == Charge::PerAnswer { 8 } else { 12 };
         assert_eq!((metered.spent(), metered.remaining()), (spent, 100 - spent));
         drop(metered);
@@ -147,17 +148,18 @@ fn answers_of_a_call_that_fails_midway_are_kept() {
         assert_eq!(metered.spent(), spent);
         assert_eq!(metered.scores(&queries(22)).unwrap(), truths(&queries(22)));
         assert_eq!((metered.spent(), metered.answered_from_journal()), (spent + 14, 8));
-        assert_eq!(books.counts(charge), 22);
+        assert_eq!(log.count(charge), 22);
     }
 }
 
-/// Every third request is lost before the server enters it, every fifth after.
-fn flaky(books: Arc<Books>) -> impl Fn(&Request, usize) -> Reply + Send + Sync + 'static {
+/// Loses every third request before it is recorded. Of the others, two in five get an invalid
+/// answer after.
+fn flaky(log: Arc<ChargeLog>) -> impl Fn(&Request, usize) -> Reply + Send + Sync + 'static {
     move |request, number| {
         if number % 3 == 1 {
             return Reply::Close;
         }
-        books.enter(request);
+        log.record(request);
         match number % 5 {
             2 => Reply::Status(500, "", ""),
             4 => Reply::Json(r#"{"scores":[[NaN]]}"#.into()),
@@ -170,8 +172,8 @@ fn flaky(books: Arc<Books>) -> impl Fn(&Request, usize) -> Reply + Send + Sync +
 fn the_cap_holds_with_concurrency_and_retries() {
     for charge in CHARGES {
         for cap in [10, 57, 64, 90, 1000] {
-            let books = Arc::new(Books::default());
-            let server = Server::new(flaky(books.clone()));
+            let log = Arc::new(ChargeLog::default());
+            let server = Server::new(flaky(log.clone()));
             let config = server.config().with_concurrency(4).with_retries(20);
             let metered = Metered::new(HttpBlackBox::connect(config).unwrap(), cap).with_charge(charge);
             let answered = std::thread::scope(|scope| {
@@ -190,9 +192,10 @@ fn the_cap_holds_with_concurrency_and_retries() {
                     }
                 })
             });
-            let (charged, spent) = (books.counts(charge), metered.spent());
+            let (charged, spent) = (log.count(charge), metered.spent());
             assert!(charged <= cap && spent <= cap, "{charge:?}, cap {cap}: {charged} charged, {spent} spent");
-            // per answer, what was charged for and not answered before the run failed is not counted
+            // per answer, rows that were charged but not answered before the failure are not
+            // counted
             assert!(charged <= spent || !answered && charge == Charge::PerAnswer, "{charged} charged, {spent} spent");
             assert_eq!(metered.remaining(), cap - metered.spent());
             assert_eq!(answered, metered.failure().is_none());
@@ -201,26 +204,26 @@ fn the_cap_holds_with_concurrency_and_retries() {
                 Charge::PerAttempt => assert_eq!(answered, cap == 1000, "cap {cap}"),
             }
             if answered && charge == Charge::PerAnswer {
-                assert_eq!((books.counts(charge), metered.spent()), (64, 64));
+                assert_eq!((log.count(charge), metered.spent()), (64, 64));
             }
         }
     }
 }
 
 #[test]
-fn a_server_killed_and_restarted_in_mid_run_leaves_the_counts_equal() {
+fn counts_agree_after_a_server_is_killed_and_restarted() {
     for charge in CHARGES {
         let folder = tempfile::tempdir().unwrap();
-        let books = Arc::new(Books::default());
-        let serve = |books: &Arc<Books>| {
-            let books = books.clone();
+        let log = Arc::new(ChargeLog::default());
+        let serve = |log: &Arc<ChargeLog>| {
+            let log = log.clone();
             move |request: &Request, _| {
                 std::thread::sleep(Duration::from_millis(5));
-                books.enter(request);
+                log.record(request);
                 answer(request)
             }
         };
-        let server = Server::new(serve(&books));
+        let server = Server::new(serve(&log));
         let (address, done) = (server.address, AtomicBool::new(false));
         let endpoint = HttpBlackBox::connect(config(address).with_retries(1000)).unwrap();
         let metered = Metered::new(endpoint, 1000).with_charge(charge).with_journal(folder.path().join("j")).unwrap();
@@ -233,22 +236,22 @@ fn a_server_killed_and_restarted_in_mid_run_leaves_the_counts_equal() {
             });
             let mut server = Some(server);
             for restart in 1..4 {
-                // with a fifth, two fifths and three fifths of the work done
-                while books.received.load(Ordering::SeqCst) < 40 * restart {
+                // after a fifth, two fifths and three fifths of the rows
+                while log.received.load(Ordering::SeqCst) < 40 * restart {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 drop(server.take());
                 std::thread::sleep(Duration::from_millis(20));
-                server = Some(Server::at(address, serve(&books)));
+                server = Some(Server::at(address, serve(&log)));
             }
-            assert!(!done.load(Ordering::SeqCst), "the run was over before the last restart");
+            assert!(!done.load(Ordering::SeqCst), "the run ended before the last restart");
             assert_eq!(run.join().unwrap(), truths(&queries(200)));
         });
         match charge {
-            Charge::PerAnswer => assert_eq!((books.counts(charge), metered.spent()), (200, 200)),
-            // a request that was lost on its way counts, one that was refused does not
+            Charge::PerAnswer => assert_eq!((log.count(charge), metered.spent()), (200, 200)),
+            // a request that was lost counts; one that was refused does not
             Charge::PerAttempt => {
-                let lost = metered.spent() - books.counts(charge);
+                let lost = metered.spent() - log.count(charge);
                 assert!(metered.spent() >= 200 && lost <= 72, "{lost} lost");
             }
         }
@@ -265,7 +268,7 @@ fn refused_connections_cost_nothing() {
     let metered = Metered::new(&endpoint, 8).with_journal(&path).unwrap();
     let error = last(metered.scores(&queries(8)).unwrap_err());
     assert!(matches!(error, BlackBoxError::Transport { .. }), "{error}");
-    // the pooled connection of the first request may have broken rather than be refused
+    // the pooled connection of the first request may break instead of being refused
     assert!(metered.spent() <= 4, "{}", metered.spent());
     let spent = metered.spent();
     drop(metered);
@@ -274,7 +277,7 @@ fn refused_connections_cost_nothing() {
 
 #[test]
 fn a_journal_that_cannot_be_written_stops_the_run() {
-    for (charge, asked) in [(Charge::PerAnswer, 2), (Charge::PerAttempt, 0)] {
+    for (charge, sent) in [(Charge::PerAnswer, 2), (Charge::PerAttempt, 0)] {
         let folder = tempfile::tempdir().unwrap();
         let rows = AtomicUsize::new(0);
         let metered =
@@ -284,7 +287,8 @@ fn a_journal_that_cannot_be_written_stops_the_run() {
             let error = metered.scores(&queries(2)).err();
             assert!(matches!(error, Some(BlackBoxError::Journal { why: JournalError::Io(_), .. })), "{error:?}");
         }
-        // an attempt that cannot be noted is not made; an answer that cannot be kept was paid for all the same
-        assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (asked, 2));
+        // an attempt that cannot be recorded is not made; an answer that cannot be stored was
+        // charged all the same
+        assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (sent, 2));
     }
 }

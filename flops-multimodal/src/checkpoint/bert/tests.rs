@@ -25,7 +25,7 @@ fn open_dir(dir: &Path) -> Result<Opened<Flex>, MultimodalError> {
 }
 
 #[test]
-fn what_is_saved_is_what_is_opened() {
+fn a_saved_model_opens_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let model = model();
     save(&model, &config(), JSON, dir.path(), false).unwrap();
@@ -45,12 +45,12 @@ fn what_is_saved_is_what_is_opened() {
             assert!((a - b).abs() <= b.abs() * 5e-4 + 1e-7, "{name}: {a}, expected {b}");
         }
     }
-    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(files.len(), 3, "{files:?}");
 }
 
 #[test]
-fn what_cannot_be_saved_leaves_what_was_there() {
+fn a_failed_save_keeps_the_old_files() {
     let dir = tempfile::tempdir().unwrap();
     save(&model(), &config(), JSON, dir.path(), false).unwrap();
     let before = std::fs::read(dir.path().join("model.safetensors")).unwrap();
@@ -67,7 +67,7 @@ fn what_cannot_be_saved_leaves_what_was_there() {
     assert_eq!(std::fs::read(dir.path().join("model.safetensors")).unwrap(), before);
 }
 
-/// The tensors of a file, changed, as a file.
+/// A file with the tensors of another, renamed by `change` and dropped where it returns `None`.
 fn rewritten(bytes: &[u8], change: impl Fn(&str) -> Option<String>) -> Vec<u8> {
     let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
     let kept = file.tensors().into_iter().filter_map(|(name, t)| change(&name).map(|name| (name, t)));
@@ -75,7 +75,7 @@ fn rewritten(bytes: &[u8], change: impl Fn(&str) -> Option<String>) -> Vec<u8> {
 }
 
 #[test]
-fn names_of_other_savers_are_accepted_and_wrong_ones_listed() {
+fn other_exporters_names_are_accepted_and_wrong_names_listed() {
     let dir = tempfile::tempdir().unwrap();
     let model = model();
     save(&model, &config(), JSON, dir.path(), false).unwrap();
@@ -83,7 +83,7 @@ fn names_of_other_savers_are_accepted_and_wrong_ones_listed() {
     let weights = std::fs::read(dir.path().join("model.safetensors")).unwrap();
     let load = |bytes: &[u8]| from_bytes::<Flex>(&described, bytes, None, &Default::default());
 
-    // BertForPreTraining, as TensorFlow named it
+    // BertForPreTraining with TensorFlow's names
     let prefixed = rewritten(&weights, |name| {
         Some(format!("bert.{name}").replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"))
     });
@@ -104,10 +104,10 @@ fn names_of_other_savers_are_accepted_and_wrong_ones_listed() {
         assert!(missing.contains(name), "{missing}");
     }
     let deeper = BertConfig { depth: 1, ..config() };
-    let deeper = serde_json::to_vec(&HfConfig::of(&deeper)).unwrap();
+    let deeper = serde_json::to_vec(&HfConfig::from_config(&deeper)).unwrap();
     let extra = from_bytes::<Flex>(&deeper, &weights, None, &Default::default()).unwrap_err().to_string();
     assert!(extra.contains("encoder.layer.1.attention.self.key.bias"), "{extra}");
-    let wider = serde_json::to_vec(&HfConfig::of(&config().with_mlp_dim(16))).unwrap();
+    let wider = serde_json::to_vec(&HfConfig::from_config(&config().with_mlp_dim(16))).unwrap();
     let shape = from_bytes::<Flex>(&wider, &weights, None, &Default::default()).unwrap_err().to_string();
     assert!(shape.contains("layers.0.fc1.bias is [12], expected [16]"), "{shape}");
     assert!(message(&weights[..weights.len() / 2]).contains("no intact safetensors"));
@@ -115,7 +115,7 @@ fn names_of_other_savers_are_accepted_and_wrong_ones_listed() {
 }
 
 #[test]
-fn other_models_are_refused_by_name() {
+fn errors_name_the_unsupported_setting() {
     for (json, expected) in [
         (r#"{"model_type": "roberta"}"#, "model_type = 'roberta' is not supported; only bert is"),
         (r#"{"hidden_act": "relu"}"#, "hidden_act = 'relu' is not supported; only gelu or quick_gelu is"),
@@ -134,7 +134,7 @@ fn other_models_are_refused_by_name() {
 }
 
 #[test]
-fn prompts_go_in_where_tokens_are_looked_up() {
+fn forward_embedded_continues_from_token_embeddings() {
     let model = model();
     let tokens = Tokens::new(vec![vec![2, 4, 3]], vec![vec![1, 1, 1]]).unwrap();
     let (ids, mask) = (tokens.ids_tensor(&Default::default()), tokens.mask_tensor(&Default::default()));

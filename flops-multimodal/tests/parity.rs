@@ -1,8 +1,9 @@
-//! Agreement with HuggingFace's `CLIPModel` and `BertModel`, and with all-MiniLM-L6-v2 as it is published.
+//! Parity with HuggingFace's `CLIPModel` and `BertModel`, and with all-MiniLM-L6-v2 as it is
+//! published.
 //!
-//! The reference values (random models of width 32 with 2 layers, float32, eager attention) are looked for in the folders `fixtures/clip` and
-//! `fixtures/bert` of `FLOPS_SHARED`, by default `shared` beside the workspace; those of MiniLM in `minilm_ref.json` there, and its
-//! weights in the folder `FLOPS_MINILM`. Without them the tests print "skipped".
+//! The references are random models of width 32 with 2 layers, in float32 with eager attention.
+//! `fixtures/generate.py` makes their files, in `fixtures`. The weights of MiniLM are not among
+//! them: `FLOPS_MINILM` names the folder that has them, and without it that test prints "skipped".
 
 use std::path::{Path, PathBuf};
 
@@ -17,17 +18,11 @@ use safetensors::{Dtype, SafeTensors};
 
 const TOLERANCE: f32 = 1e-4;
 
-fn shared(name: &str) -> Option<PathBuf> {
-    let shared = std::env::var("FLOPS_SHARED").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into());
-    let path = Path::new(&shared).join(name);
-    if !path.exists() {
-        println!("skipped: there is no {}", path.display());
-        return None;
-    }
-    Some(path)
+fn fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name)
 }
 
-/// Inputs and outputs of the reference, and how far off what was found was at most.
+/// Inputs and outputs of the reference, and the largest difference from it so far.
 struct Reference(Vec<u8>, f32);
 
 impl Reference {
@@ -60,7 +55,7 @@ impl Reference {
         self.assert_close_where(found, name, &everywhere);
     }
 
-    /// The same where `mask`, of a value for each vector or each number, is 1.
+    /// The same where `mask` is 1; it has an entry for each vector, or for each element.
     fn assert_close_where<B: Backend, const D: usize>(&mut self, found: Tensor<B, D>, name: &str, mask: &[i64]) {
         let expected = self.floats(name);
         assert_eq!(found.dims().to_vec(), expected.shape.to_vec(), "shape of {name}");
@@ -75,8 +70,8 @@ impl Reference {
     }
 }
 
-fn clip_agrees<B: Backend>(backend: &str) {
-    let Some(dir) = shared("fixtures/clip") else { return };
+fn assert_clip_matches<B: Backend>(backend: &str) {
+    let dir = fixture("clip");
     let device = B::Device::default();
     let mut reference = Reference::read(&dir);
     let opened = clip::open::<B>(&Source::Path(dir), &device).unwrap();
@@ -84,7 +79,7 @@ fn clip_agrees<B: Backend>(backend: &str) {
     let mut probe = Probe::clean();
 
     let images = Tensor::<B, 4>::from_data(reference.floats("in.pixel_values"), &device);
-    // HuggingFace calls embeddings what is in front of pre_layrnorm
+    // HuggingFace's embeddings come before `pre_layrnorm`
     reference.assert_close(model.vision.embed_image(images.clone(), &mut probe), "out.vision_embeddings");
     reference.assert_close(model.vision.forward(images.clone(), &mut probe), "out.vision_last_hidden_state");
     let images = model.encode_image(images, &mut probe);
@@ -112,17 +107,17 @@ fn clip_agrees<B: Backend>(backend: &str) {
     let tokens = Tokens::new(tokens.ids().to_vec(), vec![vec![1; width]; rows]).unwrap();
     let texts = model.encode_text(&tokens, &mut probe).unwrap();
     reference.assert_close(normalise(texts), "out.text_embeds_nomask");
-    println!("clip on {backend}: off by at most {:.1e}", reference.1);
+    println!("clip on {backend}: differs by at most {:.1e}", reference.1);
 }
 
 #[test]
-fn clip_gives_the_values_of_huggingface() {
-    clip_agrees::<Flex>("flex");
-    clip_agrees::<NdArray>("ndarray");
+fn clip_matches_huggingface() {
+    assert_clip_matches::<Flex>("flex");
+    assert_clip_matches::<NdArray>("ndarray");
 }
 
-fn bert_agrees<B: Backend>(backend: &str) {
-    let Some(dir) = shared("fixtures/bert") else { return };
+fn assert_bert_matches<B: Backend>(backend: &str) {
+    let dir = fixture("bert");
     let device = B::Device::default();
     let mut reference = Reference::read(&dir);
     let model: Bert<B> = bert::open(&Source::Path(dir), &device).unwrap().model;
@@ -143,16 +138,16 @@ fn bert_agrees<B: Backend>(backend: &str) {
     reference.assert_close_where(hidden.clone(), "out.last_hidden_state", &seen);
     reference.assert_close(Bert::mean_pooled(hidden, mask, &probe), "out.mean_pooled");
     reference.assert_close(model.encode(&tokens, &mut probe).unwrap(), "out.mean_pooled_normalised");
-    println!("bert on {backend}: off by at most {:.1e}", reference.1);
+    println!("bert on {backend}: differs by at most {:.1e}", reference.1);
 }
 
 #[test]
-fn bert_gives_the_values_of_huggingface() {
-    bert_agrees::<Flex>("flex");
-    bert_agrees::<NdArray>("ndarray");
+fn bert_matches_huggingface() {
+    assert_bert_matches::<Flex>("flex");
+    assert_bert_matches::<NdArray>("ndarray");
 }
 
-/// Three sentences, their token ids and their embeddings by `transformers`.
+/// Three sentences, with their token ids and embeddings from `transformers`.
 #[derive(serde::Deserialize)]
 struct MiniLm {
     sentences: Vec<String>,
@@ -160,7 +155,7 @@ struct MiniLm {
     embeddings: Vec<Vec<f32>>,
 }
 
-fn minilm_agrees<B: Backend>(dir: &Path, reference: &MiniLm, backend: &str) {
+fn assert_minilm_matches<B: Backend>(dir: &Path, reference: &MiniLm, backend: &str) {
     let opened = bert::open::<B>(&Source::Path(dir.into()), &Default::default()).unwrap_or_else(|e| panic!("{e}"));
     let tokenizer = opened.tokenizer.expect("the folder has a tokenizer.json");
     let tokens = tokenizer.encode(&reference.sentences, 256).unwrap();
@@ -173,18 +168,18 @@ fn minilm_agrees<B: Backend>(dir: &Path, reference: &MiniLm, backend: &str) {
     let expected = reference.embeddings.concat();
     assert_eq!(found.num_elements(), expected.len());
     let off = found.iter::<f32>().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    println!("all-MiniLM-L6-v2 on {backend}: off by at most {off:.1e}");
-    assert!(off <= TOLERANCE, "all-MiniLM-L6-v2 on {backend}: off by {off}");
+    println!("all-MiniLM-L6-v2 on {backend}: differs by at most {off:.1e}");
+    assert!(off <= TOLERANCE, "all-MiniLM-L6-v2 on {backend}: differs by {off}");
 }
 
 #[test]
-fn minilm_gives_the_reference_embeddings() {
+fn minilm_matches_huggingface() {
     let Ok(dir) = std::env::var("FLOPS_MINILM") else {
         println!("skipped: FLOPS_MINILM names no folder with all-MiniLM-L6-v2");
         return;
     };
-    let Some(path) = shared("minilm_ref.json") else { return };
-    let reference: MiniLm = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    minilm_agrees::<Flex>(Path::new(&dir), &reference, "flex");
-    minilm_agrees::<NdArray>(Path::new(&dir), &reference, "ndarray");
+    let reference = std::fs::read(fixture("minilm_ref.json")).unwrap();
+    let reference: MiniLm = serde_json::from_slice(&reference).unwrap();
+    assert_minilm_matches::<Flex>(Path::new(&dir), &reference, "flex");
+    assert_minilm_matches::<NdArray>(Path::new(&dir), &reference, "ndarray");
 }

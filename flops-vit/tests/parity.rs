@@ -1,9 +1,10 @@
-//! Agreement with HuggingFace's `ViTForImageClassification`, layer by layer, and with the gradients of PyTorch's autograd.
+//! Parity with HuggingFace's `ViTForImageClassification`, layer by layer, and with the gradients of
+//! PyTorch's autograd.
 //!
-//! The reference values (a random ViT of width 48 with 3 layers, float32, eager attention) are looked for in the folder
-//! `fixtures/vit` of `FLOPS_SHARED`, by default `shared` beside the workspace; without them the tests print "skipped".
+//! The reference is a random ViT of width 48 with 3 layers, in float32 with eager attention.
+//! `fixtures/generate_parity.py` makes its files, in `fixtures/vit`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::backend::{Autodiff, Flex, NdArray};
 use burn::module::AutodiffModule;
@@ -13,25 +14,19 @@ use burn::tensor::backend::AutodiffBackend;
 use flops_core::estimator::{Estimate, trained_parameters};
 use flops_core::{Allocation, Batch, Estimator, ForwardModel, Probe, QueryBudget, Space};
 use flops_vit::ViT;
-use flops_vit::checkpoint::{self, Card, Opened, Source};
+use flops_vit::checkpoint::{self, Card, Source};
 use flops_vit::scope::Scope;
 use safetensors::{Dtype, SafeTensors};
 
 const TOLERANCE: f32 = 1e-4;
 
-fn fixture() -> Option<PathBuf> {
-    let shared = std::env::var("FLOPS_SHARED").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into());
-    let dir = Path::new(&shared).join("fixtures/vit");
-    if !dir.join("model.safetensors").exists() {
-        println!("skipped: no reference values in {}", dir.display());
-        return None;
-    }
-    Some(dir)
+fn fixture() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vit"))
 }
 
 fn load<B: Backend>(dir: &Path) -> (ViT<B>, Card) {
-    let Opened { model, card, .. } = checkpoint::open(&Source::Path(dir.into()), &Default::default()).unwrap();
-    (model, card)
+    let pretrained = checkpoint::open(&Source::Path(dir.into()), &Default::default()).unwrap().pretrained;
+    (pretrained.model, pretrained.card)
 }
 
 /// Inputs and outputs of the reference.
@@ -71,11 +66,11 @@ fn assert_near(found: &[f32], expected: &[f32], name: &str) {
     }
 }
 
-fn forward_agrees<B: Backend>() {
-    let Some(dir) = fixture() else { return };
+fn assert_forward_matches<B: Backend>() {
+    let dir = fixture();
     let device = Default::default();
-    let reference = Reference::read(&dir);
-    let (model, card) = load::<B>(&dir);
+    let reference = Reference::read(dir);
+    let (model, card) = load::<B>(dir);
     assert_eq!(card.config.num_params(), Module::num_params(&model));
     let images = Tensor::<B, 4>::from_data(reference.floats("in.pixel_values"), &device);
     let labels = Tensor::<B, 1, Int>::from_data(reference.labels(), &device);
@@ -91,23 +86,23 @@ fn forward_agrees<B: Backend>() {
     reference.assert_close(features.clone(), "out.last_hidden_state");
     reference.assert_close(model.forward_head(features, &mut probe), "out.logits");
 
-    // the path that computes the class token alone in the last block
+    // this path computes only the class token in the last block
     let logits = model.forward(images, &mut Probe::clean());
     reference.assert_close(logits.clone(), "out.logits");
     reference.assert_close(model.losses(logits, labels), "out.cross_entropy");
 }
 
 #[test]
-fn forward_agrees_on_flex() {
-    forward_agrees::<Flex>();
+fn forward_matches_huggingface_on_flex() {
+    assert_forward_matches::<Flex>();
 }
 
 #[test]
-fn forward_agrees_on_ndarray() {
-    forward_agrees::<NdArray>();
+fn forward_matches_huggingface_on_ndarray() {
+    assert_forward_matches::<NdArray>();
 }
 
-/// Values of the parameters, or of their gradients where there are some, in order.
+/// Values of the parameters in order, or of their gradients where these are given.
 struct Values<'a, B: AutodiffBackend> {
     grads: Option<&'a B::Gradients>,
     path: Vec<String>,
@@ -142,18 +137,18 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Values<'_, B> {
 }
 
 #[test]
-fn gradients_agree() {
-    let Some(dir) = fixture() else { return };
+fn gradients_match_pytorch() {
+    let dir = fixture();
     type AB = Autodiff<Flex>;
     let device = Default::default();
-    let reference = Reference::read(&dir);
-    let (model, _) = load::<AB>(&dir);
+    let reference = Reference::read(dir);
+    let (model, _) = load::<AB>(dir);
     let images = Tensor::<AB, 4>::from_data(reference.floats("in.pixel_values"), &device);
     let labels = Tensor::<AB, 1, Int>::from_data(reference.labels(), &device);
     let logits = model.forward(images, &mut Probe::clean());
     let grads = model.losses(logits, labels).mean().backward();
 
-    let expected = reference_gradients::<AB>(&dir);
+    let expected = reference_gradients::<AB>(dir);
     let (found, expected) = (Values::of(&model, Some(&grads)), Values::of(&expected, None));
     assert_eq!(found.len(), 4 + 3 * 16 + 4);
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
@@ -161,7 +156,8 @@ fn gradients_agree() {
     }
 }
 
-/// The reference gradients as a model: imported under the names of their parameters, they are laid out as ours.
+/// The reference gradients as a model. Imported under the names of their parameters, they get the
+/// layout of ours.
 fn reference_gradients<B: Backend>(dir: &Path) -> ViT<B> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(dir.join("config.json"), folder.path().join("config.json")).unwrap();
@@ -169,16 +165,18 @@ fn reference_gradients<B: Backend>(dir: &Path) -> ViT<B> {
     load(folder.path()).0
 }
 
-/// Forward-only estimates against PyTorch's gradients, for unequal allocations, in the scopes head, cls_tail and full.
+/// Forward-only estimates have PyTorch's gradients as their mean, under an unequal allocation.
 ///
-/// n steps of 16 queries per datum; their projection on the reference gradient, per unit of its squared norm, has mean 1 within 4.5
-/// standard errors (false-failure rate 10⁻⁵ a case), and the standard error is small enough for the sign, the factor 1/B or a
-/// reweighted objective to show. The bias of σ = 10⁻² is O(σ²).
+/// Each case takes `steps` estimates from 16 queries per image on average. It projects them on the
+/// reference gradient and divides by the squared norm of that. The mean must be 1 within 4.5
+/// standard errors: a false failure has probability 10⁻⁵ per case. A bound on the standard error
+/// makes sure that a wrong sign, a missing 1/B or a reweighted objective would show. The bias is
+/// O(σ²), with σ = 10⁻².
 #[test]
-fn estimates_agree() {
-    let Some(dir) = fixture() else { return };
+fn estimates_match_pytorch_in_the_mean() {
+    let dir = fixture();
     let device = Default::default();
-    let reference = Reference::read(&dir);
+    let reference = Reference::read(dir);
     let labels = Tensor::<Flex, 1, Int>::from_data(reference.labels(), &device);
     let images = Tensor::<Flex, 4>::from_data(reference.floats("in.pixel_values"), &device);
     let n = images.dims()[0];
@@ -188,20 +186,20 @@ fn estimates_agree() {
     let allocation = Allocation::project(&skewed, &budget).unwrap();
     assert!(allocation.min() < allocation.max());
     for (scope, space, steps, precision) in [
-        (Scope::Head, Space::Activation, 40, 0.1),
-        (Scope::ClsTail, Space::Activation, 100, 0.2),
-        (Scope::Full, Space::Activation, 40, 0.5),
-        (Scope::Head, Space::Weights, 100, 0.3),
+        (Scope::Head, Space::activation(), 40, 0.1),
+        (Scope::ClsTail, Space::activation(), 100, 0.2),
+        (Scope::Full, Space::activation(), 40, 0.5),
+        (Scope::Head, Space::weights(), 100, 0.3),
     ] {
-        let with_graph = load::<Autodiff<Flex>>(&dir).0.with_scope(scope).unwrap();
+        let with_graph = load::<Autodiff<Flex>>(dir).0.with_scope(scope).unwrap();
         let trained = trained_parameters(&with_graph);
         let model = with_graph.valid();
         let estimator = Estimator { seed: 4, threads: 2, ..Estimator::new(space) };
         let clean = estimator.clean(&model, &batch, &trained).unwrap();
-        let target = reference_gradients::<Flex>(&dir);
+        let target = reference_gradients::<Flex>(dir);
         let projections: Vec<f64> = (0..steps)
             .map(|step| {
-                let estimate = estimator.estimate(&model, &batch, &trained, &clean, &allocation, step).unwrap();
+                let estimate = clean.estimate(&allocation, step).unwrap();
                 let (mut dot, mut norm) = (0.0, 0.0);
                 for (g, t) in gradients(&model, &estimate).iter().zip(&values(&target)) {
                     if let Some(g) = g {
@@ -217,7 +215,7 @@ fn estimates_agree() {
         let se = (variance / steps as f64).sqrt();
         println!("{scope} in {space:?}: {mean:.3} ± {se:.3}");
         assert!((mean - 1.0).abs() < 4.5 * se, "{scope} in {space:?}: {mean} ± {se}");
-        assert!(se < precision, "{scope} in {space:?}: standard error {se} says nothing");
+        assert!(se < precision, "{scope} in {space:?}: standard error {se} is too large to tell");
     }
 }
 

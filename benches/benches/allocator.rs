@@ -1,18 +1,20 @@
-//! What an allocation costs: by batch size, and against a training step.
+//! The time of an allocation: by batch size, and as a share of a training step.
 //!
 //! ```text
 //! cargo bench --workspace --bench allocator
 //! ```
 //!
-//! An allocation here is what a step does in the mean over 16 steps, between which the Gaussian allocator updates λ once: updates and final
-//! draw, for losses and embeddings of width 128. The step is that of `vit_micro_patch4_32` with 128
-//! data and 20 queries each, in full scope and on the class token's tail with its frozen prefix kept.
+//! The time of an allocation is the mean over 16 steps; in these the Gaussian allocator updates λ
+//! once. It includes updates and the final draw, for losses and embeddings of width 128. The
+//! training step is one of `vit_micro_patch4_32` with 128 images and 20 queries each. It is
+//! measured in full scope, and on the class token's tail with a kept frozen prefix.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use flops_benches::{B, Case, micro};
+use flops_backend::B;
+use flops_benches::{Case, micro};
 use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings};
 use flops_core::{Placement, QueryBudget, Space};
 use flops_vit::Scope;
@@ -20,21 +22,24 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const QUERIES: usize = 20;
+/// The width of the embeddings.
 const WIDTH: usize = 128;
 /// Steps over which the mean is taken.
 const CYCLE: u32 = 16;
 const SIZES: [usize; 9] = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
-/// The batch whose step is measured.
+/// The batch size of the training step.
 const BATCH: usize = 128;
 
-struct Given {
+/// Synthetic features of a batch.
+struct Features {
     losses: Vec<f64>,
     variances: Vec<f64>,
     embeddings: Vec<f32>,
 }
 
-impl Given {
-    /// Losses of very different sizes, variances that follow them roughly, embeddings around ten directions.
+impl Features {
+    /// Draws losses of very different sizes, variances that roughly follow them, and embeddings
+    /// around ten directions.
     fn new(n: usize) -> Self {
         let mut rng = StdRng::seed_from_u64(n as u64);
         let losses: Vec<f64> = (0..n).map(|_| -rng.random::<f64>().max(1e-9).ln()).collect();
@@ -45,22 +50,26 @@ impl Given {
         Self { losses, variances, embeddings }
     }
 
-    fn features(&self) -> DatumFeatures<'_> {
+    fn view(&self) -> DatumFeatures<'_> {
         let embeddings = Embeddings::new(&self.embeddings, WIDTH).ok();
         DatumFeatures { losses: &self.losses, variances: &self.variances, embeddings, ..Default::default() }
     }
 }
 
-/// What a step does of it.
-fn allocate(allocator: AnyAllocator<B>, given: &Given, rng: &mut StdRng) -> AnyAllocator<B> {
+/// Allocates queries and applies the update, as a training step does.
+fn allocate(allocator: AnyAllocator<B>, features: &Features, rng: &mut StdRng) -> AnyAllocator<B> {
     let budget = QueryBudget::new(QUERIES, 1).expect("a valid budget");
-    let (allocation, update) = allocator.allocate(&given.features(), &budget, rng).expect("usable features");
+    let (allocation, update) = allocator.allocate(&features.view(), &budget, rng).expect("usable features");
     black_box(allocation);
     allocator.apply(update)
 }
 
-/// The quickest of a few: what else the machine does only adds.
-fn least(times: usize, mut run: impl FnMut()) -> Duration {
+fn allocator_of(kind: AllocatorKind) -> AnyAllocator<B> {
+    AnyAllocator::new(kind, &Default::default()).expect("valid defaults")
+}
+
+/// Returns the shortest of a few times: other work of the machine only makes them longer.
+fn shortest(times: usize, mut run: impl FnMut()) -> Duration {
     (0..times)
         .map(|_| {
             let start = Instant::now();
@@ -71,64 +80,71 @@ fn least(times: usize, mut run: impl FnMut()) -> Duration {
         .unwrap_or_default()
 }
 
-fn main() {
-    let made = |kind| AnyAllocator::<B>::new(kind, &Default::default()).expect("valid defaults");
-    if std::env::args().any(|a| a == "--test") {
-        // `cargo test --benches` asks whether it runs
-        for kind in AllocatorKind::ALL {
-            allocate(made(kind), &Given::new(40), &mut StdRng::seed_from_u64(0));
-        }
-        return;
-    }
-    let mut criterion = Criterion::default().configure_from_args();
-    let mut times = vec![];
-    for n in SIZES {
-        let given = Given::new(n);
-        let mut group = criterion.benchmark_group("allocator");
-        group.sample_size(10).sampling_mode(SamplingMode::Flat);
-        group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(100));
-        let row: Vec<f64> = AllocatorKind::ALL
-            .iter()
-            .map(|&kind| {
-                let (mut allocator, mut rng) = (Some(made(kind)), StdRng::seed_from_u64(0));
-                let mut step = || allocator = allocator.take().map(|a| allocate(a, &given, &mut rng));
-                group.bench_function(BenchmarkId::new(kind.name(), n), |b| b.iter(&mut step));
-                let cycle = least(if n <= 512 { 5 } else { 1 }, || (0..CYCLE).for_each(|_| step()));
-                cycle.as_secs_f64() / f64::from(CYCLE)
-            })
-            .collect();
-        group.finish();
-        times.push((n, row));
-    }
-    criterion.final_summary();
+/// Returns the seconds of an allocation by each allocator, in a batch of `n`.
+fn measure_allocators(criterion: &mut Criterion, n: usize) -> Vec<f64> {
+    let features = Features::new(n);
+    let mut group = criterion.benchmark_group("allocator");
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(100));
+    let seconds = AllocatorKind::ALL
+        .iter()
+        .map(|&kind| {
+            let (mut allocator, mut rng) = (Some(allocator_of(kind)), StdRng::seed_from_u64(0));
+            let mut step = || allocator = allocator.take().map(|a| allocate(a, &features, &mut rng));
+            group.bench_function(BenchmarkId::new(kind.name(), n), |b| b.iter(&mut step));
+            let cycle = shortest(if n <= 512 { 5 } else { 1 }, || (0..CYCLE).for_each(|_| step()));
+            cycle.as_secs_f64() / f64::from(CYCLE)
+        })
+        .collect();
+    group.finish();
+    seconds
+}
 
-    let mut steps = vec![];
-    for (scope, repeats) in [(Scope::Full, 1), (Scope::ClsTail, 4)] {
-        let case = Case { batch: BATCH, queries: QUERIES, kept: true, ..Case::new(scope, Space::Activation) };
-        let mut step = Case { placement: Placement::Single, ..case }.stepper(&micro(6));
-        // the first step fills the cache of the prefix
-        step();
-        let took = least(repeats, step);
-        steps.push((scope, took.as_secs_f64()));
-    }
+/// Returns the seconds of a training step in `scope`.
+fn measure_step(scope: Scope, repeats: usize) -> f64 {
+    let case = Case { batch: BATCH, queries: QUERIES, kept: true, ..Case::new(scope, Space::activation()) };
+    let mut step = case.with_placement(Placement::Single).stepper(&micro(6));
+    // The first step fills the cache of the prefix.
+    step();
+    shortest(repeats, step).as_secs_f64()
+}
+
+fn print_times(times: &[(usize, Vec<f64>)]) {
     println!("\nmilliseconds of an allocation, the mean of {CYCLE} steps, {QUERIES} queries per datum");
     print!("{:>8}", "batch");
     AllocatorKind::ALL.iter().for_each(|kind| print!("{:>16}", kind.name()));
     println!("{:>26}", "gaussian per B·log₂ B, ns");
-    for (n, row) in &times {
+    for (n, row) in times {
         print!("{n:>8}");
         row.iter().for_each(|t| print!("{:>16.3}", 1e3 * t));
         println!("{:>26.0}", 1e9 * row[2] / (*n as f64 * (*n as f64).log2()));
     }
-    if let Some((_, row)) = times.iter().find(|t| t.0 == BATCH) {
-        for (scope, seconds) in steps {
-            println!(
-                "a step of {BATCH} data, scope {scope}: {:.1} ms; gaussian {:.2} %, bernoulli {:.2} %, neyman {:.3} %",
-                1e3 * seconds,
-                100.0 * row[2] / seconds,
-                100.0 * row[3] / seconds,
-                100.0 * row[1] / seconds
-            );
+}
+
+fn print_share(scope: Scope, seconds: f64, allocators: &[f64]) {
+    println!(
+        "a step of {BATCH} images, scope {scope}: {:.1} ms; gaussian {:.2} %, bernoulli {:.2} %, neyman {:.3} %",
+        1e3 * seconds,
+        100.0 * allocators[2] / seconds,
+        100.0 * allocators[3] / seconds,
+        100.0 * allocators[1] / seconds
+    );
+}
+
+fn main() {
+    if std::env::args().any(|a| a == "--test") {
+        // `cargo test --benches` only asks whether the bench runs.
+        for kind in AllocatorKind::ALL {
+            allocate(allocator_of(kind), &Features::new(40), &mut StdRng::seed_from_u64(0));
         }
+        return;
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    let times: Vec<_> = SIZES.iter().map(|&n| (n, measure_allocators(&mut criterion, n))).collect();
+    criterion.final_summary();
+    let steps = [(Scope::Full, 1), (Scope::ClsTail, 4)].map(|(scope, repeats)| (scope, measure_step(scope, repeats)));
+    print_times(&times);
+    if let Some((_, allocators)) = times.iter().find(|(n, _)| *n == BATCH) {
+        steps.into_iter().for_each(|(scope, seconds)| print_share(scope, seconds, allocators));
     }
 }

@@ -1,12 +1,14 @@
-//! A forward-only step against the same row-forwards of plain inference, by scope and space; backpropagation beside it.
+//! The time of a forward-only step over the time of plain inference of as many rows, by scope and
+//! space, beside backpropagation.
 //!
 //! ```text
 //! cargo bench --workspace --bench step
 //! ```
 //!
-//! Step and inference run in turn in one process, on as many threads; the ratio is the median of the
-//! pairs. Inference is charged the queries alone (batch × queries rows): the clean pass, the recorded rows, the allocator, the noise
-//! and the optimizer are what the ratio shows. Memory, laws, and what the cost depends on are the `table`'s.
+//! Step and inference run in turn in one process, on the same number of threads. The ratio is the
+//! median of the pairs. Inference runs only the rows of the queries (batch × queries). The ratio
+//! thus shows the clean pass, recorded rows, allocator, noise and optimizer. The binary `table`
+//! measures memory and noise laws, and what the cost depends on.
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -14,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
-use flops_benches::{B, Case, INFERENCE_ROWS, THREADS, images_of, inference, micro, model_of};
+use flops_backend::B;
+use flops_benches::{Case, INFERENCE_ROWS, THREADS, images, inference, micro, model};
 use flops_core::Space;
 use flops_vit::Scope;
 
@@ -32,12 +35,13 @@ fn timed(mut run: impl FnMut()) -> Duration {
     start.elapsed()
 }
 
-/// Median ratio of a step to as many rows of inference, run in turn; criterion reports the step.
+/// Returns the median ratio of a step to inference of as many rows, run in turn. Criterion reports
+/// the step.
 fn ratio(criterion: &mut Criterion, case: &Case) -> f64 {
     let config = micro(6);
-    // passes of inference are full, for every caller, however small the step's batch is
-    let data = case.batch.max(THREADS * INFERENCE_ROWS);
-    let (plain, batch) = (model_of(&config, case.scope).valid(), images_of::<B>(data, config.img_size));
+    // Passes of inference are full on every thread, however small the step's batch is.
+    let rows = case.batch.max(THREADS * INFERENCE_ROWS);
+    let (plain, batch) = (model(&config, case.scope).valid(), images::<B>(rows, config.img_size));
     let mut step = case.stepper(&config);
     let ratios = RefCell::new(vec![]);
     let mut group = criterion.benchmark_group("step");
@@ -63,20 +67,20 @@ fn ratio(criterion: &mut Criterion, case: &Case) -> f64 {
 
 fn main() {
     if std::env::args().any(|a| a == "--test") {
-        // `cargo test --benches` asks whether it runs
-        Case { batch: 2, queries: 2, ..Case::new(Scope::Full, Space::Activation) }.stepper(&micro(2))();
+        // `cargo test --benches` only asks whether the bench runs.
+        Case { batch: 2, queries: 2, ..Case::new(Scope::Full, Space::activation()) }.stepper(&micro(2))();
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
     let mut rows = vec![];
     for scope in SCOPES {
-        let [activation, weights] = [Space::Activation, Space::Weights]
+        let [activation, weights] = [Space::activation(), Space::weights()]
             .map(|space| ratio(&mut criterion, &Case { batch: 16, ..Case::new(scope, space) }));
         let backprop = ratio(&mut criterion, &Case::backprop(scope, 64));
         rows.push((scope, activation, weights, backprop));
     }
     criterion.final_summary();
-    println!("\nvit_micro_patch4_32, 16 data, 20 queries each, noise on all that is trained, {THREADS} threads");
+    println!("\nvit_micro_patch4_32, 16 images, 20 queries each, noise on all trained parameters, {THREADS} threads");
     println!("\ntime over plain inference of the same row-forwards (backprop: of its 64 rows)");
     println!("{:<12}{:>16}{:>16}{:>16}", "scope", "activation", "weights", "backprop");
     for (scope, activation, weights, backprop) in rows {

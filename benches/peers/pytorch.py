@@ -1,14 +1,17 @@
-"""Forward-only steps in PyTorch, eager, for comparison with those of FLOPS for Burn.
+"""Forward-only steps in eager PyTorch, to compare FLOPS for Burn with.
 
-Reads one task a line from standard input, does it, and answers with its seconds; `table` runs it in turn with its own work:
+Reads one task per line from standard input, does it, and answers with its seconds. `table` runs it
+in turn with its own work:
 
-    inference ROWS      forward passes and losses of ROWS rows, MAX_ROWS at a time
-    weights QUERIES     a step in all parameters: antithetic normal noise on the weights, a pass over the batch for each of an even number of queries
-    activation QUERIES  a step in all parameters: signs on the outputs of all layers, QUERIES rows for each datum, MAX_ROWS at a time
+    inference ROWS      forward passes and losses of ROWS rows, MAX_ROWS in a pass
+    weights QUERIES     a step in all parameters: antithetic normal noise on the weights, one pass
+                        over the batch for each of an even number of queries
+    activation QUERIES  a step in all parameters: signs on the outputs of all layers, QUERIES rows
+                        for each image, MAX_ROWS in a pass
     backprop            a step of backpropagation
 
-Each step ends with an update by Adam. The model is vit_micro_patch4_32 (or another --model) with random weights, and, as ours, computes in
-its last block what reaches the class token alone.
+Each step ends with an update by Adam. The model is vit_micro_patch4_32, or another --model, with
+random weights. As in FLOPS for Burn, its last block computes only what reaches the class token.
 """
 
 import argparse
@@ -32,7 +35,7 @@ SIZES = {
 
 
 class Record:
-    """Keeps the inputs of layers."""
+    """Records the inputs of layers."""
 
     def __init__(self):
         self.sites = []
@@ -43,7 +46,7 @@ class Record:
 
 
 class Noise:
-    """Adds signs to the outputs of layers, and sums those of a datum by its weights."""
+    """Adds signs to the outputs of layers, and keeps the signs."""
 
     def __init__(self, sigma):
         self.sigma = sigma
@@ -68,7 +71,7 @@ class Block(nn.Module):
         self.heads = heads
 
     def forward(self, x, at, seen):
-        """The first `seen` tokens of the result."""
+        """Returns the first `seen` tokens of the result."""
         rows, tokens, width = x.shape
         call = lambda layer, x: at(layer, x, layer(x))
         split = lambda x: x.view(rows, -1, self.heads, width // self.heads).transpose(1, 2)
@@ -95,7 +98,7 @@ class ViT(nn.Module):
         cls = at(self.cls_token, None, self.cls_token.expand(len(x), -1, -1))
         x = torch.cat([cls, x], 1)
         x = at(self.pos_embed, None, x + self.pos_embed)
-        # nothing but the class token reaches the loss
+        # only the class token reaches the loss
         for i, block in enumerate(self.blocks):
             x = block(x, at, 1 if i + 1 == len(self.blocks) else x.shape[1])
         x = at(self.norm, x[:, 0], self.norm(x[:, 0]))
@@ -108,7 +111,10 @@ def losses(model, images, labels, at=plain):
 
 @torch.no_grad()
 def weights(model, optimizer, images, labels, queries, sigma=1e-3):
-    """g = mean over pairs of (L(θ + σε) − L(θ − σε))/2σ · ε, a fresh ε for each pair, drawn again from its seed."""
+    """g = mean over pairs of (L(θ + σε) − L(θ − σε))/2σ · ε.
+
+    Each pair has a fresh ε, which is drawn again from its seed instead of stored.
+    """
     parameters = list(model.parameters())
     generator = torch.Generator(device=parameters[0].device)
     draw = lambda p: torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
@@ -126,7 +132,7 @@ def weights(model, optimizer, images, labels, queries, sigma=1e-3):
         minus = losses(model, images, labels).mean()
         move(pair, sigma)
         coefficients.append((plus - minus) / (2 * sigma))
-    # one wait for the device
+    # waits for the device once
     coefficients = torch.stack(coefficients).tolist()
     for p in parameters:
         p.grad = torch.zeros_like(p)
@@ -139,7 +145,11 @@ def weights(model, optimizer, images, labels, queries, sigma=1e-3):
 
 @torch.no_grad()
 def activation(model, optimizer, images, labels, queries, max_rows, sigma=1e-3):
-    """Likelihood ratio on the outputs of all layers, every query of every datum with signs of its own; a product per datum with the clean input."""
+    """Likelihood ratio on the outputs of all layers.
+
+    Every query of every image has signs of its own. Their weighted sum per image is multiplied with
+    the clean input.
+    """
     record = Record()
     clean = losses(model, images, labels, record)
     scale = 1.0 / (len(images) * queries)
@@ -194,7 +204,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    # products of single precision in TF32 on a GPU, as CubeCL's tensor cores take them
+    # a GPU multiplies single precision in TF32, as CubeCL does on tensor cores
     torch.set_float32_matmul_precision("highest" if args.device == "cpu" else "high")
     size = SIZES[args.model]
     where = dict(device=args.device, dtype=getattr(torch, args.dtype))

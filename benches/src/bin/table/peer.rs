@@ -1,4 +1,4 @@
-//! PyTorch, in a process of its own that is asked task by task, in turn with ours.
+//! PyTorch, in a process of its own that does task by task in turn with ours.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -7,20 +7,20 @@ use anyhow::{Context, Result, ensure};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/pytorch.py");
 
-/// The process.
+/// PyTorch's process.
 pub struct Peer {
     child: Child,
     tasks: ChildStdin,
     answers: BufReader<ChildStdout>,
-    /// Its version, as it says.
+    /// The version that PyTorch reports.
     pub version: String,
 }
 
 impl Peer {
-    /// Starts it with these arguments.
+    /// Starts the process with these arguments.
     ///
     /// # Errors
-    /// Where there is no Python, or no PyTorch.
+    /// If Python or PyTorch is missing.
     pub fn start(python: &str, arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(python);
         command.arg(SCRIPT).args(arguments);
@@ -44,7 +44,10 @@ impl Peer {
         Ok(line.trim().to_string())
     }
 
-    /// Seconds that a task took.
+    /// Does a task and returns the seconds that it took.
+    ///
+    /// # Errors
+    /// If the process ended, or its answer is not a number.
     pub fn seconds(&mut self, task: &str) -> Result<f64> {
         writeln!(self.tasks, "{task}")?;
         let line = self.line()?;

@@ -1,14 +1,18 @@
-//! The figures: as a table, a CSV, a picture and a summary.
+//! The figures as a table, a CSV file, a picture and a summary.
 
-use anyhow::Result;
-use flops_benches::{BACKEND, Case, THREADS};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flops_benches::{Case, THREADS};
 use flops_core::Space;
-use flops_examples::experiment::print_table;
-use flops_examples::plot::{Panel, Series, panels};
+use flops_core::train::files::write_atomic;
+use flops_report::plot::{Panel, Series, panels};
+use flops_report::print_table;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Median, least and largest; NaN of nothing.
+/// Returns the median, the smallest and the largest value, or NaN if there are no values.
 fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     let n = values.len();
@@ -17,12 +21,12 @@ fn spread(mut values: Vec<f64>) -> [f64; 3] {
     [middle, at(0), at(n.wrapping_sub(1))]
 }
 
-/// One measured thing. What does not apply is empty.
+/// One measurement. Fields that do not apply are empty, 0 or NaN.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     section: String,
     name: String,
-    /// The case in words; empty for what is no step.
+    /// The text of the case; empty if this is not a step.
     case: String,
     scope: String,
     space: String,
@@ -32,13 +36,13 @@ pub struct Row {
     seconds: f64,
     seconds_min: f64,
     seconds_max: f64,
-    /// Rows, queries or numbers a second.
+    /// Rows, noise values or multiply-adds per second.
     rate: f64,
-    /// Seconds over those of as many rows of plain inference beside it.
+    /// Seconds over the seconds of plain inference of as many rows.
     over_inference: f64,
     over_inference_min: f64,
     over_inference_max: f64,
-    /// Peak memory of a process that does it.
+    /// Peak memory in MiB of a process that does nothing else.
     pub peak_mib: f64,
 }
 
@@ -72,14 +76,14 @@ impl Row {
         self
     }
 
-    /// What is no step: so many rows or numbers in these seconds.
+    /// Creates a row for work other than a step: so many rows or values in these seconds.
     pub fn plain(section: &str, name: &str, rows: usize, seconds: &[f64]) -> Self {
         let [seconds, seconds_min, seconds_max] = spread(seconds.to_vec());
         Self { seconds, seconds_min, seconds_max, rate: rows as f64 / seconds, ..Self::empty(section, name) }
     }
 
-    /// A step, by pairs of its seconds and those of plain inference.
-    pub fn of(section: &str, name: &str, case: &Case, depth: usize, pairs: &[(f64, f64)]) -> Self {
+    /// Creates a row for a step, from pairs of its seconds and those of plain inference.
+    pub fn step(section: &str, name: &str, case: &Case, depth: usize, pairs: &[(f64, f64)]) -> Self {
         let seconds: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
         let [over_inference, over_inference_min, over_inference_max] =
             spread(pairs.iter().map(|(took, reference)| took / reference).collect());
@@ -92,7 +96,7 @@ impl Row {
         .with_case(case, depth)
     }
 
-    /// The peak memory of a process.
+    /// Creates a row for the peak memory of a process.
     pub fn memory(section: &str, name: &str, case: Option<&Case>, depth: usize, peak_mib: f64) -> Self {
         let row = Self { depth, peak_mib, ..Self::empty(section, name) };
         match case {
@@ -121,21 +125,59 @@ impl Row {
     }
 }
 
-/// All that was measured.
+/// A folder that files are written into.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Creates the folder if needed, and checks that it can be written.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let failed = || format!("the folder {} cannot be written; choose another with --artifact-dir", dir.display());
+        let trial = dir.join(".trial");
+        let created = fs::create_dir_all(dir).and_then(|()| fs::write(&trial, []));
+        created.and_then(|()| fs::remove_file(&trial)).with_context(failed)?;
+        Ok(Self(dir.to_path_buf()))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        Ok(write_atomic(&self.0.join(name), bytes)?)
+    }
+}
+
+/// All measurements.
 pub struct Table {
     model: String,
-    /// Multiply-adds of a row.
+    /// Multiply-adds of a forward pass of one image.
     work: f64,
-    /// PyTorch's version, where it was measured.
+    /// PyTorch's version, if it was measured.
     pub torch: Option<String>,
-    /// What was measured, in order.
+    /// The measurements in their order.
     pub rows: Vec<Row>,
 }
 
 impl Table {
-    /// An empty one.
+    /// Creates an empty table.
     pub fn new(model: &str, work: f64) -> Self {
         Self { model: model.into(), work, torch: None, rows: vec![] }
+    }
+
+    /// Writes `table.csv` and `summary.json`, with `picture` also `cost.svg`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, folder: &Folder, picture: bool) -> Result<()> {
+        let mut csv = csv::Writer::from_writer(vec![]);
+        self.rows.iter().try_for_each(|row| csv.serialize(row))?;
+        folder.write("table.csv", &csv.into_inner()?)?;
+        if picture {
+            folder.write("cost.svg", self.picture()?.as_bytes())?;
+        }
+        folder.write("summary.json", (serde_json::to_string_pretty(&self.summary())? + "\n").as_bytes())?;
+        let picture = if picture { ", cost.svg" } else { "" };
+        println!("\n{} holds summary.json, table.csv{picture}", folder.0.display());
+        Ok(())
     }
 
     fn row(&self, section: &str, name: &str) -> Option<&Row> {
@@ -146,7 +188,7 @@ impl Table {
         self.row("rates", name).map_or(f64::NAN, |row| row.rate)
     }
 
-    /// Prints it, a section at a time.
+    /// Prints the table section by section, then the summary.
     pub fn print(&self) {
         let mut start = 0;
         while start < self.rows.len() {
@@ -167,7 +209,8 @@ impl Table {
         }
     }
 
-    /// Peak memory of a full step of that space over that of inference with so many rows in a pass.
+    /// Returns the peak memory of a full-scope step in `space`, over that of inference with `rows`
+    /// rows in a pass.
     fn memory_over_inference(&self, space: Space, rows: usize) -> f64 {
         let of = |f: &dyn Fn(&Row) -> bool| {
             self.rows.iter().find(|row| row.section == "memory" && f(row)).map_or(f64::NAN, |row| row.peak_mib)
@@ -176,7 +219,7 @@ impl Table {
         of(&|row| row.scope == "full" && row.space == space) / of(&|row| row.name.starts_with(&inference))
     }
 
-    /// The figures that later versions are compared by.
+    /// Returns the figures by which versions of the library are compared.
     pub fn summary(&self) -> Value {
         let over = |name: &str| self.row("rates", name).map_or(f64::NAN, |row| row.over_inference);
         let matmul = self.row("matmul", "multiply-adds").map_or(f64::NAN, |row| row.rate);
@@ -185,7 +228,7 @@ impl Table {
         let torch = self.rate("torch weights");
         json!({
             "model": self.model,
-            "backend": BACKEND,
+            "backend": flops_backend::NAME,
             "threads": THREADS,
             "torch": self.torch,
             "inference_rows_per_second": number(self.rate("inference")),
@@ -199,10 +242,10 @@ impl Table {
             "rate_last3_over_full": number(self.rate("last3") / full),
             "rate_cls_tail_over_full": number(self.rate("cls_tail_kept") / full),
             "rate_cls_tail_over_full_nothing_kept": number(self.rate("cls_tail") / full),
-            "memory_over_inference": number(self.memory_over_inference(Space::Activation, 32)),
-            "memory_over_inference_weights": number(self.memory_over_inference(Space::Weights, 32)),
-            "memory_over_inference_of_256_rows": number(self.memory_over_inference(Space::Activation, 256)),
-            "memory_over_inference_of_256_rows_weights": number(self.memory_over_inference(Space::Weights, 256)),
+            "memory_over_inference": number(self.memory_over_inference(Space::activation(), 32)),
+            "memory_over_inference_weights": number(self.memory_over_inference(Space::weights(), 32)),
+            "memory_over_inference_of_256_rows": number(self.memory_over_inference(Space::activation(), 256)),
+            "memory_over_inference_of_256_rows_weights": number(self.memory_over_inference(Space::weights(), 256)),
             "over_torch_inference": number(self.rate("inference") / self.rate("torch inference")),
             "over_torch_weights": number(self.rate("weights") / torch),
             "over_torch_activation": number(full / self.rate("torch activation")),
@@ -210,10 +253,10 @@ impl Table {
         })
     }
 
-    /// Seconds and peak memory against queries, batch and depth.
+    /// Draws seconds and peak memory against queries, batch and depth.
     pub fn picture(&self) -> Result<String> {
         let panel = |of: &str, title: &str, value: fn(&Row) -> f64, unit: &str| {
-            let series = [Space::Activation, Space::Weights].map(|space| {
+            let series = [Space::activation(), Space::weights()].map(|space| {
                 let rows = self.rows.iter().filter(|row| row.section == of && row.space == space.to_string());
                 let points = rows.map(|row| {
                     let x = match of {
@@ -223,8 +266,8 @@ impl Table {
                     };
                     (x as f64, value(row))
                 });
-                let name = format!("{} noise", if space == Space::Weights { "weight" } else { "activation" });
-                // no queries, data or blocks take no time
+                let name = format!("{} noise", if !space.is_independent() { "weight" } else { "activation" });
+                // Without queries, images or blocks a step takes no time.
                 let origin = (unit == "seconds").then_some((0.0, 0.0));
                 Series::new(name, origin.into_iter().chain(points))
             });
@@ -252,15 +295,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spread_is_median_least_and_largest() {
+    fn spread_is_median_smallest_and_largest() {
         assert_eq!(spread(vec![3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
         assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
         assert!(spread(vec![]).iter().all(|v| v.is_nan()));
     }
+
     #[test]
-    fn a_picture_has_every_line() {
+    fn the_picture_shows_every_line() {
         let mut table = Table::new("tiny", 1.0);
-        for space in [Space::Activation, Space::Weights] {
+        for space in [Space::activation(), Space::weights()] {
             for (of, case, depth) in [5, 10, 40].into_iter().flat_map(|n| {
                 let case = Case::new(flops_vit::Scope::Full, space);
                 [
@@ -269,7 +313,7 @@ mod tests {
                     ("depth", case, n),
                 ]
             }) {
-                let mut row = Row::of(of, "step", &case, depth, &[(0.1 * depth as f64, 0.2)]);
+                let mut row = Row::step(of, "step", &case, depth, &[(0.1 * depth as f64, 0.2)]);
                 row.peak_mib = 40.0;
                 table.rows.push(row);
             }

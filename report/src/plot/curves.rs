@@ -1,0 +1,244 @@
+//! Panels of lines, with error bars and a legend.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+
+use super::style::{FONT, INK, failed};
+
+const GRID: RGBColor = RGBColor(226, 226, 226);
+/// Colours that remain distinct to colour-blind readers (Okabe and Ito).
+const COLOURS: [RGBColor; 8] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(120, 120, 120),
+    RGBColor(0, 0, 0),
+];
+
+/// A point: x, y, and half the length of its error bar.
+type Point = (f64, f64, f64);
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// A named line.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// The name in the legend.
+    pub name: String,
+    /// The points: x, y, and half the length of the error bar.
+    pub points: Vec<Point>,
+}
+
+impl Series {
+    /// Creates a line without error bars.
+    pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        Self { name: name.into(), points: points.into_iter().map(|(x, y)| (x, y, 0.0)).collect() }
+    }
+}
+
+/// A diagram of lines.
+#[derive(Clone, Debug)]
+pub struct Panel {
+    /// The caption.
+    pub title: String,
+    /// The labels of the x and y axes.
+    pub axes: (String, String),
+    /// Whether the x and y axes are logarithmic.
+    pub log: (bool, bool),
+    /// The lines.
+    pub series: Vec<Series>,
+}
+
+impl Panel {
+    /// Returns whether the axes can show a point.
+    fn can_show(&self, &(x, y, _): &Point) -> bool {
+        x.is_finite() && y.is_finite() && (!self.log.0 || x > 0.0) && (!self.log.1 || y > 0.0)
+    }
+
+    /// Returns the coordinates of a point on the axes.
+    fn place(&self, point: &Point) -> (f64, f64) {
+        (on_axis(point.0, self.log.0), on_axis(point.1, self.log.1))
+    }
+
+    /// Returns both ends of an error bar on the y axis.
+    fn error_bar(&self, &(_, y, half): &Point) -> [f64; 2] {
+        let low = if self.log.1 { (y - half).max(0.3 * y) } else { y - half };
+        [on_axis(low, self.log.1), on_axis(y + half, self.log.1)]
+    }
+
+    /// Returns the ranges of both axes, with room for the legend above the lines.
+    fn ranges(&self, legend: bool) -> (Range<f64>, Range<f64>) {
+        let points = || self.series.iter().flat_map(|s| s.points.iter().filter(|p| self.can_show(p)));
+        let xs = padded_range(points().map(|p| self.place(p).0).collect(), 0.04);
+        let ys = padded_range(points().flat_map(|p| self.error_bar(p)).collect(), 0.08);
+        let lines = if legend { self.series.len() as f64 } else { 0.0 };
+        (xs, ys.start..ys.end + (ys.end - ys.start) * 0.065 * lines)
+    }
+}
+
+/// Maps a value onto an axis. A logarithmic axis is a linear axis of logarithms.
+fn on_axis(value: f64, log: bool) -> f64 {
+    if log { value.max(1e-300).log10() } else { value }
+}
+
+/// Returns the range of `values`, wider at both ends by the share `pad`.
+fn padded_range(values: Vec<f64>, pad: f64) -> Range<f64> {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if low > high {
+        return 0.0..1.0;
+    }
+    let margin = (pad * (high - low)).max(1e-6 * high.abs()).max(1e-9);
+    low - margin..high + margin
+}
+
+/// Draws panels side by side under `title`. Series of the same name have the same colour.
+///
+/// # Errors
+/// If plotters cannot draw.
+pub fn panels(title: &str, panels: &[Panel]) -> Result<String> {
+    let size = (560 * panels.len().max(1) as u32, 480);
+    let mut names: Vec<&str> = vec![];
+    for series in panels.iter().flat_map(|p| &p.series) {
+        if !names.contains(&series.name.as_str()) {
+            names.push(&series.name);
+        }
+    }
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let root = root.titled(title, (FONT, 20).into_font().color(&INK)).map_err(failed)?;
+        let mut explained: Vec<&str> = vec![];
+        for (panel, area) in panels.iter().zip(root.split_evenly((1, panels.len().max(1)))) {
+            // A panel needs no legend when an earlier one explains all its lines.
+            let legend = panel.series.iter().any(|s| !explained.contains(&s.name.as_str()));
+            draw_panel(panel, &area, &names, legend)?;
+            explained.extend(panel.series.iter().map(|s| s.name.as_str()));
+        }
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn draw_panel(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str], legend: bool) -> Result<()> {
+    let (xs, ys) = panel.ranges(legend);
+    let mut chart = ChartBuilder::on(area)
+        .caption(&panel.title, (FONT, 16).into_font().color(&INK))
+        .margin(10)
+        .margin_right(24)
+        .x_label_area_size(46)
+        .y_label_area_size(64)
+        .build_cartesian_2d(xs, ys)
+        .map_err(failed)?;
+    draw_axes(&mut chart, panel)?;
+    for series in &panel.series {
+        let index = names.iter().position(|name| *name == series.name).unwrap_or(0);
+        draw_series(&mut chart, panel, series, COLOURS[index % COLOURS.len()])?;
+    }
+    if legend { draw_legend(&mut chart) } else { Ok(()) }
+}
+
+fn draw_axes(chart: &mut Chart<'_, '_>, panel: &Panel) -> Result<()> {
+    let label = |value: f64, log: bool| short(if log { 10f64.powf(value) } else { value });
+    chart
+        .configure_mesh()
+        .x_desc(&panel.axes.0)
+        .y_desc(&panel.axes.1)
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&|x| label(*x, panel.log.0))
+        .y_label_formatter(&|y| label(*y, panel.log.1))
+        .axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .label_style((FONT, 13).into_font().color(&INK))
+        .axis_desc_style((FONT, 14).into_font().color(&INK))
+        .draw()
+        .map_err(failed)
+}
+
+/// Draws a line, a dot for each point of a short series, and error bars.
+fn draw_series(chart: &mut Chart<'_, '_>, panel: &Panel, series: &Series, colour: RGBColor) -> Result<()> {
+    let shown: Vec<Point> = series.points.iter().filter(|p| panel.can_show(p)).copied().collect();
+    chart
+        .draw_series(LineSeries::new(shown.iter().map(|p| panel.place(p)), colour.stroke_width(2)))
+        .map_err(failed)?
+        .label(&series.name)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+    if shown.len() <= 32 {
+        chart.draw_series(shown.iter().map(|p| Circle::new(panel.place(p), 3, colour.filled()))).map_err(failed)?;
+    }
+    let bars = shown.iter().filter(|p| p.2 > 0.0).map(|p| {
+        let ([low, high], x) = (panel.error_bar(p), panel.place(p).0);
+        PathElement::new([(x, low), (x, high)], colour.mix(0.6).stroke_width(1))
+    });
+    chart.draw_series(bars).map_err(failed)?;
+    Ok(())
+}
+
+fn draw_legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Result<()> {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .margin(8)
+        .legend_area_size(26)
+        .label_font((FONT, 13).into_font().color(&INK))
+        .background_style(WHITE.mix(0.8))
+        .border_style(GRID)
+        .draw()
+        .map_err(failed)
+}
+
+/// Writes a value in few characters.
+fn short(value: f64) -> String {
+    let trimmed = |v: f64, decimals: usize| {
+        let text = format!("{v:.decimals$}");
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+    };
+    match value.abs() {
+        0.0 => "0".into(),
+        m if m >= 1e6 => format!("{} M", trimmed(value / 1e6, 1)),
+        m if m >= 1e4 => format!("{} k", trimmed(value / 1e3, 1)),
+        m if m >= 10.0 => trimmed(value, 0),
+        m if m >= 1.0 => trimmed(value, 1),
+        m if m >= 0.01 => trimmed(value, 3),
+        _ => format!("{value:.0e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_show_their_words_and_no_nan() {
+        let series = |name: &str| Series {
+            name: name.into(),
+            points: vec![(1.0, 2.0, 0.1), (100.0, 0.5, 0.0), (7.0, f64::NAN, 0.0)],
+        };
+        let panel = Panel {
+            title: "variance".into(),
+            axes: ("queries".into(), "relative".into()),
+            log: (true, true),
+            series: vec![series("uniform"), series("neyman")],
+        };
+        let empty = Panel { series: vec![], ..panel.clone() };
+        let svg = panels("a title", &[panel, empty]).unwrap();
+        for text in ["a title", "variance", "queries", "relative", "uniform", "neyman"] {
+            assert!(svg.contains(text), "{text} is not in the picture");
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    #[test]
+    fn axis_labels_are_short() {
+        assert_eq!([0.0, 1.5e6, 20000.0, 64.0, 0.25, 0.0001].map(short), ["0", "1.5 M", "20 k", "64", "0.25", "1e-4"]);
+    }
+}

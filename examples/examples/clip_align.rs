@@ -6,8 +6,9 @@
 //! cargo run --release --example clip_align -- --text-encoder path/to/all-MiniLM-L6-v2
 //! ```
 //!
-//! The pairs are made-up scenes with captions, see `flops_multimodal::data::scenes`; the captions of the test are combinations that training never
-//! saw. Encoder outputs are computed once: what is trained are two projections and the logit scale, and a step costs those.
+//! The pairs are made-up scenes with captions, see `flops_multimodal::data::scenes`. The test
+//! captions name combinations that are not in the training set. Encoder outputs are computed once.
+//! Two projections and the logit scale are trained, so a step costs only those.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
@@ -23,16 +24,18 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::AnyAllocator;
-use flops_core::{BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, Plain, Probe};
-use flops_examples::artifacts::{Artifacts, Settings, merge};
+use flops_core::train::param_groups::ParamGroup;
+use flops_core::{BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, InnerBatcher, Probe};
+use flops_examples::BURN_VERSION;
 use flops_examples::backend::{self, AB, B, Device};
-use flops_examples::fit::{self, Fitted, Plan, fit};
-use flops_examples::groups::LrGroup;
-use flops_examples::history::{History, Row, Split};
-use flops_examples::method::{Method, Spending};
-use flops_examples::pairs::{PairBatch, PairBatcher, PairFeatures, PairItem};
-use flops_examples::sheet::{Found, retrieval_sheet};
-use flops_examples::{BURN_VERSION, cli, curves};
+use flops_examples::cli::{self, forward_args::ForwardArgs, method::Method};
+use flops_examples::data::pairs::{PairBatch, PairBatcher, PairFeatures, PairItem};
+use flops_examples::plot::contact_sheet::{Found, retrieval_sheet};
+use flops_examples::run::artifacts::{Artifacts, Settings, merge};
+use flops_examples::run::fit::{TrainedRun, fit, resumable};
+use flops_examples::run::history::{History, Row, Split};
+use flops_examples::run::{curves, plan::RunPlan};
+use flops_multimodal::alignment::Scaling;
 use flops_multimodal::checkpoint::alignment;
 use flops_multimodal::data::{Scenes, Shift, scenes};
 use flops_multimodal::{
@@ -41,35 +44,68 @@ use flops_multimodal::{
 use flops_vit::checkpoint::Source;
 use serde_json::{Value, json};
 
-/// Settings that do not change what is computed: a resumed run may have others.
+/// Settings that do not change the result: a resumed run may have other values.
 const FREE_SETTINGS: [&str; 2] = ["threads", "memory_bound"];
 /// Captions on the contact sheet, and images beside each.
 const SHEET: (usize, usize) = (10, 6);
+
+// ---- the run ------------------------------------------------------------------------------------
+
+fn main() -> ExitCode {
+    cli::run(run)
+}
+
+fn run(args: Args) -> Result<()> {
+    let config = args.validate()?;
+    let artifacts = Artifacts::open(&args.artifact_dir)?;
+    let settings = args.settings(&config)?;
+    if args.resume {
+        artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
+    }
+    let device = backend::device()?;
+
+    let data = Data::encode(&args, config.estimator.threads, &device)?;
+    let [image_dim, text_dim] = data.train.dims;
+    let sizes =
+        AlignmentConfig::new(image_dim, text_dim).with_embed_dim(args.embed_dim).with_hidden_dim(args.hidden_dim);
+    <AB as burn::tensor::backend::Backend>::seed(&device, args.seed);
+    let model = sizes.init::<AB>(&device)?;
+
+    let run = Run { args, config, settings, artifacts, device, data };
+    let before = evaluate(&model.valid(), &run.data.test);
+    let (resume, history) = run.start(&before)?;
+    println!("{}: {} training pairs, {} parameters", run.args.method.name(), run.data.train.len(), model.num_params());
+    let trained = run.fit(model, resume, history)?;
+    run.report(trained, &before)
+}
+
+// ---- settings -----------------------------------------------------------------------------------
 
 /// Align two frozen encoders with forward passes only.
 #[derive(Parser, Debug)]
 #[command(name = "clip_align", version)]
 struct Args {
-    /// How gradients are obtained: forward (this library's way), backprop, or by the settings of another method: flops (the paper),
-    /// mezo, fzoo, es (evolution strategies), eggroll.
+    /// How gradients are obtained: forward (this library's defaults), backprop, or the settings of
+    /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll.
     #[arg(long, default_value = "forward")]
     method: Method,
-    /// Image encoder: a checkpoint or folder of a ViT, or a folder of a CLIP model [default: the one shipped with flops-vit].
+    /// Image encoder: a checkpoint or folder of a ViT, or a folder of a CLIP model [default: the
+    /// one shipped with flops-vit].
     #[arg(long)]
     image_encoder: Option<Source>,
-    /// Text encoder: a folder of a BERT sentence encoder such as all-MiniLM-L6-v2, or of a CLIP model [default: the one shipped with
-    /// flops-multimodal].
+    /// Text encoder: a folder of a BERT sentence encoder such as all-MiniLM-L6-v2, or of a CLIP
+    /// model [default: the one shipped with flops-multimodal].
     #[arg(long)]
     text_encoder: Option<Source>,
     #[command(flatten)]
-    spending: Spending,
-    /// Pictures of each training combination, drawn and captioned differently.
+    forward: ForwardArgs,
+    /// Images of each training combination, each drawn and captioned differently.
     #[arg(long, default_value_t = 3)]
     copies: usize,
-    /// Width of the common space; above 64 the learned control variate is left out.
+    /// Width of the shared space; above 64 the learned control variate is left out.
     #[arg(long, default_value_t = 64)]
     embed_dim: usize,
-    /// Width of a hidden layer in the projections; 0 for linear ones.
+    /// Width of the hidden layer of the projections; 0 for linear projections.
     #[arg(long, default_value_t = 0)]
     hidden_dim: usize,
     /// Passes over the training pairs.
@@ -84,25 +120,25 @@ struct Args {
     /// Decoupled weight decay, in units of the learning rate.
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     weight_decay: f64,
-    /// Seed of pictures, order, projections, noise and allocation.
+    /// Seed of the images, the order, the projections, the noise and the allocation.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Go on with the run in the artifact folder after its last finished epoch.
+    /// Continue the run in the artifact folder after its last finished epoch.
     #[arg(long)]
     resume: bool,
-    /// Stop after this epoch, to go on with --resume another time.
+    /// Stop after this epoch; --resume continues.
     #[arg(long)]
     stop_after: Option<usize>,
-    /// Where the run's files go.
+    /// Folder of the run's files.
     #[arg(long, default_value = "artifacts/clip_align")]
     artifact_dir: PathBuf,
-    /// Plain lines instead of the terminal interface.
+    /// Print plain lines instead of the terminal interface.
     #[arg(long)]
     plain: bool,
 }
 
 impl Args {
-    /// What can be said before anything is loaded.
+    /// Checks the flags before anything is loaded, and returns the settings of the learner.
     fn validate(&self) -> Result<ForwardConfig> {
         ensure!(self.epochs > 0, "--epochs 0: train for at least 1 epoch");
         ensure!(
@@ -118,10 +154,10 @@ impl Args {
         if let Some(epoch) = self.stop_after {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
-        self.spending.config(self.method.recipe(), self.seed)
+        self.forward.config(self.method.recipe(), self.seed)
     }
 
-    /// Every setting of the run, by its flag's name.
+    /// Returns every setting of the run, by the name of its flag.
     fn settings(&self, config: &ForwardConfig) -> Result<Settings> {
         let mut settings = json!({
             "method": self.method.name(),
@@ -138,26 +174,243 @@ impl Args {
             "seed": self.seed,
         });
         if self.method.is_forward() {
-            merge(&mut settings, self.spending.settings(self.method.recipe(), config)?);
+            merge(&mut settings, self.forward.settings(self.method.recipe(), config)?);
         }
         settings.as_object().cloned().context("settings are an object")
     }
+
+    /// Returns the method in a few words.
+    fn description(&self) -> String {
+        match self.forward.allocator(self.method.recipe()) {
+            Ok(allocator) if self.method.is_forward() => {
+                let (method, allocator) = (self.method.name(), allocator.name());
+                format!("{method}, {allocator} allocator, {} queries per pair", self.forward.queries)
+            }
+            _ => "backpropagation".into(),
+        }
+    }
 }
 
-/// What the test pairs say of an alignment.
-struct Judged {
+// ---- data ---------------------------------------------------------------------------------------
+
+/// Features of images and of texts, one row per pair.
+type Features = (Tensor<B, 2>, Tensor<B, 2>);
+
+/// The pairs as encoder outputs.
+struct Data {
+    /// Standardised features.
+    train: Arc<PairFeatures>,
+    test_loader: Arc<dyn DataLoader<B, PairBatch<B>>>,
+    /// Standardised features of the test pairs.
+    test: Features,
+    /// The same as the encoders return them.
+    raw_test: Features,
+    scaling: [Scaling; 2],
+    test_scenes: Scenes,
+    text_encoder: TextEncoder<B>,
+}
+
+impl Data {
+    /// Draws the scenes and runs the encoders on them, once.
+    fn encode(args: &Args, threads: usize, device: &Device) -> Result<Self> {
+        let image = match &args.image_encoder {
+            Some(source) => ImageEncoder::<B>::open(source, device)?,
+            None => ImageEncoder::shipped(device)?,
+        };
+        let text = match &args.text_encoder {
+            Some(source) => TextEncoder::<B>::open(source, device)?,
+            None => TextEncoder::shipped(device)?,
+        };
+        let (train_scenes, test_scenes) = (Scenes::train(args.copies, args.seed), Scenes::test(1, args.seed));
+        println!("encoding {} training and {} test scenes, once", train_scenes.len(), test_scenes.len());
+        let features = |scenes: &Scenes, captions: &[String]| {
+            PairFeatures::of_scenes(scenes, captions, (&image, &text), threads, device)
+        };
+        let train = features(&train_scenes, &train_scenes.captions(args.seed))?;
+        let test = features(&test_scenes, &test_scenes.titles())?;
+        let raw_test = test.tensors(device);
+        let scaling = train.scaling();
+        let (train, test) = (train.scaled(&scaling), test.scaled(&scaling));
+        let test_tensors = test.tensors(device);
+        let pairs = test.len();
+        let test_loader: EpochLoader<B, PairItem, PairBatch<B>> =
+            EpochLoader::new(Arc::new(test), PairBatcher, pairs, device.clone())?;
+        Ok(Self {
+            train: Arc::new(train),
+            test_loader: Arc::new(test_loader),
+            test: test_tensors,
+            raw_test,
+            scaling,
+            test_scenes,
+            text_encoder: text,
+        })
+    }
+}
+
+// ---- learner and fit ----------------------------------------------------------------------------
+
+/// A run whose settings and data are known.
+struct Run {
+    args: Args,
+    config: ForwardConfig,
+    settings: Settings,
+    artifacts: Artifacts,
+    device: Device,
+    data: Data,
+}
+
+impl Run {
+    /// Starts a new run, or finds the epoch to resume from; returns that epoch and the history up
+    /// to it.
+    fn start(&self, before: &Evaluation) -> Result<(Option<usize>, History)> {
+        if self.args.resume {
+            let (epoch, history) = resumable(&self.artifacts)?;
+            return Ok((Some(epoch), history));
+        }
+        let mut history = History::default();
+        history.push(Row::new(Split::Test, 0, before.loss, before.recall.image_to_text[0]));
+        self.artifacts.start(&self.settings)?;
+        Ok((None, history))
+    }
+
+    /// Returns the training pairs as batches of `batcher`, shuffled anew in each epoch.
+    fn loader<O: Send + 'static>(
+        &self,
+        batcher: impl Batcher<AB, PairItem, O> + 'static,
+        first_epoch: usize,
+    ) -> Result<Arc<dyn DataLoader<AB, O>>> {
+        let loader = EpochLoader::new(self.data.train.clone(), batcher, self.args.batch_size, self.device.clone())?;
+        Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(first_epoch as u64)))
+    }
+
+    /// Trains the alignment with burn-train.
+    fn fit(&self, model: Alignment<AB>, resume: Option<usize>, history: History) -> Result<TrainedRun<Alignment<B>>> {
+        let args = &self.args;
+        let plan = |monitor| RunPlan {
+            artifacts: &self.artifacts,
+            device: self.device.clone(),
+            lr: args.lr,
+            group: ParamGroup::new("model.logit_scale", 1.0),
+            weight_decay: args.weight_decay as f32,
+            steps: args.epochs * self.data.train.len().div_ceil(args.batch_size),
+            last_epoch: args.stop_after.unwrap_or(args.epochs),
+            resume,
+            monitor,
+            plain: args.plain,
+        };
+        let (test, first_epoch) = (self.data.test_loader.clone(), resume.unwrap_or(0));
+        if args.method.is_forward() {
+            let allocator = AnyAllocator::<AB>::new(args.forward.allocator(args.method.recipe())?, &self.device)?;
+            let learner = ForwardLearner::new(model, allocator, self.config.clone())?;
+            let plan = plan(Some(learner.monitor()));
+            let trained = fit(learner, self.loader(InnerBatcher(PairBatcher), first_epoch)?, test, history, plan)?;
+            Ok(trained.map(|learner| learner.model))
+        } else {
+            let learner = BackpropLearner::new(model).with_threads(self.config.estimator.threads);
+            let trained = fit(learner, self.loader(PairBatcher, first_epoch)?, test, history, plan(None))?;
+            Ok(trained.map(|learner| learner.model))
+        }
+    }
+}
+
+// ---- report -------------------------------------------------------------------------------------
+
+/// The loss and the retrieval recall on the test pairs.
+struct Evaluation {
     loss: f64,
     recall: Recall,
 }
 
-fn judge(model: &Alignment<B>, (images, texts): &(Tensor<B, 2>, Tensor<B, 2>)) -> Judged {
-    let said = model.forward((images.clone(), texts.clone()), &mut Probe::clean());
-    let recall = Recall::of(said.images.clone(), said.texts.clone());
-    let loss = model.losses(said, Pairs::new(images.dims()[0])).mean().into_scalar().elem();
-    Judged { loss, recall }
+fn evaluate(model: &Alignment<B>, (images, texts): &Features) -> Evaluation {
+    let output = model.forward((images.clone(), texts.clone()), &mut Probe::clean());
+    let recall = Recall::of(output.images.clone(), output.texts.clone());
+    let loss = model.losses(output, Pairs::new(images.dims()[0])).mean().into_scalar().elem();
+    Evaluation { loss, recall }
 }
 
-/// Zero-shot accuracy on the test images, by what the classes are.
+impl Run {
+    /// Evaluates the trained alignment, writes the files of the run and prints its table.
+    fn report(&self, trained: TrainedRun<Alignment<B>>, before: &Evaluation) -> Result<()> {
+        let (args, data, artifacts) = (&self.args, &self.data, &self.artifacts);
+        let TrainedRun { learner: model, history, stopped, .. } = trained;
+        let after = evaluate(&model, &data.test);
+        let model = model.fold_scaling(&data.scaling[0], &data.scaling[1]);
+        alignment::save(&model, &artifacts.path("alignment.safetensors"), false)?;
+        history.write(artifacts)?;
+        let title = format!("alignment, {}, batch {}", args.description(), args.batch_size);
+        artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
+        let sheet = sheet(&model, &data.raw_test, &data.test_scenes, after.recall.text_to_image[0])?;
+        artifacts.write("retrieval.svg", sheet.as_bytes())?;
+        let summary = self.summary(&model, &history, stopped, (before, &after))?;
+        artifacts.write_json("summary.json", &summary)?;
+        print_table(args, &history, &summary, (before, &after));
+        println!(
+            "\n{} holds summary.json, metrics.csv, curves.svg, retrieval.svg and alignment.safetensors",
+            artifacts.dir().display()
+        );
+        Ok(())
+    }
+
+    /// Returns what `summary.json` holds; `model` is the alignment of the raw features.
+    fn summary(
+        &self,
+        model: &Alignment<B>,
+        history: &History,
+        stopped: Option<String>,
+        (before, after): (&Evaluation, &Evaluation),
+    ) -> Result<Value> {
+        let data = &self.data;
+        let recall = &after.recall;
+        let both =
+            |at: usize| json!({"image_to_text": recall.image_to_text[at], "text_to_image": recall.text_to_image[at]});
+        let mut summary = Value::Object(self.settings.clone());
+        let more = json!({
+            "recall_at_1": both(0),
+            "recall_at_5": both(1),
+            "recall_at_10": both(2),
+            "recall_at_1_mean": recall.mean_at_1(),
+            "recall_at_1_before": before.recall.mean_at_1(),
+            "zero_shot": zero_shot(model, data.raw_test.0.clone(), &data.text_encoder, &data.test_scenes)?,
+            "loss_before": before.loss,
+            "loss_after": after.loss,
+            "train_loss": history.mean(|row| Some(row.loss)),
+            "logit_scale": model.scale().into_scalar().elem::<f64>(),
+            "queries_used": history.queries(),
+            "steps": history.steps(),
+            "seconds": history.seconds(),
+            "variance_vs_uniform": history.mean(|row| row.variance_vs_uniform),
+            "floor": history.mean(|row| row.floor),
+            "train_pairs": data.train.len(),
+            "test_pairs": data.test_scenes.len(),
+            "stopped": stopped,
+            "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
+        });
+        merge(&mut summary, more);
+        Ok(summary)
+    }
+}
+
+fn print_table(args: &Args, history: &History, summary: &Value, (before, after): (&Evaluation, &Evaluation)) {
+    println!("\n{}", args.description());
+    let percent = |value: f64| format!("{:.1} %", 100.0 * value);
+    let recall = |at: usize| {
+        format!("{} / {}", percent(after.recall.image_to_text[at]), percent(after.recall.text_to_image[at]))
+    };
+    let zero_shot = |attribute: &str| percent(summary["zero_shot"][attribute].as_f64().unwrap_or(f64::NAN));
+    for (name, value) in [
+        ("recall@1, image to text / text to image", recall(0)),
+        ("recall@5", recall(1)),
+        ("recall@10", recall(2)),
+        ("test loss before / after", format!("{:.3} / {:.3}", before.loss, after.loss)),
+        ("zero-shot accuracy, colour / shape", format!("{} / {}", zero_shot("colour"), zero_shot("shape"))),
+        ("queries", history.queries().to_string()),
+        ("seconds", format!("{:.1}", history.seconds())),
+    ] {
+        println!("  {name:<42}{value:>18}");
+    }
+}
+
+/// Returns the zero-shot accuracy on the test images, for each attribute of a scene.
 fn zero_shot(model: &Alignment<B>, images: Tensor<B, 2>, text: &TextEncoder<B>, test: &Scenes) -> Result<Value> {
     let images = model.embed_images(images);
     let accuracy = |words: &[&str], templates: &[&str], label: &dyn Fn(&scenes::Scene) -> usize| -> Result<f64> {
@@ -177,173 +430,9 @@ fn zero_shot(model: &Alignment<B>, images: Tensor<B, 2>, text: &TextEncoder<B>, 
     }))
 }
 
-fn align(args: Args) -> Result<()> {
-    let config = args.validate()?;
-    let artifacts = Artifacts::open(&args.artifact_dir)?;
-    let settings = args.settings(&config)?;
-    if args.resume {
-        artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
-    }
-    let device = backend::device()?;
-    let threads = config.estimator.threads;
-    let image = match &args.image_encoder {
-        Some(source) => ImageEncoder::<B>::open(source, &device)?,
-        None => ImageEncoder::shipped(&device)?,
-    };
-    let text = match &args.text_encoder {
-        Some(source) => TextEncoder::<B>::open(source, &device)?,
-        None => TextEncoder::shipped(&device)?,
-    };
-    let (train_scenes, test_scenes) = (Scenes::train(args.copies, args.seed), Scenes::test(1, args.seed));
-    println!("encoding {} training and {} test scenes, once", train_scenes.len(), test_scenes.len());
-    let features = |scenes: &Scenes, captions: &[String]| {
-        PairFeatures::of_scenes(scenes, captions, (&image, &text), threads, &device)
-    };
-    let train = features(&train_scenes, &train_scenes.captions(args.seed))?;
-    let test = features(&test_scenes, &test_scenes.titles())?;
-    let raw_test = test.tensors(&device);
-    let scaling = train.scaling();
-    let (train, test) = (train.scaled(&scaling), test.scaled(&scaling));
-    let pairs = train.len();
-    let test_tensors = test.tensors(&device);
-
-    let [image_dim, text_dim] = train.dims;
-    let sizes =
-        AlignmentConfig::new(image_dim, text_dim).with_embed_dim(args.embed_dim).with_hidden_dim(args.hidden_dim);
-    <AB as burn::tensor::backend::Backend>::seed(&device, args.seed);
-    let model = sizes.init::<AB>(&device)?;
-    let before = judge(&model.valid(), &test_tensors);
-    let test: EpochLoader<B, PairItem, PairBatch<B>> =
-        EpochLoader::new(Arc::new(test.clone()), PairBatcher, test.len(), device.clone())?;
-    let test: Arc<dyn DataLoader<B, PairBatch<B>>> = Arc::new(test);
-    let (resume, history) = if args.resume {
-        let (epoch, history) = fit::resumable(&artifacts)?;
-        (Some(epoch), history)
-    } else {
-        let mut history = History::default();
-        history.push(Row::new(Split::Test, 0, before.loss, before.recall.image_to_text[0]));
-        artifacts.start(&settings)?;
-        (None, history)
-    };
-    println!("{}: {pairs} training pairs, {} parameters", args.method.name(), model.num_params());
-
-    let data = Arc::new(train);
-    let epoch = resume.unwrap_or(0) as u64;
-    let plan = |monitor| Plan {
-        artifacts: &artifacts,
-        device: device.clone(),
-        lr: args.lr,
-        group: LrGroup { path: vec!["model", "logit_scale"], factor: 1.0 },
-        weight_decay: args.weight_decay as f32,
-        steps: args.epochs * pairs.div_ceil(args.batch_size),
-        last_epoch: args.stop_after.unwrap_or(args.epochs),
-        resume,
-        monitor,
-        plain: args.plain,
-    };
-    let (model, history, stopped) = if args.method.is_forward() {
-        let allocator = AnyAllocator::<AB>::new(args.spending.allocator(args.method.recipe())?, &device)?;
-        let learner = ForwardLearner::new(model, allocator, config.clone())?;
-        let plan = plan(Some(learner.monitor()));
-        let loader = loader(&data, Plain(PairBatcher), &args, epoch, &device)?;
-        let Fitted { learner, history, stopped, .. } = fit(learner, loader, test, history, plan)?;
-        (learner.model, history, stopped)
-    } else {
-        let learner = BackpropLearner::new(model).with_threads(threads);
-        let loader = loader(&data, PairBatcher, &args, epoch, &device)?;
-        let Fitted { learner, history, stopped, .. } = fit(learner, loader, test, history, plan(None))?;
-        (learner.model, history, stopped)
-    };
-
-    let after = judge(&model, &test_tensors);
-    let model = model.of_raw(&scaling[0], &scaling[1]);
-    alignment::save(&model, &artifacts.path("alignment.safetensors"), false)?;
-    history.write(&artifacts)?;
-    let title = format!("alignment, {}, batch {}", describe(&args), args.batch_size);
-    artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
-    let sheet = sheet(&model, &raw_test, &test_scenes, after.recall.text_to_image[0])?;
-    artifacts.write("retrieval.svg", sheet.as_bytes())?;
-    let both = |at: usize| json!({"image_to_text": after.recall.image_to_text[at], "text_to_image": after.recall.text_to_image[at]});
-    let mut summary = Value::Object(settings);
-    merge(
-        &mut summary,
-        json!({
-            "recall_at_1": both(0),
-            "recall_at_5": both(1),
-            "recall_at_10": both(2),
-            "recall_at_1_mean": after.recall.mean_at_1(),
-            "recall_at_1_before": before.recall.mean_at_1(),
-            "zero_shot": zero_shot(&model, raw_test.0.clone(), &text, &test_scenes)?,
-            "loss_before": before.loss,
-            "loss_after": after.loss,
-            "train_loss": history.mean(|row| Some(row.loss)),
-            "logit_scale": model.scale().into_scalar().elem::<f64>(),
-            "queries_used": history.queries(),
-            "steps": history.steps(),
-            "seconds": history.seconds(),
-            "variance_vs_uniform": history.mean(|row| row.variance_vs_uniform),
-            "ceiling": history.mean(|row| row.ceiling),
-            "train_pairs": pairs,
-            "test_pairs": test_scenes.len(),
-            "stopped": stopped,
-            "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
-        }),
-    );
-    artifacts.write_json("summary.json", &summary)?;
-    println!("\n{}", describe(&args));
-    let percent = |value: f64| format!("{:.1} %", 100.0 * value);
-    let recall = |at: usize| {
-        format!("{} / {}", percent(after.recall.image_to_text[at]), percent(after.recall.text_to_image[at]))
-    };
-    for (name, value) in [
-        ("recall@1, image to text / text to image", recall(0)),
-        ("recall@5", recall(1)),
-        ("recall@10", recall(2)),
-        ("test loss before / after", format!("{:.3} / {:.3}", before.loss, after.loss)),
-        ("zero-shot accuracy, colour / shape", {
-            let of = |name: &str| percent(summary["zero_shot"][name].as_f64().unwrap_or(f64::NAN));
-            format!("{} / {}", of("colour"), of("shape"))
-        }),
-        ("queries", history.queries().to_string()),
-        ("seconds", format!("{:.1}", history.seconds())),
-    ] {
-        println!("  {name:<42}{value:>18}");
-    }
-    println!(
-        "\n{} holds summary.json, metrics.csv, curves.svg, retrieval.svg and alignment.safetensors",
-        artifacts.dir().display()
-    );
-    Ok(())
-}
-
-/// The training pairs, shuffled anew in each epoch.
-fn loader<O: Send + 'static>(
-    data: &Arc<PairFeatures>,
-    batcher: impl Batcher<AB, PairItem, O> + 'static,
-    args: &Args,
-    epoch: u64,
-    device: &Device,
-) -> Result<Arc<dyn DataLoader<AB, O>>> {
-    let loader = EpochLoader::new(data.clone(), batcher, args.batch_size, device.clone())?;
-    Ok(Arc::new(loader.shuffled(args.seed).starting_at_epoch(epoch)))
-}
-
-/// The method in a few words.
-fn describe(args: &Args) -> String {
-    match args.spending.allocator(args.method.recipe()) {
-        Ok(allocator) if args.method.is_forward() => {
-            format!(
-                "{}, {} allocator, {} queries per pair",
-                args.method.name(),
-                allocator.name(),
-                args.spending.queries
-            )
-        }
-        _ => "backpropagation".into(),
-    }
-}
-
-/// Captions of the test and the images most similar to each, on the raw features.
+/// Draws some test captions, and the test images that are most similar to each.
+///
+/// `model` and features are those of the encoders as they are, not standardised.
 fn sheet(
     model: &Alignment<B>,
     (images, texts): &(Tensor<B, 2>, Tensor<B, 2>),
@@ -358,7 +447,7 @@ fn sheet(
         .collect();
     let (n, (captions, most)) = (test.len(), SHEET);
     let rows = (0..captions.min(n)).map(|row| {
-        // spread evenly over the test
+        // spread evenly over the test set
         let own = row * n / captions.min(n);
         let of = &similar[own * n..(own + 1) * n];
         let mut order: Vec<usize> = (0..n).collect();
@@ -377,8 +466,4 @@ fn sheet(
     });
     let title = format!("caption → most similar of {n} test scenes (recall@1 {:.1} %)", 100.0 * recall);
     retrieval_sheet(&title, &rows.collect::<Vec<_>>())
-}
-
-fn main() -> ExitCode {
-    cli::run(align)
 }

@@ -4,8 +4,12 @@
 //! cargo run --release --example custom_model
 //! ```
 //!
-//! Three runs of the same small network on two interleaved spirals:
-//! weight noise on the module as it stands, activation noise on its layers, and activation noise on a loss that has no gradient.
+//! Three runs of the same small network on two interleaved spirals: weight noise, for which the
+//! module needs no change; activation noise on its layers; and activation noise with a loss that
+//! has no gradient.
+//!
+//! Weight noise goes with uniform allocation: each direction is shared by all examples of the
+//! batch, so a learned allocation gains nothing. Activation noise goes with a learned allocation.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
@@ -20,21 +24,21 @@ use burn::prelude::*;
 use burn::tensor::activation::relu;
 use burn::train::TrainStep;
 use clap::Parser;
-use flops_core::allocator::{Allocator, GaussianAllocatorConfig};
+use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
-    Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, NoiseLaw, Plain, Probe, QueryBudget, Space,
+    Batch, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, InnerBatcher, NoiseLaw, Probe, QueryBudget, Space,
 };
 use flops_core::{cross_entropy, zero_one};
 use flops_examples::backend::{AB, B, Device};
 
-// ---- what you write -------------------------------------------------------------------------------------------------
+// ---- what you write -----------------------------------------------------------------------------
 
 /// Any Burn module.
 #[derive(Module, Debug)]
 struct Net<B: Backend> {
     layers: Vec<nn::Linear<B>>,
     head: nn::Linear<B>,
-    /// Train on the share of wrong answers instead of the cross-entropy.
+    /// Whether to train on the 0-1 loss instead of the cross-entropy.
     zero_one: bool,
 }
 
@@ -45,7 +49,7 @@ impl<B: Backend> ForwardModel<B> for Net<B> {
 
     fn forward(&self, mut x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         for layer in &self.layers {
-            x = relu(probe.linear(layer, x)); // for weight noise, `layer.forward(x)` does as well
+            x = relu(probe.linear(layer, x)); // for weight noise, `layer.forward(x)` is enough
         }
         probe.linear(&self.head, x)
     }
@@ -55,23 +59,23 @@ impl<B: Backend> ForwardModel<B> for Net<B> {
     }
 }
 
-// ---- the rest is Burn -----------------------------------------------------------------------------------------------
+// ---- the rest is Burn ---------------------------------------------------------------------------
 
 /// Train a custom model with forward passes only.
 #[derive(Parser)]
 struct Args {
-    /// Passes over the 512 points.
+    /// Passes over the 512 training points.
     #[arg(long, default_value_t = 60)]
     epochs: usize,
-    /// Queries per datum and step.
+    /// Queries per point and step, on average.
     #[arg(long, default_value_t = 20)]
     queries: usize,
-    /// Seed of everything.
+    /// Seed of weights, order, noise and allocation.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// A point of one of two spirals.
+/// A point on one of two spirals.
 #[derive(Clone, Debug)]
 struct Point {
     id: u64,
@@ -88,7 +92,7 @@ fn spirals(from: u64, n: u64) -> InMemDataset<Point> {
     InMemDataset::new((from..from + n).map(point).collect())
 }
 
-/// Points to batches.
+/// Collects points into batches.
 #[derive(Clone)]
 struct Batcher;
 
@@ -113,11 +117,13 @@ fn net(zero_one: bool, seed: u64, device: &Device) -> Net<AB> {
     Net { layers: layers.into(), head: nn::LinearConfig::new(32, 2).init(device), zero_one }
 }
 
-/// Share of the test points that the model names correctly.
-fn accuracy<A: Allocator<AB> + AutodiffModule<AB>>(
-    learner: &ForwardLearner<AB, Net<AB>, A>,
-    test: &dyn DataLoader<B, PointBatch<B>>,
-) -> f64 {
+/// Adam's learning rate.
+const LR: f64 = 1e-2;
+
+type Learner = ForwardLearner<AB, Net<AB>, AnyAllocator<AB>>;
+
+/// Returns the share of test points that the model classifies correctly.
+fn accuracy(learner: &Learner, test: &dyn DataLoader<B, PointBatch<B>>) -> f64 {
     let mut model = learner.model.valid();
     model.zero_one = true;
     let wrong = test.iter().map(|batch| {
@@ -132,25 +138,26 @@ fn main() -> Result<()> {
     let device = flops_examples::backend::device()?;
     let budget = QueryBudget::new(args.queries, 1)?;
     let config = || ForwardConfig::new(budget).with_seed(args.seed);
+    let smooth = config().with_noise(NoiseLaw::Gaussian).with_sigma(0.5);
     println!("{:<34}{:>9}{:>9}{:>11}", "", "before", "after", "queries");
-    for (name, zero_one, lr, config) in [
-        ("weight noise", false, 1e-2, config().with_space(Space::Weights)),
-        ("activation noise", false, 1e-2, config()),
-        ("activation noise, 0-1 loss", true, 1e-2, config().with_noise(NoiseLaw::Gaussian).with_sigma(0.5)),
+    for (name, zero_one, config, allocator) in [
+        ("weight noise", false, config().with_space(Space::weights()), AllocatorKind::Uniform),
+        ("activation noise", false, config(), AllocatorKind::Gaussian),
+        ("activation noise, 0-1 loss", true, smooth, AllocatorKind::Gaussian),
     ] {
         let train: EpochLoader<AB, _, PointBatch<B>> =
-            EpochLoader::new(Arc::new(spirals(0, 512)), Plain(Batcher), 64, device.clone())?.shuffled(args.seed);
+            EpochLoader::new(Arc::new(spirals(0, 512)), InnerBatcher(Batcher), 64, device.clone())?.shuffled(args.seed);
         let test: EpochLoader<B, _, PointBatch<B>> =
             EpochLoader::new(Arc::new(spirals(512, 512)), Batcher, 256, device.clone())?;
-        let allocator = GaussianAllocatorConfig::new().init(&device)?;
+        let allocator = AnyAllocator::new(allocator, &device)?;
         let mut learner = ForwardLearner::new(net(zero_one, args.seed, &device), allocator, config)?;
         let mut optimizer = AdamConfig::new().init();
         let before = accuracy(&learner, &test);
         for _ in 0..args.epochs {
             for batch in train.iter() {
-                // two lines that burn-train's `Learner` would call for you: see vit_cifar.rs
+                // burn-train's `Learner` would call these two lines for you: see vit_cifar.rs
                 let output = learner.step(batch);
-                learner = learner.optimize::<AB, _>(&mut optimizer, lr, output.grads);
+                learner = learner.optimize::<AB, _>(&mut optimizer, LR, output.grads);
             }
         }
         if let Some(error) = learner.monitor().error() {

@@ -1,8 +1,12 @@
-//! How well a model classifies: top-1, top-5, and by class. For a look at loaded weights before they are tuned, and after.
+//! Measures how well a model classifies: top-1 and top-5 accuracy, in all and by class.
+//!
+//! Use it on loaded weights before and after they are tuned.
 //!
 //! ```text
-//! cargo run --release --example evaluate -- --weights artifacts/vit_cifar/model.safetensors --dataset digits
-//! cargo run --release --example evaluate -- --weights path/to/huggingface/folder --dataset folder:path/to/images
+//! cargo run --release --example evaluate -- \
+//!     --weights artifacts/vit_cifar/model.safetensors --dataset digits
+//! cargo run --release --example evaluate -- \
+//!     --weights path/to/huggingface/folder --dataset folder:path/to/images
 //! ```
 //!
 //! The artifact folder gets `summary.json`, `classes.csv` and `confusion.svg`.
@@ -17,22 +21,22 @@ use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
 use clap::{Parser, ValueEnum};
 use flops_core::{EpochLoader, infer};
-use flops_examples::artifacts::Artifacts;
 use flops_examples::backend::{self, B};
-use flops_examples::cli;
+use flops_examples::cli::{self, inputs::Inputs};
 use flops_examples::experiment::{Progress, print_table};
-use flops_examples::inputs::Inputs;
 use flops_examples::plot::{Heat, heat_maps};
+use flops_examples::run::artifacts::Artifacts;
 use flops_vit::ViT;
-use flops_vit::checkpoint::Source;
+use flops_vit::checkpoint::{Pretrained, Source};
 use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset};
 use serde::Serialize;
 use serde_json::json;
 
-/// Rows of a pass of one thread, and passes of a batch.
+/// Images of one forward pass of a thread.
 const ROWS: usize = 32;
+/// Images of a batch.
 const BATCH: usize = 8 * ROWS;
-/// Classes of which the table is printed, and the confusion drawn; with more, the files hold them.
+/// The most classes that are printed and drawn; `classes.csv` holds all of them.
 const SHOWN: usize = 20;
 
 /// Measure a model on labelled images.
@@ -44,16 +48,16 @@ struct Args {
     dataset: DatasetSpec,
     #[command(flatten)]
     inputs: Inputs,
-    /// Which images.
+    /// The images to use.
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
-    /// Use at most this many images, spread evenly over the data set.
+    /// The most images; they are spread evenly over the data set.
     #[arg(long)]
     limit: Option<usize>,
     /// Threads that run the model [default: one per core, at most 8].
     #[arg(long)]
     threads: Option<usize>,
-    /// Where the files go.
+    /// Folder of the results.
     #[arg(long, default_value = "artifacts/evaluate")]
     artifact_dir: PathBuf,
 }
@@ -67,20 +71,25 @@ enum Split {
     Test,
 }
 
-/// What the model is right about in a class.
+/// The accuracy on the images of a class; none where there are no images.
 #[derive(Clone, Debug, Serialize)]
-struct Class {
+struct ClassAccuracy {
     class: String,
     images: usize,
     top1: Option<f64>,
     top5: Option<f64>,
-    /// The class it is most often taken for when it is not recognised.
+    /// The class that is predicted most often when the prediction is wrong.
     mistaken_for: Option<String>,
 }
 
-/// For each class of the data, the output of the model that stands for it.
+/// Returns the model's output for each class of the data, and a remark if they were not matched by
+/// name.
 ///
-/// By name where the model has a class of every name; otherwise by position where both have equally many, and no name is known to both.
+/// Classes are matched by name if the model has them all. If it has none of them but equally many,
+/// they are matched by position.
+///
+/// # Errors
+/// Where neither holds.
 fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<String>)> {
     let named: Vec<Option<usize>> = data.iter().map(|name| model.iter().position(|m| m == name)).collect();
     let found: Vec<usize> = named.iter().copied().flatten().collect();
@@ -90,7 +99,7 @@ fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<Stri
     let unknown: Vec<&str> = data.iter().zip(&named).filter(|n| n.1.is_none()).map(|n| n.0.as_str()).take(5).collect();
     ensure!(
         found.is_empty() && model.len() == data.len(),
-        "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose weights with a head for these data, or \
+        "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose weights with a head for this data set, or \
          tune one with vit_cifar",
         model.len(),
         model.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "),
@@ -102,25 +111,50 @@ fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<Stri
     Ok(((0..data.len()).collect(), Some(remark)))
 }
 
-/// Rank of the right answer for each image, and the class it is taken for, in the order of the loader.
-struct Answers {
-    /// (label, rank of the right class from 0, class of the data that scores best).
-    all: Vec<(usize, usize, usize)>,
+/// What the model predicts for one image.
+struct Prediction {
+    label: usize,
+    /// The rank of the label among the classes by score, from 0.
+    rank: usize,
+    /// The class with the best score.
+    best: usize,
+}
+
+/// The predictions for all images, and their mean loss.
+struct Evaluation {
+    predictions: Vec<Prediction>,
     loss: f64,
 }
 
-fn answers(
+impl Prediction {
+    /// Returns the prediction from the scores of the data's classes, and its cross-entropy.
+    fn new(scores: &[f32], label: usize) -> (Self, f64) {
+        let better =
+            scores.iter().enumerate().filter(|&(c, &s)| s > scores[label] || (s == scores[label] && c < label));
+        let best = (0..scores.len()).fold(0, |best, c| if scores[c] > scores[best] { c } else { best });
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = scores.iter().map(|s| f64::from(s - top).exp()).sum();
+        let loss = sum.ln() - f64::from(scores[label] - top);
+        (Self { label, rank: better.count(), best }, loss)
+    }
+}
+
+/// Runs the model on all images.
+///
+/// # Errors
+/// Where an output of the model is not finite.
+fn evaluate(
     model: &ViT<B>,
     data: ImageDataset,
     outputs: &[usize],
     batcher: ImageBatcher,
     threads: usize,
     device: &backend::Device,
-) -> Result<Answers> {
+) -> Result<Evaluation> {
     let images = data.items.len();
     let loader: EpochLoader<B, _, ImageBatch<B>> =
         EpochLoader::new(std::sync::Arc::new(data), batcher, BATCH, device.clone())?;
-    let (mut all, mut loss) = (Vec::with_capacity(images), 0.0);
+    let (mut predictions, mut total) = (Vec::with_capacity(images), 0.0);
     let mut progress = Progress::default();
     for batch in loader.iter() {
         let n = batch.ids.len();
@@ -129,23 +163,81 @@ fn answers(
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         let labels = batch.target.into_data();
         for (row, label) in logits.chunks_exact(classes).zip(labels.iter::<i64>()) {
-            let label = label as usize;
             let scores: Vec<f32> = outputs.iter().map(|&output| row[output]).collect();
             ensure!(
                 scores.iter().all(|s| s.is_finite()),
                 "the model's output for an image of class {label} is not finite: the weights have diverged"
             );
-            let rank =
-                scores.iter().enumerate().filter(|&(c, &s)| s > scores[label] || (s == scores[label] && c < label));
-            let best = (0..scores.len()).fold(0, |best, c| if scores[c] > scores[best] { c } else { best });
-            all.push((label, rank.count(), best));
-            let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = scores.iter().map(|s| f64::from(s - top).exp()).sum();
-            loss += sum.ln() - f64::from(scores[label] - top);
+            let (prediction, loss) = Prediction::new(&scores, label as usize);
+            predictions.push(prediction);
+            total += loss;
         }
-        progress.at(all.len(), images, || "images".into());
+        progress.at(predictions.len(), images, || "images".into());
     }
-    Ok(Answers { loss: loss / images as f64, all })
+    Ok(Evaluation { loss: total / images as f64, predictions })
+}
+
+impl Evaluation {
+    /// Returns the share of images whose label is among the `k` best classes, of one class or of
+    /// all.
+    fn top_k(&self, k: usize, class: Option<usize>) -> Option<f64> {
+        let of_class = self.predictions.iter().filter(|p| class.is_none_or(|class| class == p.label));
+        let ranks: Vec<usize> = of_class.map(|p| p.rank).collect();
+        (!ranks.is_empty()).then(|| ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len() as f64)
+    }
+
+    /// Returns how many images of each class (row) are predicted as each class (column).
+    fn confusion(&self, classes: usize) -> Vec<Vec<usize>> {
+        let mut confusion = vec![vec![0; classes]; classes];
+        self.predictions.iter().for_each(|p| confusion[p.label][p.best] += 1);
+        confusion
+    }
+
+    /// Returns the accuracy of each class.
+    fn by_class(&self, classes: &[String], confusion: &[Vec<usize>]) -> Vec<ClassAccuracy> {
+        let accuracy = |label: usize| {
+            let others = (0..classes.len()).filter(|&c| c != label && confusion[label][c] > 0);
+            let mistaken = others.max_by_key(|&c| (confusion[label][c], std::cmp::Reverse(c)));
+            ClassAccuracy {
+                class: classes[label].clone(),
+                images: confusion[label].iter().sum(),
+                top1: self.top_k(1, Some(label)),
+                top5: self.top_k(5, Some(label)),
+                mistaken_for: mistaken.map(|c| classes[c].clone()),
+            }
+        };
+        (0..classes.len()).map(accuracy).collect()
+    }
+}
+
+/// Prints the first classes, in the order of the data.
+fn print_classes(description: &str, table: &[ClassAccuracy]) {
+    let percent = |share: Option<f64>| share.map_or("–".into(), |s| format!("{:.1}", 100.0 * s));
+    let row = |c: &ClassAccuracy| {
+        let mistaken = c.mistaken_for.clone().unwrap_or_default();
+        vec![c.class.clone(), c.images.to_string(), percent(c.top1), percent(c.top5), mistaken]
+    };
+    let rows: Vec<Vec<String>> = table.iter().take(SHOWN).map(row).collect();
+    println!("{description}");
+    print_table(&["class", "images", "top-1, %", "top-5, %", "most often taken for"], &rows);
+    if table.len() > SHOWN {
+        println!("  and {} more classes in classes.csv", table.len() - SHOWN);
+    }
+}
+
+/// Draws the confusion matrix, each row in percent of its images.
+fn draw_confusion(classes: &[String], confusion: &[Vec<usize>]) -> Result<String> {
+    let name = |c: &String| c.chars().take(10).collect::<String>();
+    let names: Vec<String> = classes.iter().map(name).collect();
+    let percent = |row: &[usize], n: usize| 100.0 * n as f64 / row.iter().sum::<usize>().max(1) as f64;
+    let map = Heat {
+        title: String::new(),
+        columns: ("taken for".into(), names.clone()),
+        rows: ("class".into(), names),
+        values: confusion.iter().map(|row| row.iter().map(|&n| percent(row, n)).collect()).collect(),
+        decimals: 0,
+    };
+    heat_maps("what images are taken for, %", &[map], 1)
 }
 
 fn run(args: Args) -> Result<()> {
@@ -154,7 +246,7 @@ fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let device = backend::device()?;
-    let (model, card) = args.inputs.model::<B>(&device)?;
+    let Pretrained { model, card } = args.inputs.model::<B>(&device)?;
     let threads = cli::threads(args.threads);
     let split = args.inputs.images(&args.dataset, &card, threads)?;
     let skipped = split.skipped.len();
@@ -163,73 +255,33 @@ fn run(args: Args) -> Result<()> {
     let (outputs, remark) = outputs(&card.classes, &classes)?;
     remark.iter().for_each(|remark| println!("{remark}"));
     let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
-    let Answers { all, loss } = answers(&model, data, &outputs, batcher, threads, &device)?;
 
-    let mut confusion = vec![vec![0usize; classes.len()]; classes.len()];
-    all.iter().for_each(|&(label, _, best)| confusion[label][best] += 1);
-    let share = |top: usize, label: Option<usize>| {
-        let ranks: Vec<usize> = all.iter().filter(|a| label.is_none_or(|l| l == a.0)).map(|a| a.1).collect();
-        (!ranks.is_empty()).then(|| ranks.iter().filter(|&&rank| rank < top).count() as f64 / ranks.len() as f64)
-    };
-    let table: Vec<Class> = (0..classes.len())
-        .map(|label| {
-            let others = (0..classes.len()).filter(|&c| c != label && confusion[label][c] > 0);
-            let mistaken = others.max_by_key(|&c| (confusion[label][c], std::cmp::Reverse(c)));
-            Class {
-                class: classes[label].clone(),
-                images: confusion[label].iter().sum(),
-                top1: share(1, Some(label)),
-                top5: share(5, Some(label)),
-                mistaken_for: mistaken.map(|c| classes[c].clone()),
-            }
-        })
-        .collect();
-
-    let percent = |share: Option<f64>| share.map_or("–".into(), |s| format!("{:.1}", 100.0 * s));
-    let rows: Vec<Vec<String>> = table
-        .iter()
-        .take(SHOWN)
-        .map(|c| {
-            let mistaken = c.mistaken_for.clone().unwrap_or_default();
-            vec![c.class.clone(), c.images.to_string(), percent(c.top1), percent(c.top5), mistaken]
-        })
-        .collect();
-    println!("{}", card.description);
-    print_table(&["class", "images", "top-1, %", "top-5, %", "most often taken for"], &rows);
-    if table.len() > SHOWN {
-        println!("  and {} more classes in classes.csv", table.len() - SHOWN);
-    }
-    let (all_top1, all_top5) = (share(1, None).context("there are no images")?, share(5, None).unwrap_or_default());
-    println!("\n{} images, {} classes", all.len(), classes.len());
-    println!("  top-1 accuracy   {:>6.2} %", 100.0 * all_top1);
-    println!("  top-5 accuracy   {:>6.2} %", 100.0 * all_top5);
-    println!("  loss             {loss:>8.4}");
+    let evaluation = evaluate(&model, data, &outputs, batcher, threads, &device)?;
+    let confusion = evaluation.confusion(classes.len());
+    let table = evaluation.by_class(&classes, &confusion);
+    print_classes(&card.description, &table);
+    let top1 = evaluation.top_k(1, None).context("there are no images")?;
+    let top5 = evaluation.top_k(5, None).unwrap_or_default();
+    let images = evaluation.predictions.len();
+    println!("\n{images} images, {} classes", classes.len());
+    println!("  top-1 accuracy   {:>6.2} %", 100.0 * top1);
+    println!("  top-5 accuracy   {:>6.2} %", 100.0 * top5);
+    println!("  loss             {:>8.4}", evaluation.loss);
 
     artifacts.write_csv("classes.csv", &table)?;
     let mut files = "classes.csv";
     if classes.len() <= SHOWN {
-        let name = |c: &String| c.chars().take(10).collect::<String>();
-        let names: Vec<String> = classes.iter().map(name).collect();
-        let cell = |row: &Vec<usize>, n: usize| 100.0 * n as f64 / row.iter().sum::<usize>().max(1) as f64;
-        let map = Heat {
-            title: String::new(),
-            columns: ("taken for".into(), names.clone()),
-            rows: ("class".into(), names),
-            values: confusion.iter().map(|row| row.iter().map(|&n| cell(row, n)).collect()).collect(),
-            decimals: 0,
-        };
-        let title = "what images are taken for, %";
-        artifacts.write("confusion.svg", heat_maps(title, &[map], 1)?.as_bytes())?;
+        artifacts.write("confusion.svg", draw_confusion(&classes, &confusion)?.as_bytes())?;
         files = "classes.csv, confusion.svg";
     }
     let summary = json!({
         "weights": args.inputs.weights.as_ref().map(Source::to_string),
         "dataset": args.dataset.to_string(),
-        "images": all.len(),
+        "images": images,
         "skipped_images": skipped,
-        "top1": all_top1,
-        "top5": all_top5,
-        "loss": loss,
+        "top1": top1,
+        "top5": top5,
+        "loss": evaluation.loss,
         "classes": table,
         "seconds": started.elapsed().as_secs_f64(),
         "backend": backend::NAME,
@@ -252,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_found_by_name_and_else_by_position() {
+    fn classes_are_matched_by_name_else_by_position() {
         let (found, remark) = outputs(&names(&["dog", "cow", "cat"]), &names(&["cat", "dog"])).unwrap();
         assert_eq!((found, remark), (vec![2, 0], None));
         let (found, remark) = outputs(&names(&["LABEL_0", "LABEL_1"]), &names(&["cat", "dog"])).unwrap();

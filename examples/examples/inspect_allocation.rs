@@ -1,12 +1,13 @@
-//! A picture of an allocation: the images of a batch with the queries each was given, most first.
+//! A picture of an allocation: the images of a batch with the queries of each, most queries first.
 //!
 //! ```text
 //! cargo run --release --example inspect_allocation
 //! cargo run --release --example inspect_allocation -- --allocator neyman --steps 600
 //! ```
 //!
-//! The model is trained for a while, so that its losses are uneven; then one step's allocation is shown as a contact sheet, beside what the queries measured.
-// devices are `Copy` on some backends only
+//! The model is trained for a while, so that its losses are uneven. Then one step's allocation is
+//! shown as a contact sheet, beside what the queries measured.
+// Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
 use std::process::ExitCode;
@@ -14,11 +15,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use flops_core::allocator::AllocatorKind;
-use flops_core::{ForwardConfig, QueryBudget, VarianceEstimate};
+use flops_core::{ForwardConfig, QueryBudget, StepReport, VarianceSource};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table};
-use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate};
-use flops_examples::sheet::{Picture, contact_sheet};
+use flops_examples::experiment::{
+    ExperimentArgs, Optim, Progress, Run, Spread, Testbed, TestbedArgs, estimate, print_table,
+};
+use flops_examples::plot::contact_sheet::{Picture, contact_sheet};
+use flops_examples::run::artifacts::Artifacts;
 use serde::Serialize;
 use serde_json::json;
 
@@ -27,27 +30,33 @@ use serde_json::json;
 #[command(name = "inspect_allocation", version)]
 struct Args {
     #[command(flatten)]
-    common: Common,
+    experiment: ExperimentArgs,
     #[command(flatten)]
-    lab: LabArgs,
-    /// How queries are dealt out: uniform, neyman, gaussian, bernoulli or gaussian-paper.
+    testbed: TestbedArgs,
+    /// The allocator: uniform, neyman, gaussian, bernoulli or gaussian-paper.
     #[arg(long, default_value = "gaussian")]
     allocator: String,
-    /// Where its estimates of the variances come from: running, loss or pilot:N.
+    /// The source of its variance estimates: running, loss or pilot:N.
     #[arg(long, default_value = "running")]
-    variance: VarianceEstimate,
+    variance: VarianceSource,
     /// Queries per datum.
     #[arg(long, default_value_t = 20)]
     queries: usize,
-    /// Images of the batch.
+    /// Images in the batch.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// Steps before the look [default: 300, with --full 1,500].
+    /// Training steps before the allocation is shown [default: 300, with --full 1,500].
     #[arg(long)]
     steps: Option<usize>,
 }
 
-/// A row of `allocation.csv`, the image with most queries first.
+impl Args {
+    fn steps(&self) -> usize {
+        self.steps.unwrap_or(if self.experiment.full { 1500 } else { 300 })
+    }
+}
+
+/// A row of `allocation.csv`; the image with most queries comes first.
 #[derive(Clone, Serialize)]
 struct Row {
     seed: u64,
@@ -55,90 +64,109 @@ struct Row {
     label: String,
     loss: f64,
     queries: usize,
-    /// Measured in this very step.
+    /// Measured in this same step.
     second_moment: f64,
 }
 
+/// Trains for a while, then returns the report of one further step.
+fn report_after_training(args: &Args, testbed: &Testbed, kind: AllocatorKind, seed: u64) -> Result<StepReport> {
+    let config = ForwardConfig::new(QueryBudget::new(args.queries, 1)?).with_seed(seed).with_variance(args.variance);
+    let learner = testbed.learner(testbed.model(seed), config, kind)?;
+    let mut batches = testbed.batches(args.batch_size, seed)?;
+    let learner = match args.steps() {
+        0 => learner,
+        steps => Run::new(learner, Optim::adam(), 5e-3, steps).finish(&mut batches, |_, _| {})?.0.learner,
+    };
+    Ok(estimate(&learner, batches.next().context("there are no images")?)?.1)
+}
+
+/// Returns the rows of a report, most queries first.
+fn rows(testbed: &Testbed, report: &StepReport, seed: u64) -> Result<Vec<Row>> {
+    let mut data = report.data.clone();
+    data.sort_by(|a, b| b.queries.cmp(&a.queries).then(a.id.cmp(&b.id)));
+    let item = |id: u64| testbed.train.items.iter().find(|item| item.id == id).context("an image of the batch");
+    let rows = data.iter().map(|datum| -> Result<Row> {
+        Ok(Row {
+            seed,
+            id: datum.id,
+            label: testbed.train.classes.get(item(datum.id)?.label).cloned().unwrap_or_default(),
+            loss: datum.loss,
+            queries: datum.queries,
+            second_moment: datum.second_moment,
+        })
+    });
+    rows.collect()
+}
+
+/// Writes the contact sheet, and prints the images with most and with fewest queries.
+fn show(args: &Args, testbed: &Testbed, rows: &[Row], artifacts: &Artifacts) -> Result<()> {
+    let picture = |row: &Row| -> Result<Picture> {
+        let items = &testbed.train.items;
+        let item = items.iter().find(|item| item.id == row.id).context("an image of the batch")?;
+        Ok(Picture {
+            pixels: item.pixels.clone(),
+            height: item.height,
+            width: item.width,
+            lines: [format!("{} queries", row.queries), format!("{}, loss {:.2}", row.label, row.loss)],
+            share: row.queries as f64 / rows[0].queries as f64,
+        })
+    };
+    let pictures: Vec<Picture> = rows.iter().map(picture).collect::<Result<_>>()?;
+    let title = format!(
+        "{}, {} allocator, mean of {} queries per image, after {} steps",
+        args.testbed.dataset,
+        args.allocator,
+        args.queries,
+        args.steps()
+    );
+    artifacts.write("allocation.svg", contact_sheet(&title, &pictures)?.as_bytes())?;
+    println!("{title}");
+    let ends = rows.iter().take(5).chain(rows.iter().skip(5.max(rows.len().saturating_sub(5))));
+    let ends = ends.map(|row| vec![row.id.to_string(), format!("{:.4}", row.loss), row.queries.to_string()]);
+    print_table(&["id, most and fewest queries", "loss", "queries"], &ends.collect::<Vec<_>>());
+    Ok(())
+}
+
 fn run(args: Args) -> Result<()> {
-    let steps = args.steps.unwrap_or(if args.common.full { 1500 } else { 300 });
     let kind: AllocatorKind = args.allocator.parse()?;
-    let seeds = args.common.seeds()?;
+    let seeds = args.experiment.seeds()?;
     ensure!(args.batch_size > 0, "--batch-size 0: use at least 1 image");
-    let artifacts = args.common.artifacts("inspect_allocation")?;
-    let lab = Lab::open(&args.lab, args.common.threads()?)?;
+    let artifacts = args.experiment.artifacts("inspect_allocation")?;
+    let testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
     let mut progress = Progress::default();
-    let (mut table, mut relative, mut ceiling, mut follows) = (vec![], vec![], vec![], vec![]);
+    let (mut table, mut relative, mut floor, mut correlations) = (vec![], vec![], vec![], vec![]);
     for (i, &seed) in seeds.iter().enumerate() {
         progress.at(i, seeds.len(), || format!("seed {seed}"));
-        let config =
-            ForwardConfig::new(QueryBudget::new(args.queries, 1)?).with_seed(seed).with_variance(args.variance);
-        let learner = lab.learner(lab.model(seed), config, kind)?;
-        let mut batches = lab.batches(args.batch_size, seed)?;
-        let learner = match steps {
-            0 => learner,
-            _ => Run::new(learner, Optim::adam(), 5e-3, steps).finish(&mut batches, |_, _| {})?.0.learner,
-        };
-        let (_, report) = estimate(&learner, batches.next().context("there are no images")?)?;
+        let report = report_after_training(&args, &testbed, kind, seed)?;
         relative.push(report.allocation.relative_variance);
-        ceiling.push(report.allocation.ceiling);
-        let mut data = report.data.clone();
-        data.sort_by(|a, b| b.queries.cmp(&a.queries).then(a.id.cmp(&b.id)));
-        follows.push(rank_correlation(&data.iter().map(|d| (d.queries as f64, d.loss)).collect::<Vec<_>>()));
-        let mut pictures = vec![];
-        for datum in &data {
-            let item = lab.train.items.iter().find(|item| item.id == datum.id).context("an image of the batch")?;
-            let label = lab.train.classes.get(item.label).cloned().unwrap_or_default();
-            table.push(Row {
-                seed,
-                id: datum.id,
-                label: label.clone(),
-                loss: datum.loss,
-                queries: datum.queries,
-                second_moment: datum.second_moment,
-            });
-            pictures.push(Picture {
-                pixels: item.pixels.clone(),
-                height: item.height,
-                width: item.width,
-                lines: [format!("{} queries", datum.queries), format!("{label}, loss {:.2}", datum.loss)],
-                share: datum.queries as f64 / data[0].queries as f64,
-            });
-        }
+        floor.push(report.allocation.floor);
+        let rows = rows(&testbed, &report, seed)?;
+        correlations.push(rank_correlation(&rows.iter().map(|r| (r.queries as f64, r.loss)).collect::<Vec<_>>()));
         if i == 0 {
-            let title = format!(
-                "{}, {} allocator, {} queries per image in the mean, after {steps} steps",
-                args.lab.dataset, args.allocator, args.queries
-            );
-            artifacts.write("allocation.svg", contact_sheet(&title, &pictures)?.as_bytes())?;
-            println!("{title}");
-            let ends: Vec<Vec<String>> = data
-                .iter()
-                .take(5)
-                .chain(data.iter().skip(5.max(data.len().saturating_sub(5))))
-                .map(|d| vec![d.id.to_string(), format!("{:.4}", d.loss), d.queries.to_string()])
-                .collect();
-            print_table(&["id, most and fewest queries", "loss", "queries"], &ends);
+            show(&args, &testbed, &rows, &artifacts)?;
         }
+        table.extend(rows);
     }
-    let [relative, ceiling, follows] = [&relative, &ceiling, &follows].map(|v| Spread::of(v));
-    println!("\nvariance relative to uniform {}, ceiling {}", relative.text(3), ceiling.text(3));
-    println!("rank correlation of queries with losses {}, {} seeds", follows.text(2), seeds.len());
+    let [relative, floor, correlation] = [&relative, &floor, &correlations].map(|v| Spread::of(v));
+    println!("\nvariance relative to uniform {}, floor {}", relative.text(3), floor.text(3));
+    println!("rank correlation of queries with losses {}, {} seeds", correlation.text(2), seeds.len());
     artifacts.write_csv("allocation.csv", &table)?;
     let figures = json!({
-        "dataset": args.lab.dataset.to_string(),
-        "scope": args.lab.scope.to_string(),
+        "dataset": args.testbed.dataset.to_string(),
+        "scope": args.testbed.scope.to_string(),
         "allocator": args.allocator,
         "variance": args.variance.to_string(),
         "queries": args.queries,
-        "steps": steps,
+        "steps": args.steps(),
         "relative_variance": relative,
-        "ceiling": ceiling,
-        "rank_correlation_of_queries_and_losses": follows,
+        "floor": floor,
+        "rank_correlation_of_queries_and_losses": correlation,
     });
-    args.common.finish(&artifacts, progress.started(), figures, "allocation.svg, allocation.csv")
+    args.experiment.finish(&artifacts, progress.started(), figures, "allocation.svg, allocation.csv")
 }
 
-/// Spearman's rank correlation, equal values sharing their mean rank; 0 where one side is constant.
+/// Returns Spearman's rank correlation, or 0 if one side is constant. Equal values share their mean
+/// rank.
 fn rank_correlation(pairs: &[(f64, f64)]) -> f64 {
     let ranks = |values: Vec<f64>| -> Vec<f64> {
         let below = |v: f64| values.iter().filter(|&&w| w < v).count() as f64;

@@ -4,9 +4,10 @@
 //! cargo run --release --example sensitivity
 //! ```
 //!
-//! The paper gives one setting of each and no guide to others. Here every combination trains the same scope from the same start, at the same number of queries in
-//! all; the error of the gradient is that of the untrained model, against autodiff.
-// devices are `Copy` on some backends only
+//! The paper gives one value of each and no guide to others. Here every combination trains the same
+//! scope from the same start, with the same total number of queries. The error of the gradient is
+//! that of the untrained model, against autodiff.
+// Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
 use std::process::ExitCode;
@@ -16,9 +17,12 @@ use clap::Parser;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, QueryBudget};
 use flops_examples::cli;
-use flops_examples::experiment::{Common, Progress, Spread, print_table};
-use flops_examples::lab::{Lab, LabArgs, Optim, Run, estimate, observe, squared_distance};
+use flops_examples::experiment::{
+    ExperimentArgs, Optim, Progress, Run, Spread, Testbed, TestbedArgs, estimate, observe, print_table,
+    squared_distance,
+};
 use flops_examples::plot::{Heat, heat_maps};
+use flops_examples::run::artifacts::Artifacts;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -27,10 +31,10 @@ use serde_json::{Value, json};
 #[command(name = "sensitivity", version)]
 struct Args {
     #[command(flatten)]
-    common: Common,
+    experiment: ExperimentArgs,
     #[command(flatten)]
-    lab: LabArgs,
-    /// Queries of each run in all [default: 40,000, with --full 1,000,000].
+    testbed: TestbedArgs,
+    /// Total queries of each run [default: 40,000, with --full 1,000,000].
     #[arg(long)]
     total: Option<u64>,
     /// Learning rates of AdamW.
@@ -47,6 +51,40 @@ struct Args {
     queries: Vec<usize>,
 }
 
+impl Args {
+    fn check(&self) -> Result<()> {
+        for (name, empty) in [
+            ("--lr", self.lr.is_empty()),
+            ("--sigma", self.sigma.is_empty()),
+            ("--batch-size", self.batch_size.is_empty()),
+            ("--queries", self.queries.is_empty()),
+        ] {
+            ensure!(!empty, "{name}: give at least one number");
+        }
+        for &lr in &self.lr {
+            ensure!(lr > 0.0 && lr <= 1.0, "--lr {lr}: use numbers above 0 and at most 1");
+        }
+        for &size in &self.batch_size {
+            ensure!(size > 0, "--batch-size 0: use at least 1 image");
+        }
+        for &sigma in &self.sigma {
+            for &queries in &self.queries {
+                config(sigma, queries, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn total(&self) -> u64 {
+        self.total.unwrap_or(if self.experiment.full { 1_000_000 } else { 40_000 })
+    }
+
+    /// Returns the pairs of batch size and queries per datum; each has a heat map.
+    fn budgets(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.batch_size.iter().flat_map(move |&size| self.queries.iter().map(move |&queries| (size, queries)))
+    }
+}
+
 /// A row of `sensitivity.csv`.
 #[derive(Clone, Serialize)]
 struct Row {
@@ -55,9 +93,9 @@ struct Row {
     sigma: f64,
     batch_size: usize,
     queries: usize,
-    /// Test accuracy in percent; empty where training diverged.
+    /// Test accuracy in percent; empty if training diverged.
     accuracy: Option<f64>,
-    /// ‖ĝ − g‖²/‖g‖² at the start, mean over a few batches.
+    /// ‖ĝ − g‖²/‖g‖² at the start, the mean over a few batches.
     relative_error: f64,
 }
 
@@ -70,156 +108,181 @@ fn config(sigma: f64, queries: usize, seed: u64) -> Result<ForwardConfig> {
     Ok(config)
 }
 
-fn run(args: Args) -> Result<()> {
-    for (name, empty) in [
-        ("--lr", args.lr.is_empty()),
-        ("--sigma", args.sigma.is_empty()),
-        ("--batch-size", args.batch_size.is_empty()),
-        ("--queries", args.queries.is_empty()),
-    ] {
-        ensure!(!empty, "{name}: give at least one number");
+/// A combination of settings, apart from the learning rate.
+#[derive(Clone, Copy)]
+struct Setting {
+    seed: u64,
+    batch_size: usize,
+    queries: usize,
+    sigma: f64,
+}
+
+impl Setting {
+    /// Measures ‖ĝ − g‖²/‖g‖² of the untrained model.
+    fn relative_error(self, testbed: &mut Testbed) -> Result<f64> {
+        let config = config(self.sigma, self.queries, self.seed)?;
+        let mut learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Gaussian)?;
+        let mut batches = testbed.batches(self.batch_size, self.seed)?;
+        let mut errors = vec![];
+        for _ in 0..LOOKS {
+            let batch = batches.next().context("there are no images")?;
+            let truth = testbed.true_gradient(&learner.model.clone(), &batch);
+            let (grads, _) = estimate(&learner, batch)?;
+            let (error, norm) = squared_distance(&learner.model, &grads, &truth);
+            errors.push(error / norm);
+            learner = observe(learner, grads);
+        }
+        Ok(Spread::of(&errors).mean)
     }
-    for &lr in &args.lr {
-        ensure!(lr > 0.0 && lr <= 1.0, "--lr {lr}: use numbers above 0 and at most 1");
-    }
-    for &size in &args.batch_size {
-        ensure!(size > 0, "--batch-size 0: use at least 1 image");
-    }
-    for &sigma in &args.sigma {
-        for &queries in &args.queries {
-            config(sigma, queries, 0)?;
+
+    /// Trains, and returns the test accuracy in percent, or nothing if training diverged.
+    fn accuracy(self, testbed: &Testbed, lr: f64, total: u64) -> Result<Option<f64>> {
+        let config = config(self.sigma, self.queries, self.seed)?;
+        let learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Gaussian)?;
+        let steps = (total / (self.queries * self.batch_size) as u64).max(1) as usize;
+        let run = Run::new(learner, Optim::adam(), lr, steps);
+        match run.finish(&mut testbed.batches(self.batch_size, self.seed)?, |_, _| {}) {
+            Ok((run, _)) => Ok(Some(100.0 * testbed.evaluate(&run.learner.model)?.1)),
+            Err(_) => Ok(None),
         }
     }
-    let total = args.total.unwrap_or(if args.common.full { 1_000_000 } else { 40_000 });
-    let seeds = args.common.seeds()?;
-    let artifacts = args.common.artifacts("sensitivity")?;
-    let mut lab = Lab::open(&args.lab, args.common.threads()?)?;
-    let mut progress = Progress::default();
-    let all = seeds.len() * args.lr.len() * args.sigma.len() * args.batch_size.len() * args.queries.len();
-    let mut table = vec![];
-    for &seed in &seeds {
-        for &batch_size in &args.batch_size {
-            for &queries in &args.queries {
-                for &sigma in &args.sigma {
-                    let mut learner =
-                        lab.learner(lab.model(seed), config(sigma, queries, seed)?, AllocatorKind::Gaussian)?;
-                    let mut batches = lab.batches(batch_size, seed)?;
-                    let mut errors = vec![];
-                    for _ in 0..LOOKS {
-                        let batch = batches.next().context("there are no images")?;
-                        let truth = lab.true_gradient(&learner.model.clone(), &batch);
-                        let (grads, _) = estimate(&learner, batch)?;
-                        let (error, norm) = squared_distance(&learner.model, &grads, &truth);
-                        errors.push(error / norm);
-                        learner = observe(learner, grads);
-                    }
-                    let relative_error = Spread::of(&errors).mean;
-                    for &lr in &args.lr {
-                        progress.at(table.len(), all, || {
-                            format!("seed {seed}, batch {batch_size}, {queries} queries, σ {sigma}, lr {lr}")
-                        });
-                        let learner =
-                            lab.learner(lab.model(seed), config(sigma, queries, seed)?, AllocatorKind::Gaussian)?;
-                        let steps = (total / (queries * batch_size) as u64).max(1) as usize;
-                        let ran = Run::new(learner, Optim::adam(), lr, steps)
-                            .finish(&mut lab.batches(batch_size, seed)?, |_, _| {});
-                        // a setting at which training diverges has no accuracy
-                        let accuracy = match ran {
-                            Ok((run, _)) => Some(100.0 * lab.evaluate(&run.learner.model)?.1),
-                            Err(_) => None,
-                        };
-                        table.push(Row { seed, lr, sigma, batch_size, queries, accuracy, relative_error });
-                    }
+}
+
+/// Measures every combination on every seed.
+fn measure(args: &Args, seeds: &[u64], testbed: &mut Testbed, progress: &mut Progress) -> Result<Vec<Row>> {
+    let all = seeds.len() * args.budgets().count() * args.sigma.len() * args.lr.len();
+    let mut rows = vec![];
+    for &seed in seeds {
+        for (batch_size, queries) in args.budgets() {
+            for &sigma in &args.sigma {
+                let setting = Setting { seed, batch_size, queries, sigma };
+                let relative_error = setting.relative_error(testbed)?;
+                for &lr in &args.lr {
+                    progress.at(rows.len(), all, || {
+                        format!("seed {seed}, batch {batch_size}, {queries} queries, σ {sigma}, lr {lr}")
+                    });
+                    let accuracy = setting.accuracy(testbed, lr, args.total())?;
+                    rows.push(Row { seed, lr, sigma, batch_size, queries, accuracy, relative_error });
                 }
             }
         }
     }
-    let cell = |lr: f64, sigma: f64, batch_size: usize, queries: usize, of: &dyn Fn(&Row) -> Option<f64>| {
-        let mine = table
-            .iter()
-            .filter(|r| r.lr == lr && r.sigma == sigma && r.batch_size == batch_size && r.queries == queries);
-        Spread::of(&mine.filter_map(of).collect::<Vec<_>>())
+    Ok(rows)
+}
+
+/// The rows of one combination, over seeds.
+struct Cell<'a> {
+    lr: f64,
+    sigma: f64,
+    batch_size: usize,
+    queries: usize,
+    rows: Vec<&'a Row>,
+}
+
+impl<'a> Cell<'a> {
+    fn new(table: &'a [Row], lr: f64, sigma: f64, (batch_size, queries): (usize, usize)) -> Self {
+        let key = (lr, sigma, batch_size, queries);
+        let rows = table.iter().filter(|r| (r.lr, r.sigma, r.batch_size, r.queries) == key).collect();
+        Self { lr, sigma, batch_size, queries, rows }
+    }
+
+    fn accuracy(&self) -> Spread {
+        Spread::of(&self.rows.iter().filter_map(|r| r.accuracy).collect::<Vec<_>>())
+    }
+
+    fn error(&self) -> Spread {
+        Spread::of(&self.rows.iter().map(|r| r.relative_error).collect::<Vec<_>>())
+    }
+
+    fn log_error(&self) -> f64 {
+        Spread::of(&self.rows.iter().map(|r| r.relative_error.log10()).collect::<Vec<_>>()).mean
+    }
+
+    /// Returns the order of the cells: the mean accuracy. A cell whose runs all diverged is the
+    /// worst.
+    fn rank(&self) -> f64 {
+        let mean = self.accuracy().mean;
+        if mean.is_nan() { f64::NEG_INFINITY } else { mean }
+    }
+
+    fn line(&self) -> Vec<String> {
+        vec![
+            self.lr.to_string(),
+            self.sigma.to_string(),
+            self.batch_size.to_string(),
+            self.queries.to_string(),
+            self.accuracy().text(1),
+            format!("{:.2e}", self.error().mean),
+        ]
+    }
+
+    fn figures(&self) -> Value {
+        json!({
+            "lr": self.lr, "sigma": self.sigma, "batch_size": self.batch_size, "queries": self.queries,
+            "accuracy_percent": self.accuracy(), "relative_error": self.error(),
+            "diverged": self.rows.iter().filter(|r| r.accuracy.is_none()).count(),
+        })
+    }
+}
+
+/// Draws a heat map for each budget: accuracy by learning rate and σ, and the error of the gradient
+/// by σ.
+fn draw(args: &Args, table: &[Row], artifacts: &Artifacts) -> Result<()> {
+    let maps = |lrs: &[f64], value: fn(&Cell<'_>) -> f64, decimals: usize| -> Vec<Heat> {
+        let row = |lr: f64, budget| -> Vec<f64> {
+            args.sigma.iter().map(|&s| value(&Cell::new(table, lr, s, budget))).collect()
+        };
+        let map = |(batch_size, queries)| Heat {
+            title: format!("batch {batch_size}, {queries} queries per datum"),
+            columns: ("σ".into(), args.sigma.iter().map(f64::to_string).collect()),
+            rows: ("lr".into(), lrs.iter().map(f64::to_string).collect()),
+            values: lrs.iter().map(|&lr| row(lr, (batch_size, queries))).collect(),
+            decimals,
+        };
+        args.budgets().map(map).collect()
     };
-    let panels = |of: &dyn Fn(f64, f64, usize, usize) -> f64, decimals: usize| -> Vec<Heat> {
-        let mut maps = vec![];
-        for &batch_size in &args.batch_size {
-            for &queries in &args.queries {
-                maps.push(Heat {
-                    title: format!("batch {batch_size}, {queries} queries per datum"),
-                    columns: ("σ".into(), args.sigma.iter().map(f64::to_string).collect()),
-                    rows: ("lr".into(), args.lr.iter().map(f64::to_string).collect()),
-                    values: args
-                        .lr
-                        .iter()
-                        .map(|&lr| args.sigma.iter().map(|&sigma| of(lr, sigma, batch_size, queries)).collect())
-                        .collect(),
-                    decimals,
-                });
-            }
-        }
-        maps
-    };
-    let accuracy = panels(&|lr, sigma, b, q| cell(lr, sigma, b, q, &|r| r.accuracy).mean, 1);
-    let error = panels(&|lr, sigma, b, q| cell(lr, sigma, b, q, &|r| Some(r.relative_error.log10())).mean, 2);
-    let wide = args.queries.len();
-    let title = format!("{}, scope {}: test accuracy in % after {total} queries", args.lab.dataset, args.lab.scope);
+    let (testbed, total, wide) = (&args.testbed, args.total(), args.queries.len());
+    let title = format!("{}, scope {}: test accuracy in % after {total} queries", testbed.dataset, testbed.scope);
+    let accuracy = maps(&args.lr, |cell| cell.accuracy().mean, 1);
     artifacts.write("accuracy.svg", heat_maps(&title, &accuracy, wide)?.as_bytes())?;
-    // the error does not depend on the learning rate: one row of it
-    let error: Vec<Heat> = error
-        .into_iter()
-        .map(|map| Heat { rows: ("".into(), vec!["any lr".into()]), values: vec![map.values[0].clone()], ..map })
-        .collect();
+    // The error does not depend on the learning rate, so one row shows it.
+    let error = maps(&args.lr[..1], |cell| cell.log_error(), 2).into_iter();
+    let error: Vec<Heat> = error.map(|map| Heat { rows: ("".into(), vec!["any lr".into()]), ..map }).collect();
     let title = "log₁₀ of the squared error of the gradient over its squared norm, untrained";
-    artifacts.write("error.svg", heat_maps(title, &error, wide)?.as_bytes())?;
+    artifacts.write("error.svg", heat_maps(title, &error, wide)?.as_bytes())
+}
+
+fn run(args: Args) -> Result<()> {
+    args.check()?;
+    let seeds = args.experiment.seeds()?;
+    let artifacts = args.experiment.artifacts("sensitivity")?;
+    let mut testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
+    let mut progress = Progress::default();
+    let table = measure(&args, &seeds, &mut testbed, &mut progress)?;
+    draw(&args, &table, &artifacts)?;
     artifacts.write_csv("sensitivity.csv", &table)?;
 
-    let mut cells: Vec<(Value, f64, Vec<String>)> = vec![];
-    for &batch_size in &args.batch_size {
-        for &queries in &args.queries {
-            for &lr in &args.lr {
-                for &sigma in &args.sigma {
-                    let got = cell(lr, sigma, batch_size, queries, &|r| r.accuracy);
-                    let error = cell(lr, sigma, batch_size, queries, &|r| Some(r.relative_error));
-                    cells.push((
-                        json!({
-                            "lr": lr, "sigma": sigma, "batch_size": batch_size, "queries": queries,
-                            "accuracy_percent": got, "relative_error": error,
-                            "diverged": table.iter().filter(|r| {
-                                (r.lr, r.sigma, r.batch_size, r.queries) == (lr, sigma, batch_size, queries) && r.accuracy.is_none()
-                            }).count(),
-                        }),
-                        got.mean,
-                        vec![
-                            lr.to_string(),
-                            sigma.to_string(),
-                            batch_size.to_string(),
-                            queries.to_string(),
-                            got.text(1),
-                            format!("{:.2e}", error.mean),
-                        ],
-                    ));
-                }
-            }
-        }
-    }
-    // a setting at which every seed diverged is the worst
-    let rank = |accuracy: f64| if accuracy.is_nan() { f64::NEG_INFINITY } else { accuracy };
-    cells.sort_by(|a, b| rank(b.1).total_cmp(&rank(a.1)));
+    let args = &args;
+    let of_budget = |budget| args.lr.iter().flat_map(move |&lr| args.sigma.iter().map(move |&s| (lr, s, budget)));
+    let cells = args.budgets().flat_map(of_budget).map(|(lr, sigma, budget)| Cell::new(&table, lr, sigma, budget));
+    let mut cells: Vec<Cell<'_>> = cells.collect();
+    cells.sort_by(|a, b| b.rank().total_cmp(&a.rank()));
     println!(
-        "{}, scope {}, {total} queries in all, {} seeds; the best first",
-        args.lab.dataset,
-        args.lab.scope,
+        "{}, scope {}, {} queries in total, {} seeds; the best first",
+        args.testbed.dataset,
+        args.testbed.scope,
+        args.total(),
         seeds.len()
     );
-    let printed: Vec<Vec<String>> = cells.iter().map(|c| c.2.clone()).collect();
-    print_table(&["lr", "σ", "batch", "queries", "test accuracy, %", "error of the gradient"], &printed);
+    let lines: Vec<Vec<String>> = cells.iter().map(Cell::line).collect();
+    print_table(&["lr", "σ", "batch", "queries", "test accuracy, %", "error of the gradient"], &lines);
     let figures = json!({
-        "dataset": args.lab.dataset.to_string(),
-        "scope": args.lab.scope.to_string(),
-        "total": total,
-        "cells": cells.into_iter().map(|c| c.0).collect::<Vec<_>>(),
+        "dataset": args.testbed.dataset.to_string(),
+        "scope": args.testbed.scope.to_string(),
+        "total": args.total(),
+        "cells": cells.iter().map(Cell::figures).collect::<Vec<_>>(),
     });
-    args.common.finish(&artifacts, progress.started(), figures, "accuracy.svg, error.svg, sensitivity.csv")
+    args.experiment.finish(&artifacts, progress.started(), figures, "accuracy.svg, error.svg, sensitivity.csv")
 }
 
 fn main() -> ExitCode {

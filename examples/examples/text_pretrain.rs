@@ -1,11 +1,13 @@
-//! Pretrains the small text tower that `flops-multimodal` ships: BERT as a sentence encoder, on paraphrases of the captions of made-up scenes.
+//! Pretrains the small text encoder that `flops-multimodal` ships: BERT as a sentence encoder, on
+//! paraphrased captions.
 //!
 //! ```text
 //! cargo run --release --example text_pretrain -- --out flops-multimodal/weights/scenes_text
 //! ```
 //!
-//! Backpropagation, as pretraining is: two ways to say the same of a scene are to have nearby embeddings, against those of the other scenes of the
-//! batch (SimCSE's loss, Gao et al. 2021, arXiv 2104.08821). No image is seen, and no combination that is held out for the test.
+//! It is trained by backpropagation. Two captions of one scene are to have similar embeddings, in
+//! contrast to the other scenes of the batch: the loss of SimCSE (Gao et al. 2021, arXiv
+//! 2104.08821). No image is used, and no scene that is held out for the test.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
@@ -22,38 +24,38 @@ use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use clap::Parser;
 use flops_core::Probe;
-use flops_core::loader::keyed_rng;
-use flops_examples::artifacts::Artifacts;
+use flops_core::random::keyed_rng;
 use flops_examples::backend::{self, AB};
 use flops_examples::cli;
+use flops_examples::run::artifacts::Artifacts;
 use flops_multimodal::checkpoint::bert;
 use flops_multimodal::data::{Mention, Scene};
 use flops_multimodal::{Bert, BertConfig, TextTokenizer};
 use rand::RngExt;
 use serde_json::json;
 
-/// e^τ of the similarities.
+/// Factor of the cosine similarities in the loss (the inverse temperature).
 const SCALE: f64 = 20.0;
 
-/// Pretrain the text tower of flops-multimodal on paraphrases.
+/// Pretrain the text encoder of flops-multimodal on paraphrases.
 #[derive(Parser, Debug)]
 struct Args {
-    /// Steps.
+    /// Training steps.
     #[arg(long, default_value_t = 800)]
     steps: usize,
-    /// Scenes of a step, each in two wordings.
+    /// Scenes of a step, each with two captions.
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
     /// AdamW's learning rate; it falls to zero as a cosine.
     #[arg(long, default_value_t = 2e-3)]
     lr: f64,
-    /// Width of the tower, a multiple of 4.
+    /// Width of the encoder, a multiple of 4.
     #[arg(long, default_value_t = 64)]
     embed_dim: usize,
-    /// Layers of the tower.
+    /// Layers of the encoder.
     #[arg(long, default_value_t = 2)]
     depth: usize,
-    /// Seed of weights and captions.
+    /// Seed of the weights and the captions.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder of the result: config.json, model.safetensors in f16, tokenizer.json.
@@ -61,19 +63,24 @@ struct Args {
     out: PathBuf,
 }
 
-/// Every word that a caption can have, in a tokenizer of whole words.
-fn tokenizer() -> Result<TextTokenizer> {
+/// Returns every word that a caption can have.
+fn words() -> BTreeSet<String> {
     let mut words = BTreeSet::new();
     for scene in Scene::all() {
-        // every choice of every word occurs among so many variants
+        // so many variants contain every choice of every word
         for variant in 0..192 {
             words.extend(scene.caption(Mention::ALL, variant).split(' ').map(String::from));
         }
         words.extend(scene.caption(Mention::NONE, 0).split(' ').map(String::from));
     }
     words.insert("an".into());
+    words
+}
+
+/// Returns a tokenizer of whole words, for captions.
+fn tokenizer() -> Result<TextTokenizer> {
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
-    let all = special.iter().map(|s| s.to_string()).chain(words);
+    let all = special.iter().map(|s| s.to_string()).chain(words());
     let vocab: serde_json::Map<String, _> = all.enumerate().map(|(id, word)| (word, json!(id))).collect();
     let added: Vec<_> = special
         .iter()
@@ -104,31 +111,34 @@ fn tokenizer() -> Result<TextTokenizer> {
     Ok(TextTokenizer::from_bytes(&serde_json::to_vec(&described)?)?)
 }
 
-/// Mean loss of a batch of pairs, and the share of captions that find their paraphrase.
+/// Returns the mean loss of a batch of pairs, and the share of captions whose most similar one is
+/// their paraphrase.
+///
+/// `max_tokens` truncates the captions.
 fn loss(
     model: &Bert<AB>,
     tokenizer: &TextTokenizer,
     captions: &[[String; 2]],
-    most: usize,
+    max_tokens: usize,
 ) -> Result<(Tensor<AB, 1>, f64)> {
     let probe = &mut Probe::clean();
     let [a, b] = [0, 1].map(|side| {
         let texts: Vec<&str> = captions.iter().map(|pair| pair[side].as_str()).collect();
-        tokenizer.encode(&texts, most)
+        tokenizer.encode(&texts, max_tokens)
     });
     let (a, b) = (model.encode(&a?, probe)?, model.encode(&b?, probe)?);
     let logits = a.matmul(b.transpose()).mul_scalar(SCALE);
     let n = captions.len();
     let own = Tensor::<AB, 1, Int>::arange(0..n as i64, &logits.device());
-    let right: i64 = logits.clone().argmax(1).reshape([n]).equal(own.clone()).int().sum().into_scalar().elem();
+    let found: i64 = logits.clone().argmax(1).reshape([n]).equal(own.clone()).int().sum().into_scalar().elem();
     let pick = |x: Tensor<AB, 2>| log_softmax(x, 1).gather(1, own.clone().reshape([n, 1])).neg().mean();
-    Ok(((pick(logits.clone()) + pick(logits.transpose())).mul_scalar(0.5), right as f64 / n as f64))
+    Ok(((pick(logits.clone()) + pick(logits.transpose())).mul_scalar(0.5), found as f64 / n as f64))
 }
 
 fn pretrain(args: Args) -> Result<()> {
     ensure!(args.steps > 0, "--steps 0: use at least 1");
     ensure!(args.batch_size > 1, "--batch-size {}: use at least 2", args.batch_size);
-    // a place that cannot be written is told before the training, not after it
+    // a folder that cannot be written to is reported before the training, not after it
     Artifacts::open(&args.out)?;
     let device = backend::device()?;
     let tokenizer = tokenizer()?;
@@ -157,9 +167,9 @@ fn pretrain(args: Args) -> Result<()> {
                 [scene.caption(mention, rng.random()), scene.caption(mention, rng.random())]
             })
             .collect();
-        let (loss, right) = loss(&model, &tokenizer, &captions, config.context_length)?;
+        let (loss, share) = loss(&model, &tokenizer, &captions, config.context_length)?;
         sum += loss.clone().into_scalar().elem::<f64>();
-        found += right;
+        found += share;
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(schedule.step(), model, grads);
         if (step + 1) % 100 == 0 || step + 1 == args.steps {

@@ -1,42 +1,48 @@
-//! What allocation gains where every covariance is known: an MLP on synthetic data.
+//! What allocation gains when every covariance is known: an MLP on synthetic data.
 //!
 //! ```text
 //! cargo run --release --example variance_synthetic
 //! ```
 //!
-//! θ is trained for a while with equal shares, then held. Tr Σ_j of each datum follows in closed form from its gradient
-//! ([`flops_examples::mlp::Known::trace`]). The learned allocators learn on batches with these variances; then each allocator's gradient is estimated many
-//! times, and its squared error against the exact gradient is compared with equal shares' at the same budget.
-// devices are `Copy` on some backends only
+//! 1. *Train.* θ is trained with uniform allocation, then held.
+//! 2. *Variances.* Tr Σ_j of each example follows in closed form from its gradient
+//!    ([`flops_examples::experiment::mlp::ExactDatum::trace`]).
+//! 3. *Learn.* The learned allocators learn on batches with these variances.
+//! 4. *Measure.* Each allocator's gradient is estimated many times. Its squared error against the
+//!    exact gradient is compared with that of uniform allocation at the same budget.
+// Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 use burn::optim::AdamConfig;
 use burn::train::TrainStep;
 use clap::Parser;
-use flops_core::allocator::{Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings, proxy};
+use flops_core::allocator::{
+    AllocationReport, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings, variance_objective,
+};
 use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, QueryBudget, Space};
 use flops_examples::backend::{self, AB, B, Device};
-use flops_examples::experiment::{Common, Progress, Spread, print_table};
-use flops_examples::mlp::{Loss, Mlp, known, rows, synthetic};
+use flops_examples::cli;
+use flops_examples::experiment::mlp::{self, ExactDatum, Loss, Mlp, MlpBatch, exact_data, rows, synthetic};
+use flops_examples::experiment::{ExperimentArgs, Progress, Spread, print_table};
 use flops_examples::plot::{Panel, Series, panels};
-use flops_examples::{cli, mlp};
+use flops_examples::run::artifacts::Artifacts;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// Variance of forward-only gradients by allocator, where the covariances are known.
+/// Variance of forward-only gradients by allocator when the covariances are known.
 #[derive(Parser, Debug)]
 #[command(name = "variance_synthetic", version)]
 struct Args {
     #[command(flatten)]
-    common: Common,
-    /// Data of a batch.
+    experiment: ExperimentArgs,
+    /// Examples in a batch.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
     /// Steps in which the allocators learn.
@@ -47,9 +53,17 @@ struct Args {
     repeats: Option<usize>,
 }
 
-const DATA: usize = 512;
+impl Args {
+    fn repeats(&self) -> usize {
+        self.repeats.unwrap_or(if self.experiment.full { 3000 } else { 300 })
+    }
+}
+
+/// Examples in the data set.
+const EXAMPLES: usize = 512;
+/// Queries per datum that are compared.
 const QUERIES: [usize; 6] = [2, 4, 8, 16, 32, 64];
-/// The budget that `relative_variance` in `summary.json` is of.
+/// Queries per datum of the figures at the top of `summary.json`.
 const MAIN: usize = 16;
 
 /// A row of `variance.csv`.
@@ -58,212 +72,246 @@ struct Row {
     seed: u64,
     queries: usize,
     allocator: &'static str,
-    /// Measured: mean squared error of the gradient over that of equal shares.
+    /// Measured: the mean squared error of the gradient over that of uniform allocation.
     relative_variance: f64,
-    /// Predicted from the known covariances: J over that of equal shares.
-    relative_proxy: f64,
+    /// Predicted from the known covariances: J over that of uniform allocation.
+    relative_objective: f64,
+    /// The coefficient of variation of √(Tr Σ_j) over the batch.
     cv: f64,
-    ceiling: f64,
+    /// 1/(1 + CV²): no allocation gets below it.
+    floor: f64,
 }
 
-fn trained(seed: u64, data: &mlp::MlpBatch<B>, device: &Device, args: &Args) -> Result<Mlp<AB>> {
+/// Draws the indices of a batch.
+fn draw_batch(n: usize, rng: &mut StdRng) -> Vec<usize> {
+    (0..n).map(|_| rng.random_range(0..EXAMPLES)).collect()
+}
+
+/// Trains the network for 400 steps with uniform allocation.
+fn train(seed: u64, data: &MlpBatch<B>, device: &Device, batch_size: usize) -> Result<Mlp<AB>> {
     let config = ForwardConfig::new(QueryBudget::new(8, 1)?).with_seed(seed);
     let allocator = AnyAllocator::new(AllocatorKind::Uniform, device)?;
     let mut learner = ForwardLearner::new(Mlp::new(Loss::CrossEntropy, seed, device), allocator, config)?;
     let mut optimizer = AdamConfig::new().init();
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..400 {
-        let batch = rows(data, &pick(args.batch_size, &mut rng));
+        let batch = rows(data, &draw_batch(batch_size, &mut rng));
         let output = TrainStep::step(&learner, batch);
         learner = learner.optimize::<AB, _>(&mut optimizer, 5e-3, output.grads);
     }
     Ok(learner.model)
 }
 
-fn pick(n: usize, rng: &mut StdRng) -> Vec<usize> {
-    (0..n).map(|_| rng.random_range(0..DATA)).collect()
+/// A trained network, its data, and the exact quantities of every example.
+struct Problem {
+    seed: u64,
+    data: MlpBatch<B>,
+    model: Mlp<AB>,
+    exact: Vec<ExactDatum>,
+    losses: Vec<f64>,
+    /// The inputs, one row of [`mlp::SIZES`]`[0]` values per example.
+    inputs: Vec<f32>,
+    estimator: Estimator,
+}
+
+impl Problem {
+    fn new(seed: u64, threads: usize, batch_size: usize, device: &Device) -> Result<Self> {
+        let data = synthetic(EXAMPLES, Loss::CrossEntropy, seed, device);
+        let model = train(seed, &data, device, batch_size)?;
+        let exact = exact_data(&model, &data);
+        let estimator = Estimator { sigma: 1e-3, seed, threads, ..Estimator::new(Space::activation()) };
+        let losses = estimator.clean(&model.valid(), &data, &trained_parameters(&model))?.losses;
+        let inputs = data.input.to_data().iter::<f32>().collect();
+        Ok(Self { seed, data, model, exact, losses, inputs, estimator })
+    }
+
+    fn variances(&self, index: &[usize]) -> Vec<f64> {
+        index.iter().map(|&i| self.exact[i].trace()).collect()
+    }
+
+    /// Lets an allocator learn on `batches`. Returns its allocation for the last one.
+    fn learn(
+        &self,
+        mut allocator: AnyAllocator<B>,
+        batches: &[Vec<usize>],
+        budget: &QueryBudget,
+    ) -> Result<Allocation> {
+        let width = mlp::SIZES[0];
+        let mut rng = StdRng::seed_from_u64(self.seed + 2);
+        let mut last = None;
+        for index in batches {
+            let losses: Vec<f64> = index.iter().map(|&i| self.losses[i]).collect();
+            let variances = self.variances(index);
+            let inputs: Vec<f32> =
+                index.iter().flat_map(|&i| &self.inputs[i * width..(i + 1) * width]).copied().collect();
+            let embeddings = Some(Embeddings::new(&inputs, width)?);
+            let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
+            let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
+            allocator = allocator.apply(update);
+            last = Some(allocation);
+        }
+        last.context("there is a batch")
+    }
+
+    /// Returns the mean of ‖ĝ − g‖² over `repeats` estimates under an allocation; θ and batch are
+    /// held.
+    fn error(&self, index: &[usize], allocation: &Allocation, repeats: usize) -> Result<f64> {
+        let (trained, plain) = (trained_parameters(&self.model), self.model.valid());
+        let batch = rows(&self.data, index);
+        let clean = self.estimator.clean(&plain, &batch, &trained)?;
+        let truth = self.exact_gradient(index);
+        let mut sum = 0.0;
+        for step in 0..repeats {
+            let estimate = clean.estimate(allocation, step as u64)?;
+            let mut found: Vec<f64> = vec![];
+            for layer in [&plain.hidden, &plain.output] {
+                found.extend(estimate.gradient(&layer.weight).context("a gradient")?.into_data().iter::<f64>());
+                let bias = layer.bias.as_ref().context("a bias")?;
+                found.extend(estimate.gradient(bias).context("a gradient")?.into_data().iter::<f64>());
+            }
+            sum += found.iter().zip(&truth).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        }
+        Ok(sum / repeats as f64)
+    }
+
+    /// Returns the exact gradient of the mean loss of a batch.
+    fn exact_gradient(&self, index: &[usize]) -> Vec<f64> {
+        let n = index.len() as f64;
+        let mut sum = vec![0.0; self.exact[0].gradient.len()];
+        for &i in index {
+            sum.iter_mut().zip(&self.exact[i].gradient).for_each(|(t, g)| *t += g / n);
+        }
+        sum
+    }
+
+    /// Compares the allocators at one budget.
+    fn compare(&self, queries: usize, args: &Args, device: &Device) -> Result<Vec<Row>> {
+        let budget = QueryBudget::new(queries, 1)?;
+        let mut rng = StdRng::seed_from_u64(self.seed + 1);
+        let test = draw_batch(args.batch_size, &mut rng);
+        let mut batches: Vec<Vec<usize>> = (0..args.steps).map(|_| draw_batch(args.batch_size, &mut rng)).collect();
+        batches.push(test.clone());
+        let mut found = vec![];
+        for kind in AllocatorKind::ALL {
+            let allocation = self.learn(AnyAllocator::new(kind, device)?, &batches, &budget)?;
+            found.push((kind, self.error(&test, &allocation, args.repeats())?, allocation));
+        }
+        let variances = self.variances(&test);
+        let uniform = Allocation::uniform(test.len(), &budget);
+        let uniform_error = found[0].1;
+        let row = |(kind, error, allocation): (AllocatorKind, f64, Allocation)| -> Result<Row> {
+            let report = AllocationReport::new(&variances, &allocation, &budget)?;
+            Ok(Row {
+                seed: self.seed,
+                queries,
+                allocator: kind.name(),
+                relative_variance: error / uniform_error,
+                relative_objective: variance_objective(&variances, &allocation)
+                    / variance_objective(&variances, &uniform),
+                cv: report.cv,
+                floor: report.floor,
+            })
+        };
+        found.into_iter().map(row).collect()
+    }
+}
+
+/// The rows of all seeds, budgets and allocators.
+struct Table(Vec<Row>);
+
+impl Table {
+    fn spread(&self, queries: usize, allocator: &str, value: impl Fn(&Row) -> f64) -> Spread {
+        let rows = self.0.iter().filter(|r| r.queries == queries && r.allocator == allocator);
+        Spread::of(&rows.map(value).collect::<Vec<_>>())
+    }
+
+    fn print(&self, names: &[&str]) {
+        let line = |queries: usize| -> Vec<String> {
+            let variances = names.iter().map(|name| self.spread(queries, name, |r| r.relative_variance).text(3));
+            let floor = self.spread(queries, "uniform", |r| r.floor).text(3);
+            std::iter::once(queries.to_string()).chain(variances).chain([floor]).collect()
+        };
+        let header = [&["queries per datum"][..], names, &["floor 1/(1 + CV²)"][..]].concat();
+        print_table(&header, &QUERIES.map(line));
+    }
+
+    fn draw(&self, names: &[&str]) -> Result<String> {
+        let measured = names.iter().map(|name| {
+            let point = |q: usize| {
+                let s = self.spread(q, name, |r| r.relative_variance);
+                (q as f64, s.mean, s.deviation)
+            };
+            Series { name: name.to_string(), points: QUERIES.map(point).to_vec() }
+        });
+        let means = |name: &str, allocator: &str, value: fn(&Row) -> f64| {
+            Series::new(name, QUERIES.map(|q| (q as f64, self.spread(q, allocator, value).mean)))
+        };
+        let floor = means("floor", "uniform", |r| r.floor);
+        let predicted = names.iter().map(|name| means(name, name, |r| r.relative_objective)).collect();
+        let panel = |title: &str, series: Vec<Series>| Panel {
+            title: title.into(),
+            axes: ("queries per datum".into(), "variance relative to uniform".into()),
+            log: (true, false),
+            series,
+        };
+        panels(
+            "Allocation on a problem of known covariances",
+            &[
+                panel("measured, ± standard deviation over seeds", measured.chain([floor]).collect()),
+                panel("J from the known covariances", predicted),
+            ],
+        )
+    }
+
+    fn figures(&self, names: &[&str], batch_size: usize) -> Value {
+        let of_all = |queries: usize, value: &dyn Fn(Spread) -> Value| -> Map<String, Value> {
+            let figure = |name: &&str| (name.to_string(), value(self.spread(queries, name, |r| r.relative_variance)));
+            names.iter().map(figure).collect()
+        };
+        let mut relative = of_all(MAIN, &|s| json!(s.mean));
+        relative.insert("floor".into(), json!(self.spread(MAIN, "uniform", |r| r.floor).mean));
+        json!({
+            "relative_variance": relative,
+            "queries": MAIN,
+            "cv": self.spread(MAIN, "uniform", |r| r.cv).mean,
+            "by_queries": QUERIES.map(|q| json!({
+                "queries": q,
+                "relative_variance": of_all(q, &|s| json!(s)),
+                "floor": self.spread(q, "uniform", |r| r.floor),
+            })),
+            "batch_size": batch_size,
+        })
+    }
+
+    fn write(&self, artifacts: &Artifacts, names: &[&str]) -> Result<()> {
+        artifacts.write("variance.svg", self.draw(names)?.as_bytes())?;
+        artifacts.write_csv("variance.csv", &self.0)
+    }
 }
 
 fn run(args: Args) -> Result<()> {
-    anyhow::ensure!((1..=DATA).contains(&args.batch_size), "--batch-size {}: use 1 to {DATA}", args.batch_size);
-    let (seeds, threads) = (args.common.seeds()?, args.common.threads()?);
-    let artifacts = args.common.artifacts("variance_synthetic")?;
+    ensure!((1..=EXAMPLES).contains(&args.batch_size), "--batch-size {}: use 1 to {EXAMPLES}", args.batch_size);
+    let (seeds, threads) = (args.experiment.seeds()?, args.experiment.threads()?);
+    let artifacts = args.experiment.artifacts("variance_synthetic")?;
     let device = backend::device()?;
-    let repeats = args.repeats.unwrap_or(if args.common.full { 3000 } else { 300 });
-    anyhow::ensure!(repeats > 0, "--repeats 0: use at least 1");
-    let mut table: Vec<Row> = vec![];
+    ensure!(args.repeats() > 0, "--repeats 0: use at least 1");
+    let mut table = Table(vec![]);
     let mut progress = Progress::default();
     let all = seeds.len() * QUERIES.len();
     for &seed in &seeds {
-        let data = synthetic(DATA, Loss::CrossEntropy, seed, &device);
-        let model = trained(seed, &data, &device, &args)?;
-        let facts = known(&model, &data);
-        let trained = trained_parameters(&model);
-        let plain = model.valid();
-        let estimator = Estimator { sigma: 1e-3, seed, threads, ..Estimator::new(Space::Activation) };
-        let clean = estimator.clean(&plain, &data, &trained)?;
-        let inputs: Vec<f32> = data.input.to_data().iter::<f32>().collect();
-        let width = mlp::SIZES[0];
+        let problem = Problem::new(seed, threads, args.batch_size, &device)?;
         for queries in QUERIES {
-            progress.at(table.len() / AllocatorKind::ALL.len(), all, || format!("seed {seed}, {queries} queries"));
-            let budget = QueryBudget::new(queries, 1)?;
-            let mut rng = StdRng::seed_from_u64(seed + 1);
-            let mut allocators =
-                AllocatorKind::ALL.map(|kind| AnyAllocator::<B>::new(kind, &device).map(|a| (kind, a)));
-            let test = pick(args.batch_size, &mut rng);
-            let mut learning: Vec<Vec<usize>> = (0..args.steps).map(|_| pick(args.batch_size, &mut rng)).collect();
-            learning.push(test.clone());
-            let mut squared = vec![];
-            for slot in &mut allocators {
-                let (kind, allocator) = slot.as_mut().map_err(|e| e.clone())?;
-                let mut allocation = None;
-                let mut rng = StdRng::seed_from_u64(seed + 2);
-                let allocate = |allocator: &AnyAllocator<B>, index: &[usize], rng: &mut StdRng| {
-                    let losses: Vec<f64> = index.iter().map(|&i| clean.losses[i]).collect();
-                    let variances: Vec<f64> = index.iter().map(|&i| facts[i].trace()).collect();
-                    let given: Vec<f32> =
-                        index.iter().flat_map(|&i| inputs[i * width..(i + 1) * width].to_vec()).collect();
-                    let embeddings = Some(Embeddings::new(&given, width)?);
-                    let features =
-                        DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
-                    allocator.allocate(&features, &budget, rng)
-                };
-                for index in &learning {
-                    let (drawn, update) = allocate(allocator, index, &mut rng)?;
-                    *allocator = allocator.clone().apply(update);
-                    allocation = Some(drawn);
-                }
-                let allocation = allocation.context("there is a batch")?;
-                squared.push((
-                    *kind,
-                    error(&estimator, &model, &data, &test, &facts, &allocation, repeats)?,
-                    allocation,
-                ));
-            }
-            let variances: Vec<f64> = test.iter().map(|&i| facts[i].trace()).collect();
-            let equal = squared[0].1;
-            let uniform = Allocation::uniform(test.len(), &budget);
-            for (kind, error, allocation) in squared {
-                let report = flops_core::allocator::AllocationReport::new(&variances, &allocation, &budget)?;
-                table.push(Row {
-                    seed,
-                    queries,
-                    allocator: kind.name(),
-                    relative_variance: error / equal,
-                    relative_proxy: proxy(&variances, &allocation) / proxy(&variances, &uniform),
-                    cv: report.cv,
-                    ceiling: report.ceiling,
-                });
-            }
+            let done = table.0.len() / AllocatorKind::ALL.len();
+            progress.at(done, all, || format!("seed {seed}, {queries} queries"));
+            table.0.extend(problem.compare(queries, &args, &device)?);
         }
     }
-    report(&args, &artifacts, &table, progress)
-}
-
-/// The mean over `repeats` of ‖ĝ − g‖² under an allocation, θ and batch held.
-fn error(
-    estimator: &Estimator,
-    model: &Mlp<AB>,
-    data: &mlp::MlpBatch<B>,
-    index: &[usize],
-    facts: &[mlp::Known],
-    allocation: &Allocation,
-    repeats: usize,
-) -> Result<f64> {
-    let (trained, plain) = (trained_parameters(model), model.valid());
-    let batch = rows(data, index);
-    let clean = estimator.clean(&plain, &batch, &trained)?;
-    let n = index.len() as f64;
-    let mut truth = vec![0.0; facts[0].gradient.len()];
-    for &i in index {
-        truth.iter_mut().zip(&facts[i].gradient).for_each(|(t, g)| *t += g / n);
-    }
-    let mut sum = 0.0;
-    for step in 0..repeats {
-        let estimate = estimator.estimate(&plain, &batch, &trained, &clean, allocation, step as u64)?;
-        let mut got: Vec<f64> = vec![];
-        for layer in [&plain.hidden, &plain.output] {
-            got.extend(estimate.gradient(&layer.weight).context("a gradient")?.into_data().iter::<f64>());
-            let bias = layer.bias.as_ref().context("a bias")?;
-            got.extend(estimate.gradient(bias).context("a gradient")?.into_data().iter::<f64>());
-        }
-        sum += got.iter().zip(&truth).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-    }
-    Ok(sum / repeats as f64)
-}
-
-fn report(
-    args: &Args,
-    artifacts: &flops_examples::artifacts::Artifacts,
-    table: &[Row],
-    progress: Progress,
-) -> Result<()> {
-    let of = |queries: usize, name: &str, value: &dyn Fn(&Row) -> f64| {
-        let rows = table.iter().filter(|r| r.queries == queries && r.allocator == name);
-        Spread::of(&rows.map(value).collect::<Vec<_>>())
-    };
-    let names: Vec<&str> = AllocatorKind::ALL.iter().map(|k| k.name()).collect();
-    let mut printed = vec![];
-    for queries in QUERIES {
-        let mut line = vec![queries.to_string()];
-        line.extend(names.iter().map(|name| of(queries, name, &|r| r.relative_variance).text(3)));
-        line.push(of(queries, "uniform", &|r| r.ceiling).text(3));
-        printed.push(line);
-    }
-    println!("variance of the gradient relative to equal shares, measured, {} seeds", args.common.seeds);
-    let mut header = vec!["queries per datum"];
-    header.extend(&names);
-    header.push("ceiling 1/(1 + CV²)");
-    print_table(&header, &printed);
-
-    let mut series: Vec<Series> = names
-        .iter()
-        .map(|name| Series {
-            name: name.to_string(),
-            points: QUERIES
-                .iter()
-                .map(|&q| {
-                    let s = of(q, name, &|r| r.relative_variance);
-                    (q as f64, s.mean, s.deviation)
-                })
-                .collect(),
-        })
-        .collect();
-    series.push(Series::new("ceiling", QUERIES.iter().map(|&q| (q as f64, of(q, "uniform", &|r| r.ceiling).mean))));
-    let predicted = names
-        .iter()
-        .map(|name| Series::new(*name, QUERIES.iter().map(|&q| (q as f64, of(q, name, &|r| r.relative_proxy).mean))));
-    let axes = ("queries per datum".to_string(), "variance relative to uniform".to_string());
-    let panel = |title: &str, series: Vec<Series>| Panel {
-        title: title.into(),
-        axes: axes.clone(),
-        log: (true, false),
-        series,
-    };
-    let picture = panels(
-        "Allocation on a problem of known covariances",
-        &[
-            panel("measured, ± standard deviation over seeds", series),
-            panel("J from the known covariances", predicted.collect()),
-        ],
-    )?;
-    artifacts.write("variance.svg", picture.as_bytes())?;
-    artifacts.write_csv("variance.csv", table)?;
-    let mut relative: Map<String, Value> =
-        names.iter().map(|name| (name.to_string(), json!(of(MAIN, name, &|r| r.relative_variance).mean))).collect();
-    relative.insert("ceiling".into(), json!(of(MAIN, "uniform", &|r| r.ceiling).mean));
-    let figures = json!({
-        "relative_variance": relative,
-        "queries": MAIN,
-        "cv": of(MAIN, "uniform", &|r| r.cv).mean,
-        "by_queries": QUERIES.map(|q| json!({
-            "queries": q,
-            "relative_variance": names.iter().map(|n| (n.to_string(), json!(of(q, n, &|r| r.relative_variance)))).collect::<Map<_, _>>(),
-            "ceiling": of(q, "uniform", &|r| r.ceiling),
-        })),
-        "batch_size": args.batch_size,
-    });
-    args.common.finish(artifacts, progress.started(), figures, "variance.svg, variance.csv")
+    println!("variance of the gradient relative to uniform allocation, measured, {} seeds", args.experiment.seeds);
+    let names = AllocatorKind::ALL.map(|kind| kind.name());
+    table.print(&names);
+    table.write(&artifacts, &names)?;
+    let figures = table.figures(&names, args.batch_size);
+    args.experiment.finish(&artifacts, progress.started(), figures, "variance.svg, variance.csv")
 }
 
 fn main() -> ExitCode {

@@ -1,29 +1,18 @@
-//! What the examples share: the backend they run on, the training loop around a learner, the artifacts of a run, and the laboratory
-//! of the experiments.
+//! What the programs share: their backend, command line, training loop, black box, and the
+//! experiments' testbed.
+//!
+//! Programs show how the libraries are used. What a user would need again belongs into a library.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
-pub mod artifacts;
-pub mod backend;
+pub mod blackbox;
 pub mod cli;
-pub mod curves;
-pub mod dry_run;
+pub mod data;
 pub mod experiment;
-pub mod fit;
-pub mod groups;
-pub mod history;
-pub mod inputs;
-pub mod lab;
-pub mod method;
-pub mod mlp;
-pub mod pairs;
 pub mod plot;
-pub mod recorder;
-pub mod renderer;
-pub mod server;
-pub mod sheet;
-pub mod shots;
-pub mod supervised;
+pub mod run;
+
+pub use flops_backend as backend;
 
 /// The version of Burn that the workspace is pinned to.
 pub const BURN_VERSION: &str = "0.21.0";
@@ -31,7 +20,7 @@ pub const BURN_VERSION: &str = "0.21.0";
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_burn_version_is_the_workspace_s() {
+    fn the_burn_version_matches_the_workspace() {
         let pinned = format!("burn = {{ version = \"={}\"", super::BURN_VERSION);
         assert!(include_str!("../../Cargo.toml").contains(&pinned), "the workspace pins another version of Burn");
     }

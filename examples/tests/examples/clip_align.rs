@@ -4,7 +4,7 @@ use std::path::Path;
 use serde_json::Value;
 
 const NAME: &str = "clip_align";
-/// Few queries and epochs: what is tested is the walk, not how far it gets.
+/// Few queries and epochs: the accuracy is not tested.
 const SHORT: [&str; 8] = ["--copies", "1", "--epochs", "2", "--queries", "2", "--batch-size", "331"];
 
 fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -16,7 +16,7 @@ fn summary(run: &Path) -> Value {
 }
 
 #[test]
-fn a_run_writes_everything_and_resumes_to_the_same_bits() {
+fn a_run_writes_its_files_and_a_resumed_run_gives_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let out = crate::succeed(NAME, dir.path(), &with(&[]));
     for text in ["epoch 2/2", "recall@1", "zero-shot accuracy"] {
@@ -30,7 +30,7 @@ fn a_run_writes_everything_and_resumes_to_the_same_bits() {
             assert!((0.0..=1.0).contains(&value), "{at} {way}: {value}");
         }
     }
-    // 1,324 pairs, twice, at 2 queries; the last image of the sheet is framed where it is right
+    // 1,324 pairs, twice, at 2 queries
     assert_eq!(whole["queries_used"], 2 * 1324 * 2);
     assert!(whole["loss_after"].as_f64().unwrap() < whole["loss_before"].as_f64().unwrap());
     let sheet = fs::read_to_string(run.join("retrieval.svg")).unwrap();
@@ -41,7 +41,7 @@ fn a_run_writes_everything_and_resumes_to_the_same_bits() {
     part(&["--stop-after", "1"]);
     part(&["--resume"]);
     let files = |run: &Path| fs::read(run.join("alignment.safetensors")).unwrap();
-    assert!(files(&run) == files(&dir.path().join("b")), "a resumed run ends elsewhere");
+    assert!(files(&run) == files(&dir.path().join("b")), "the resumed run ended with another model");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn backprop_aligns_better_than_chance() {
 }
 
 #[test]
-fn wrong_input_is_one_line() {
+fn errors_name_the_setting() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
         (vec!["--batch-size", "1"], "--batch-size 1"),

@@ -1,10 +1,11 @@
-//! Weights from elsewhere: looked at with `evaluate`, tuned with `vit_cifar`, handed back.
+//! Weights of other libraries: measured with `evaluate`, tuned with `vit_cifar`, saved for other
+//! libraries.
 
 use std::fs;
 use std::path::Path;
 
 use burn::backend::Flex;
-use flops_vit::checkpoint::{self, Card, hf};
+use flops_vit::checkpoint::{self, Card, Pretrained};
 use serde_json::Value;
 
 use crate::vit_cifar::{card, config, folder};
@@ -14,16 +15,16 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// A folder with a random model as `transformers` has it, in `published`.
+/// Returns a folder with a random model in `published`, in the format of `transformers`.
 fn published() -> tempfile::TempDir {
     let dir = folder();
-    let (model, card) = checkpoint::load::<Flex>(&dir.path().join("tiny.safetensors"), &Default::default()).unwrap();
-    hf::save(&model, &card, &dir.path().join("published")).unwrap();
+    let tiny = checkpoint::load::<Flex>(&dir.path().join("tiny.safetensors"), &Default::default()).unwrap();
+    tiny.save_huggingface(&dir.path().join("published")).unwrap();
     dir
 }
 
 #[test]
-fn the_accuracy_is_that_of_the_run_and_by_class() {
+fn accuracy_matches_the_run_and_the_classes() {
     let dir = published();
     let run =
         ["--weights", "published", "--limit", "100", "--queries", "4", "--epochs", "2", "--copies", "0", "--plain"];
@@ -40,37 +41,37 @@ fn the_accuracy_is_that_of_the_run_and_by_class() {
         let of = |key: &str| summary[key].as_f64().unwrap();
         assert!((of("top1") - after).abs() < 1e-9, "{}: {after}", of("top1"));
         assert!(of("top5") >= of("top1") && of("top5") < 1.0, "{}", of("top5"));
-        // by class: the mean over the images is that of all
+        // the mean over the classes, weighted by their images, is the accuracy on all images
         let classes = summary["classes"].as_array().unwrap();
-        let (mut right, mut images) = (0.0, 0.0);
+        let (mut correct, mut images) = (0.0, 0.0);
         for class in classes {
             let n = class["images"].as_f64().unwrap();
-            right += n * class["top1"].as_f64().unwrap_or(0.0);
+            correct += n * class["top1"].as_f64().unwrap_or(0.0);
             images += n;
         }
         assert_eq!((classes.len(), images), (10, 100.0));
-        assert!((right / images - after).abs() < 1e-9);
+        assert!((correct / images - after).abs() < 1e-9);
         assert!(fs::read_to_string(dir.path().join("seen/classes.csv")).unwrap().lines().count() == 11);
         assert!(fs::read_to_string(dir.path().join("seen/confusion.svg")).unwrap().starts_with("<svg"));
     }
 }
 
 #[test]
-fn another_image_size_and_another_head_are_said_aloud() {
+fn a_new_image_size_and_head_are_reported() {
     let dir = folder();
     let few = Card { classes: vec!["a".into(), "b".into()], ..card(config().with_num_classes(2)) };
     let model = config().with_num_classes(2).init::<Flex>(&Default::default()).unwrap();
-    checkpoint::save(&model, &few, &dir.path().join("two.safetensors"), false).unwrap();
+    Pretrained { model, card: few }.save(&dir.path().join("two.safetensors")).unwrap();
     let args = ["--weights", "two.safetensors", "--img-size", "12", "--limit", "20", "--queries", "2", "--epochs", "1"];
     let out = succeed("vit_cifar", dir.path(), &[&args[..], &["--copies", "0", "--plain"]].concat());
     assert!(out.contains("the head of 2 classes does not fit data of 10"), "{out}");
     let saved = dir.path().join("artifacts/vit_cifar/model.safetensors");
-    let (_, card) = checkpoint::load::<Flex>(&saved, &Default::default()).unwrap();
+    let card = checkpoint::load::<Flex>(&saved, &Default::default()).unwrap().card;
     assert_eq!((card.config.img_size, card.config.num_classes), (12, 10));
 }
 
 #[test]
-fn a_dry_run_tells_the_cost_and_trains_nothing() {
+fn a_dry_run_reports_the_cost_and_trains_nothing() {
     let dir = folder();
     let base = ["--weights", "tiny.safetensors", "--limit", "70", "--queries", "4", "--epochs", "3", "--copies", "0"];
     let out = succeed("vit_cifar", dir.path(), &[&base[..], &["--dry-run"]].concat());
@@ -81,7 +82,7 @@ fn a_dry_run_tells_the_cost_and_trains_nothing() {
         assert!(line.contains(value), "{line}");
     }
     assert!(!dir.path().join("artifacts/vit_cifar/summary.json").exists());
-    // what was told is what is spent
+    // the run spends what was reported
     succeed("vit_cifar", dir.path(), &[&base[..], &["--plain"]].concat());
     let summary = json(&dir.path().join("artifacts/vit_cifar/summary.json"));
     assert_eq!((&summary["steps"], &summary["queries_used"]), (&6.into(), &840.into()));
@@ -90,7 +91,7 @@ fn a_dry_run_tells_the_cost_and_trains_nothing() {
 }
 
 #[test]
-fn bad_weights_and_classes_are_named() {
+fn errors_name_the_weights_and_the_classes() {
     let dir = published();
     let named = |args: &[&str], expected: &str| {
         let error = fail("evaluate", dir.path(), args);

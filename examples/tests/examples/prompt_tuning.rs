@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 const NAME: &str = "prompt_tuning";
-/// 24 queries for both evaluations, 20 a step.
+/// 24 queries for both evaluations, and 20 per step.
 const SHORT: [&str; 12] =
     ["--cap", "184", "--shots", "2", "--test", "12", "--batch-size", "4", "--queries", "4", "--classes", "colour"];
 
-/// The short run, with `more` in place of its flags of the same name.
+/// Returns the flags of the short run; those in `more` replace flags of the same name.
 fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let kept = SHORT.chunks(2).filter(|flag| !more.contains(&flag[0])).flatten().copied();
     kept.chain(more.iter().copied()).collect()
@@ -20,13 +20,13 @@ fn summary(run: &Path) -> Value {
     serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap()
 }
 
-/// What does not depend on when and how often something was asked.
+/// Returns the results that do not depend on when and how often a query was asked.
 fn outcome(summary: &Value) -> [Value; 4] {
     ["accuracy_zero_shot", "accuracy_tuned", "loss_after", "queries_used"].map(|key| summary[key].clone())
 }
 
 #[test]
-fn through_http_and_in_process_come_to_the_same() {
+fn http_and_in_process_give_the_same_results() {
     let dir = tempfile::tempdir().unwrap();
     for (prompt, files) in [("text", ["curves.svg", "metrics.csv"]), ("visual", ["prompt.svg", "answers.journal"])] {
         let run = |more: &[&str], to: &str| {
@@ -44,19 +44,19 @@ fn through_http_and_in_process_come_to_the_same() {
         }
         let local = run(&["--local"], "local");
         assert_eq!(outcome(&http), outcome(&local), "{prompt}");
-        // everything was answered before: nothing is asked again
+        // every query was answered before: none is asked again
         let again = run(&["--resume"], "http");
         assert_eq!(outcome(&http), outcome(&again), "{prompt}");
         assert!(again["answered_from_journal"].as_u64().unwrap() >= used, "{prompt}");
         assert_eq!(again["queries_server"], used, "{prompt}");
-        // without --resume they are asked anew, and what was paid for is not thrown away
+        // without --resume they are asked again, and the answers that were paid for are kept
         let anew = run(&[], "http");
         assert_eq!(outcome(&http), outcome(&anew), "{prompt}");
         assert!(dir.path().join(format!("{prompt}-http/answers.journal.1")).exists());
     }
 }
 
-/// The run in `dir`, once its server is up, and the number of the server's process.
+/// Starts a run in `dir`; returns it once its server is up, with the id of the server's process.
 fn start(dir: &Path, more: &[&str]) -> (Child, BufReader<std::process::ChildStdout>, String) {
     let mut child = Command::new(crate::example(NAME))
         .args(with(more))
@@ -75,13 +75,13 @@ fn start(dir: &Path, more: &[&str]) -> (Child, BufReader<std::process::ChildStdo
 
 #[cfg(unix)]
 #[test]
-fn a_killed_server_is_asked_again_and_the_counts_agree() {
+fn a_killed_server_is_restarted_and_the_counts_agree() {
     let dir = tempfile::tempdir().unwrap();
     let more = ["--prompt", "text", "--cap", "1024"];
     crate::succeed(NAME, dir.path(), &with(&[more.as_slice(), &["--artifact-dir", "calm"]].concat()));
     let (mut child, mut out, process) = start(dir.path(), &[more.as_slice(), &["--artifact-dir", "killed"]].concat());
     let mut line = String::new();
-    // the zero-shot evaluation is behind it: it is in the middle of its steps
+    // the zero-shot evaluation is done: the run is in the middle of its steps
     out.read_line(&mut line).unwrap();
     assert!(line.contains("zero-shot"), "{line}");
     assert!(Command::new("kill").args(["-9", &process]).status().unwrap().success());
@@ -96,7 +96,7 @@ fn a_killed_server_is_asked_again_and_the_counts_agree() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_run_goes_on_without_asking_again() {
+fn a_resumed_run_asks_nothing_twice() {
     let dir = tempfile::tempdir().unwrap();
     let more = ["--prompt", "text", "--cap", "1024", "--artifact-dir", "run"];
     let (mut child, mut out, _) = start(dir.path(), &more);
@@ -113,10 +113,10 @@ fn an_interrupted_run_goes_on_without_asking_again() {
 }
 
 #[test]
-fn a_server_that_runs_already_can_be_asked() {
+fn a_running_server_can_be_used() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Command::new(crate::example("blackbox_server"))
-        .args(["--port", "0", "--book", "book"])
+        .args(["--port", "0", "--charge-log", "charges"])
         .current_dir(dir.path())
         .stdout(Stdio::piped())
         .spawn()
@@ -133,7 +133,7 @@ fn a_server_that_runs_already_can_be_asked() {
 }
 
 #[test]
-fn wrong_input_is_one_line() {
+fn errors_name_the_setting() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
         (vec!["--cap", "30"], "--cap 30"),
@@ -152,7 +152,7 @@ fn wrong_input_is_one_line() {
 }
 
 #[test]
-fn the_text_tower_s_command_writes_what_the_aligner_reads() {
+fn text_pretrain_writes_an_encoder_that_clip_align_reads() {
     let dir = tempfile::tempdir().unwrap();
     crate::succeed(
         "text_pretrain",

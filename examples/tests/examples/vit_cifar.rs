@@ -4,13 +4,13 @@ use std::path::Path;
 use burn::backend::Flex;
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe};
-use flops_vit::checkpoint::{self, Card};
+use flops_vit::checkpoint::{self, Card, Pretrained};
 use flops_vit::{Normalization, Resizing, ViT, ViTConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
 const NAME: &str = "vit_cifar";
-/// 70 training images and a copy of each: the last batch of an epoch is smaller than the others.
+/// 70 training images and one copy of each: the last batch of an epoch is smaller than the others.
 const TINY: [&str; 12] = [
     "--weights",
     "tiny.safetensors",
@@ -38,11 +38,11 @@ pub fn card(config: ViTConfig) -> Card {
     Card { config, normalization, resizing, classes, description: "random".into() }
 }
 
-/// A folder with a small, random `tiny.safetensors`.
+/// Returns a folder with a small, random model in `tiny.safetensors`.
 pub fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let model = config().init::<Flex>(&Default::default()).unwrap();
-    checkpoint::save(&model, &card(config()), &dir.path().join("tiny.safetensors"), false).unwrap();
+    Pretrained { model, card: card(config()) }.save(&dir.path().join("tiny.safetensors")).unwrap();
     dir
 }
 
@@ -67,7 +67,7 @@ fn model(run: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_run_writes_everything_and_spends_its_budget() {
+fn a_run_writes_its_files_and_spends_its_budget() {
     let dir = folder();
     let out = succeed(dir.path(), &[]);
     for text in ["epoch 1/2", "epoch 2/2", "test accuracy after", "queries used", "variance relative to uniform"] {
@@ -83,7 +83,7 @@ fn a_run_writes_everything_and_spends_its_budget() {
     assert_eq!(summary["query_budget"], 2 * 140 * 4);
     assert_eq!(summary["queries_used"], summary["query_budget"]);
     for key in
-        ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "ceiling", "sigma", "lr"]
+        ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "floor", "sigma", "lr"]
     {
         assert!(summary[key].is_f64(), "{key}: {}", summary[key]);
     }
@@ -95,7 +95,7 @@ fn a_run_writes_everything_and_spends_its_budget() {
     assert_eq!(metrics.lines().filter(|line| line.starts_with("train,")).count(), 10);
     assert_eq!(metrics.lines().filter(|line| line.starts_with("test,")).count(), 3);
     assert!(fs::read_to_string(run.join("curves.svg")).unwrap().starts_with("<svg"));
-    let (_, card) = checkpoint::load::<Flex>(&run.join("model.safetensors"), &Default::default()).unwrap();
+    let card = checkpoint::load::<Flex>(&run.join("model.safetensors"), &Default::default()).unwrap().card;
     assert!(card.description.contains("fine-tuned on digits"));
 }
 
@@ -119,16 +119,16 @@ fn every_method_scope_space_and_allocator_runs() {
     check(&["--allocator", "bernoulli", "--variance", "pilot:1", "--memory-bound", "1000000"]);
     let summary = check(&["--variance", "loss", "--memory-bound", "1"]);
     assert!(summary["advice"][0]["message"].as_str().unwrap().contains("1 are allowed"), "{}", summary["advice"]);
-    // staged queries count passes: there are more of them
-    let staged = dir.path().join("staged");
-    succeed(dir.path(), &["--placement", "staged", "--scope", "full", "--artifact-dir", "staged"]);
-    let staged = self::summary(&staged);
-    assert!(staged["queries_used"].as_u64() > staged["query_budget"].as_u64(), "{staged}");
+    // with cost-weighted placement the budget counts passes: there are more queries
+    succeed(dir.path(), &["--placement", "cost-weighted", "--scope", "full", "--artifact-dir", "weighted"]);
+    let weighted = self::summary(&dir.path().join("weighted"));
+    assert!(weighted["queries_used"].as_u64() > weighted["query_budget"].as_u64(), "{weighted}");
     for sampling in ["one-sided", "antithetic"] {
         check(&["--sampling", sampling, "--noise", "laplace", "--allocator", "neyman", "--min-queries", "2"]);
     }
     let weights = check(&["--space", "weights", "--no-prefix-cache"]);
-    assert!(weights["variance_vs_uniform"].is_null() && weights["ceiling"].is_null());
+    assert!(weights["variance_vs_uniform"].is_null() && weights["floor"].is_null());
+    assert_eq!((&weights["allocator"], &weights["placement"]), (&Value::from("uniform"), &Value::Null));
     let backprop = check(&["--method", "backprop"]);
     assert_eq!((&backprop["queries_used"], &backprop["allocator"]), (&Value::from(0), &Value::Null));
     assert_eq!(backprop["steps"], 10);
@@ -143,12 +143,13 @@ fn adapters_are_saved_alone_and_merged() {
     assert_eq!(summary(&run)["scope"], "lora:2");
     let device = Default::default();
     let load = |path: &Path| checkpoint::load::<Flex>(path, &device).unwrap();
-    let (base, _) = load(&dir.path().join("tiny.safetensors"));
-    let (merged, card) = load(&run.join("model.safetensors"));
-    let (adapted, of_adapters) = checkpoint::load_adapters(base.clone(), &run.join("adapters.safetensors")).unwrap();
+    let base = load(&dir.path().join("tiny.safetensors")).model;
+    let Pretrained { model: merged, card } = load(&run.join("model.safetensors"));
+    let adapted = checkpoint::load_adapters(base.clone(), &run.join("adapters.safetensors")).unwrap();
+    let Pretrained { model: adapted, card: of_adapters } = adapted;
     assert_eq!(adapted.lora_rank(), Some(2));
     assert_eq!(of_adapters, card);
-    // B has left zero, and on the base the adapters are the model that was saved whole
+    // B is no longer zero, and base plus adapters is the merged model
     let query = |model: &ViT<Flex>| model.blocks[1].attn.query.weight.to_data();
     assert_ne!(query(&base), query(&merged));
     assert_eq!(query(&adapted.clone().merged()), query(&merged));
@@ -158,7 +159,7 @@ fn adapters_are_saved_alone_and_merged() {
     };
     let distance: f32 = (logits(&adapted) - logits(&merged)).abs().max().into_scalar();
     assert!(distance < 1e-5, "logits differ by {distance}");
-    // the file of adapters is none to start from, and goes with the next run of another scope
+    // a run cannot start from adapters alone, and a run with another scope removes the file
     let mut args = with(&["--artifact-dir", "other"]);
     args[1] = "run/adapters.safetensors";
     assert!(crate::fail(NAME, dir.path(), &args).contains("load_adapters"));
@@ -179,7 +180,7 @@ fn the_same_seed_gives_the_same_model() {
 }
 
 #[test]
-fn a_resumed_run_ends_as_the_uninterrupted_one() {
+fn a_resumed_run_gives_the_same_model_as_an_uninterrupted_one() {
     let dir = folder();
     for (method, scope) in [
         ("forward", "cls_tail"),
@@ -208,7 +209,7 @@ fn a_resumed_run_ends_as_the_uninterrupted_one() {
 }
 
 #[test]
-fn what_cannot_be_resumed_is_refused() {
+fn a_run_with_other_settings_or_no_checkpoint_is_not_resumed() {
     let dir = folder();
     assert!(fail(dir.path(), &["--resume"]).contains("no run to resume"));
     succeed(dir.path(), &[]);
@@ -230,7 +231,7 @@ fn what_cannot_be_resumed_is_refused() {
 }
 
 #[test]
-fn bad_settings_are_named() {
+fn errors_name_the_setting() {
     let dir = folder();
     for (args, says) in [
         (["--dataset", "mnist"], "unknown data set `mnist`"),
@@ -266,7 +267,7 @@ fn bad_settings_are_named() {
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--artifact-dir", "tiny.safetensors/run"], "cannot be written"),
     ] {
-        // a setting given twice is clap's to refuse
+        // clap rejects a flag that is given twice
         let mut all: Vec<&str> = TINY.chunks(2).filter(|pair| pair[0] != args[0]).flatten().copied().collect();
         all.extend(args);
         if args[0] == "--data-dir" {
@@ -277,8 +278,26 @@ fn bad_settings_are_named() {
     }
 }
 
+/// What a space does not use is refused, before anything is read or written.
 #[test]
-fn bad_files_are_named() {
+fn settings_that_a_space_does_not_use_are_refused() {
+    let dir = folder();
+    for (args, says) in [
+        (["--space", "weights", "--placement", "single"], ["placement = single", "activation or lowrank:R"]),
+        (["--space", "weights", "--control-variate", "none"], ["control variate = none", "activation"]),
+        (["--space", "lowrank:2", "--control-variate", "prediction"], ["control variate = prediction", "lowrank:2"]),
+        (["--method", "mezo", "--placement", "joint"], ["placement = joint", "weights"]),
+        (["--space", "weights", "--allocator", "neyman"], ["'neyman' allocator", "uniform"]),
+        (["--method", "es", "--allocator", "gaussian"], ["'gaussian' allocator", "weight noise"]),
+    ] {
+        let message = fail(dir.path(), &args);
+        assert!(says.iter().all(|says| message.contains(says)), "{args:?} gives: {message}");
+    }
+    assert!(!dir.path().join("artifacts").exists());
+}
+
+#[test]
+fn errors_name_the_file() {
     let dir = folder();
     let path = |name: &str| dir.path().join(name);
     fs::create_dir(path("cifar")).unwrap();
@@ -299,16 +318,17 @@ fn bad_files_are_named() {
     check("empty.safetensors", &[]);
     check("cut.safetensors", &whole[..whole.len() / 2]);
     check("noise.safetensors", &[255; 100]);
-    // the card promises another width than the tensors have
+    // the card has another width than the tensors
     let model = config().init::<Flex>(&Default::default()).unwrap();
-    checkpoint::save(&model, &card(config().with_embed_dim(32)), &path("wide.safetensors"), false).unwrap();
+    let wide = card(config().with_embed_dim(32));
+    Pretrained { model, card: wide }.save(&path("wide.safetensors")).unwrap();
     check("wide.safetensors", &fs::read(path("wide.safetensors")).unwrap());
-    // nothing was lost or left by any of this
+    // the failed runs changed and left nothing
     assert!(fs::read(path("tiny.safetensors")).unwrap() == whole);
     assert!(!path("artifacts/vit_cifar/model.safetensors").exists());
 }
 
-/// The head alone, for an epoch without copies.
+/// Trains the head alone, for one epoch without copies.
 const QUICK: [&str; 12] = [
     "--weights",
     "tiny.safetensors",
@@ -329,23 +349,23 @@ fn quick<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn few_shots_are_as_many_of_every_class() {
+fn shots_are_drawn_per_class() {
     let dir = folder();
     let trained = |more: &[&str]| {
         crate::succeed(NAME, dir.path(), &quick(&[&["--shots", "2"], more].concat()));
         let summary = summary(&dir.path().join("run"));
         assert_eq!((&summary["train_images"], &summary["shots"]), (&Value::from(20), &Value::from(2)), "{more:?}");
-        // the loss of the only step, on all the images
+        // the loss of the only step, on all images
         let metrics = fs::read_to_string(dir.path().join("run/metrics.csv")).unwrap();
         let step = metrics.lines().find(|line| line.starts_with("train,")).unwrap();
         step.split(',').nth(5).unwrap().to_string()
     };
-    // the limit is that of the test images
+    // --limit applies to the test images only
     assert_eq!(trained(&[]), trained(&["--limit", "10"]), "the same seed chose other images");
 }
 
 #[test]
-fn broken_images_are_skipped_or_fail() {
+fn broken_images_are_skipped_or_an_error() {
     let dir = folder();
     for class in ["cat", "dog"] {
         fs::create_dir_all(dir.path().join("pets").join(class)).unwrap();
@@ -381,20 +401,23 @@ fn augmented_images_change_in_every_epoch() {
     for (name, flags) in [("flip", ["--flip"].as_slice()), ("crop", &["--crop", "2"])] {
         let whole = trained(name, flags);
         assert!(whole != plain, "{name} changed nothing");
-        // what was kept of an image in one epoch would be wrong in the next
+        // a prefix from one epoch would be wrong in the next
         assert_eq!(summary(&dir.path().join(name))["prefix_cache"], false);
         assert_eq!(summary(&dir.path().join("plain"))["prefix_cache"], true);
         let halves = format!("{name}_halves");
         trained(&halves, &[flags, &["--stop-after", "1"]].concat());
-        assert!(whole == trained(&halves, &[flags, &["--resume"]].concat()), "{name}: the resumed run ended elsewhere");
+        assert!(
+            whole == trained(&halves, &[flags, &["--resume"]].concat()),
+            "{name}: the resumed run ended with another model"
+        );
     }
 }
 
 #[cfg(not(feature = "download"))]
 #[test]
-fn download_says_how_to_enable_it() {
+fn download_without_the_feature_names_the_feature() {
     let dir = folder();
-    // no cache to be found either
+    // without a cache
     let output = std::process::Command::new(crate::example(NAME))
         .args(with(&["--dataset", "cifar10", "--download"]))
         .env("HOME", dir.path())

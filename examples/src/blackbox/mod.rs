@@ -1,0 +1,7 @@
+//! A classifier as a black box: another process, asked over HTTP.
+
+mod charge_log;
+pub mod classes;
+mod scorer;
+pub mod server;
+pub mod server_process;

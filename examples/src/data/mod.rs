@@ -1,0 +1,4 @@
+//! Data sets of the programs, beside those of the libraries.
+
+pub mod pairs;
+pub mod shots;

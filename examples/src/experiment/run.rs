@@ -1,0 +1,130 @@
+//! A training run: a learner with its optimizer and its learning rates.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context, Result};
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::{AdamW, AdamWConfig, GradientsParams, Sgd, SgdConfig};
+use burn::train::TrainStep;
+use flops_core::StepReport;
+use flops_vit::data::ImageBatch;
+
+use super::gradient::estimate;
+use super::testbed::{Batches, Learner};
+use crate::backend::{AB, B};
+use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
+
+/// AdamW as in `vit_cifar`, or plain SGD.
+pub enum Optim {
+    /// AdamW, weight decay 0.1, the head at four times the learning rate.
+    Adam(GroupedOptimizer<OptimizerAdaptor<AdamW, Learner, AB>>),
+    /// SGD without momentum.
+    Sgd(OptimizerAdaptor<Sgd<B>, Learner, AB>),
+}
+
+impl Optim {
+    /// Creates AdamW.
+    pub fn adam() -> Self {
+        let group = ParamGroup::new("model.head", 4.0);
+        Self::Adam(GroupedOptimizer::new(AdamWConfig::new().with_weight_decay(0.1).init(), group))
+    }
+
+    /// Creates SGD.
+    pub fn sgd() -> Self {
+        Self::Sgd(SgdConfig::new().init())
+    }
+
+    fn update(&mut self, learner: Learner, lr: f64, grads: GradientsParams) -> Learner {
+        match self {
+            Self::Adam(optim) => learner.optimize::<AB, _>(optim, lr, grads),
+            Self::Sgd(optim) => learner.optimize::<AB, _>(optim, lr, grads),
+        }
+    }
+}
+
+/// How the learning rate changes over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Schedule {
+    /// The rate falls to zero as a cosine, which hides the gradient's variance in the final loss.
+    #[default]
+    Cosine,
+    /// The rate stays, and the final loss shows the variance.
+    Constant,
+}
+
+impl Schedule {
+    /// Returns the rate at `step`.
+    pub fn rate(self, lr: f64, step: usize, steps: usize) -> f64 {
+        match self {
+            Self::Cosine => 0.5 * lr * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos()),
+            Self::Constant => lr,
+        }
+    }
+
+    /// Returns the name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Constant => "constant",
+        }
+    }
+}
+
+/// A training run: a learner with its optimizer and its learning rates.
+pub struct Run {
+    /// The learner.
+    pub learner: Learner,
+    optim: Optim,
+    lr: f64,
+    steps: usize,
+    done: usize,
+    schedule: Schedule,
+}
+
+impl Run {
+    /// Creates a run of `steps` steps whose rate falls from `lr` to zero.
+    pub fn new(learner: Learner, optim: Optim, lr: f64, steps: usize) -> Self {
+        Self { learner, optim, lr, steps, done: 0, schedule: Schedule::default() }
+    }
+
+    /// Changes the schedule.
+    #[must_use]
+    pub fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// If the step fails.
+    pub fn step(mut self, batch: ImageBatch<B>) -> Result<(Self, StepReport)> {
+        let (grads, report) = estimate(&self.learner, batch)?;
+        let lr = self.schedule.rate(self.lr, self.done, self.steps);
+        self.learner = self.optim.update(self.learner, lr, grads);
+        self.done += 1;
+        Ok((self, report))
+    }
+
+    /// Takes all remaining steps and calls `look` after each. Returns the mean loss of the last
+    /// tenth.
+    ///
+    /// # Errors
+    /// If a step fails.
+    pub fn finish(mut self, batches: &mut Batches, mut look: impl FnMut(usize, &StepReport)) -> Result<(Self, f64)> {
+        let tail = (self.steps / 10).max(1);
+        let mut last = VecDeque::new();
+        while self.done < self.steps {
+            let batch = batches.next().context("there are no images")?;
+            let report;
+            (self, report) = self.step(batch)?;
+            look(self.done, &report);
+            if last.len() == tail {
+                last.pop_front();
+            }
+            last.push_back(report.loss);
+        }
+        let loss = last.iter().sum::<f64>() / last.len() as f64;
+        Ok((self, loss))
+    }
+}

@@ -1,0 +1,5 @@
+//! Pictures as SVG: curves and heat maps, and contact sheets of images.
+
+pub mod contact_sheet;
+
+pub use flops_report::plot::{Heat, Panel, Series, heat_maps, panels};

@@ -1,6 +1,7 @@
-//! Runs the built examples as a user does.
+//! Runs the built programs as a user does.
 //!
-//! `cargo test` builds the examples before their tests; `cargo test --test examples` alone does not.
+//! `cargo test` builds the examples before their tests; `cargo test --test examples` alone does
+//! not.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,10 +9,11 @@ use std::process::{Command, Output};
 mod clip_align;
 mod evaluate;
 mod experiments;
+mod imports;
 mod prompt_tuning;
 mod vit_cifar;
 
-/// The built example of that name, beside this test's own folder.
+/// Returns the path of a built program, in the folder beside this test's.
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
@@ -20,12 +22,12 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-/// Runs an example in `dir`.
+/// Runs a program in `dir`.
 fn run(name: &str, dir: &Path, args: &[&str]) -> Output {
     Command::new(example(name)).args(args).current_dir(dir).output().unwrap()
 }
 
-/// Standard output of a run that has to succeed.
+/// Runs a program that must succeed; returns its standard output.
 fn succeed(name: &str, dir: &Path, args: &[&str]) -> String {
     let output = run(name, dir, args);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -33,7 +35,8 @@ fn succeed(name: &str, dir: &Path, args: &[&str]) -> String {
     out.into_owned()
 }
 
-/// The error of a run that has to fail: exit code 1, one line, no panic.
+/// Runs a program that must fail, with exit code 1 and one line of error, without a panic; returns
+/// that line.
 fn fail(name: &str, dir: &Path, args: &[&str]) -> String {
     let output = run(name, dir, args);
     let err = String::from_utf8_lossy(&output.stderr).into_owned();

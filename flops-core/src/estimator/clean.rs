@@ -15,7 +15,7 @@ use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::parallel::{balanced_chunk, num_workers, run_ordered};
-use crate::probe::{Prefix, Probe, Stages};
+use crate::probe::{Prefix, Probe, Stages, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
 ///
@@ -42,6 +42,8 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     /// Rows that went through the model, and the time they took.
     pub cost: PassCost,
     pub(crate) stages: Stages,
+    /// The sites, in order.
+    pub(crate) sites: Vec<TracedSite>,
     pub(super) site_probabilities: Vec<f64>,
     site_costs: Vec<f64>,
     pub(super) prediction: Option<Arc<Prediction>>,
@@ -114,7 +116,7 @@ struct Chunks<B: Backend, O> {
     stages: Vec<Stages>,
     embeddings: Vec<Tensor<B, 2>>,
     reached: HashSet<ParamId>,
-    sites: usize,
+    sites: Vec<TracedSite>,
 }
 
 impl Estimator {
@@ -176,7 +178,7 @@ impl Estimator {
             model,
             batch,
             trained,
-            site_costs: (0..sites).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
+            site_costs: (0..sites.len()).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
             variance_covariate,
             output,
@@ -184,7 +186,8 @@ impl Estimator {
             embeddings,
             cost,
             stages,
-            site_probabilities: vec![1.0 / sites.max(1) as f64; sites],
+            site_probabilities: vec![1.0 / sites.len().max(1) as f64; sites.len()],
+            sites,
             prediction: None,
             reached,
             exact,
@@ -215,7 +218,7 @@ impl Estimator {
             stages: vec![],
             embeddings: vec![],
             reached: HashSet::new(),
-            sites: 0,
+            sites: vec![],
         };
         let workers = num_workers(model, self.threads);
         run_ordered(n.div_ceil(width), workers, context, work, |_, (losses, output, traced)| {

@@ -13,6 +13,7 @@ pub(crate) mod low_rank;
 mod prefix_cache;
 mod query;
 mod rows;
+mod site_key;
 mod stages;
 
 use std::collections::HashSet;
@@ -29,6 +30,8 @@ pub use layer::{Site, SquaredScoreNorm, WeightNoise};
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub use rows::QueryRows;
+pub use site_key::SiteKey;
+pub(crate) use site_key::TracedSite;
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
 
@@ -43,13 +46,22 @@ pub(crate) struct Traced<B: Backend> {
     pub embeddings: Option<Tensor<B, 2>>,
     /// The trained parameters that are sites.
     pub reached: HashSet<ParamId>,
-    pub sites: usize,
+    /// The sites, in order.
+    pub sites: Vec<TracedSite>,
 }
 
 enum Mode<B: Backend> {
     Inference,
-    Trace { embeddings: Option<Tensor<B, 2>>, reached: HashSet<ParamId>, stages: Stages, late: bool },
-    Record { sites: Vec<Recorded<B>> },
+    Trace {
+        embeddings: Option<Tensor<B, 2>>,
+        reached: HashSet<ParamId>,
+        sites: Vec<TracedSite>,
+        stages: Stages,
+        late: bool,
+    },
+    Record {
+        sites: Vec<Recorded<B>>,
+    },
     Query(Query<B>),
 }
 
@@ -94,7 +106,11 @@ impl<B: Backend> Probe<B> {
     pub(crate) fn trace(trained: Arc<HashSet<ParamId>>, prefix: Option<Prefix>, late: bool) -> Self {
         let prefix = prefix.unwrap_or_else(Prefix::empty);
         let stages = Stages::behind(prefix.clone());
-        Self::new(Mode::Trace { embeddings: None, reached: HashSet::new(), stages, late }, trained, prefix)
+        Self::new(
+            Mode::Trace { embeddings: None, reached: HashSet::new(), sites: vec![], stages, late },
+            trained,
+            prefix,
+        )
     }
 
     /// A clean pass of some examples that keeps what their gradients are products of.
@@ -113,14 +129,13 @@ impl<B: Backend> Probe<B> {
 
     /// What the tracing pass found.
     pub(crate) fn traced(self) -> Traced<B> {
-        let sites = self.site;
         match self.mode {
-            Mode::Trace { embeddings, reached, mut stages, .. } => {
+            Mode::Trace { embeddings, reached, sites, mut stages, .. } => {
                 stages.total = self.work;
                 stages.tail = self.width;
                 Traced { stages, embeddings, reached, sites }
             }
-            _ => Traced { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites },
+            _ => Traced { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites: vec![] },
         }
     }
 
@@ -323,7 +338,10 @@ impl<B: Backend> Probe<B> {
         self.site += 1;
         match &mut self.mode {
             Mode::Inference => output,
-            Mode::Trace { reached, .. } => {
+            Mode::Trace { reached, sites, .. } => {
+                let shape = output.dims();
+                let key = SiteKey::next(parameters, sites);
+                sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });
                 reached.extend(parameters.iter().filter(|id| self.trained.contains(id)));
                 output
             }

@@ -85,6 +85,7 @@ pub mod prelude;
 pub mod probe;
 pub mod random;
 pub mod recipe;
+pub mod site_tracker;
 #[cfg(test)]
 mod testing;
 pub mod train;

@@ -82,7 +82,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         &self.site_costs
     }
 
-    /// Sets the probability of each site; [`SiteTracker`](crate::variance::SiteTracker) has good
+    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has good
     /// ones.
     ///
     /// # Errors

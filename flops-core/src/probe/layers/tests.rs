@@ -3,7 +3,10 @@
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::nn::{
+    BatchNorm, BatchNormConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
+    PaddingConfig2d,
+};
 use burn::prelude::*;
 
 use crate::model::ForwardModel;
@@ -40,6 +43,8 @@ macro_rules! model_of {
 
 model_of!(LinearModel, Linear<B>, Tensor<B, 3>, |layer, x, probe| probe.linear(layer, x));
 model_of!(LayerNormModel, LayerNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.layer_norm(layer, x));
+model_of!(BatchNorm1dModel, BatchNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.batch_norm(layer, x));
+model_of!(BatchNormModel, BatchNorm<B>, Tensor<B, 2>, |layer, x, probe| probe.batch_norm(layer, x));
 model_of!(Conv2dModel, Conv2d<B>, Tensor<B, 4>, |layer, x, probe| probe.conv2d(layer, x));
 model_of!(EmbeddingModel, Embedding<B>, Tensor<B, 2, Int>, |layer, ids, probe| probe.embedding(layer, ids));
 model_of!(ParamModel, Param<Tensor<B, 2>>, Tensor<B, 2>, |layer, x, probe| {

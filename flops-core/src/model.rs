@@ -107,8 +107,9 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     /// Key by which the [variance tracker](crate::variance) groups examples: the loss, unless
     /// overridden.
     ///
-    /// It should grow with the expected variance of an example's gradient estimate. The unit is
-    /// free; values are clamped to [10⁻⁶, 100]. `None` selects the loss, which suits classifiers.
+    /// It should order the examples by the expected variance of their gradient estimates. Its order
+    /// alone counts, upwards or downwards: unit, zero and sign are free. `None` selects the loss,
+    /// which suits classifiers.
     ///
     /// # Shapes
     /// - returns: `[rows]`

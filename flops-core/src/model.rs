@@ -20,8 +20,9 @@ use crate::probe::Probe;
 ///    trained stage instead of the input.
 ///
 /// Example i of the input is row i of the output, and no row may influence another. Batch
-/// normalisation in training mode breaks this: it biases every method that evaluates examples
-/// separately.
+/// normalisation by statistics of the batch breaks this. [`probe.batch_norm`](Probe::batch_norm)
+/// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and layers
+/// on padded tokens inside [`probe.masked`](Probe::masked).
 ///
 /// # Example
 /// ```

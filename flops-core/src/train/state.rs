@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::control_variate::{GradientPredictor, Observation};
 use crate::estimator::PassCost;
 use crate::ledger::{Ledger, Phase};
-use crate::variance::{LossExcess, SiteTracker, VarianceTracker};
+use crate::site_tracker::SiteTracker;
+use crate::variance::{LossExcess, VarianceTracker};
 
 /// State of a learner that a checkpoint holds beside the parameters of model and allocator.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -106,7 +106,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
         let cached = prefixes.training.get(&batch.ids, trained);
-        let clean = config.estimator.clean_from(model, batch, trained, cached)?;
+        let clean = config.estimator.clean_from(model, batch, trained, (cached, self.state.step))?;
         prefixes.update(&batch.ids, trained, &clean.stages, clean.reaches_all());
         Ok(clean)
     }

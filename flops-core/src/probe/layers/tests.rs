@@ -289,7 +289,8 @@ struct UnsplitSite<B: Backend> {
 
 impl<B: Backend> Site<B> for UnsplitSite<B> {
     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-        gradients.add(self.gamma, (self.x.clone() * g.reshape(self.x.dims())).sum_dim(1).sum_dim(0));
+        let d = self.x.dims()[2];
+        gradients.add(self.gamma, (self.x.clone() * g.reshape(self.x.dims())).sum_dim(1).sum_dim(0).reshape([d]));
     }
 
     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {

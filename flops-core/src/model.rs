@@ -21,8 +21,8 @@ use crate::probe::Probe;
 ///
 /// Example i of the input is row i of the output, and no row may influence another. Batch
 /// normalisation by statistics of the batch breaks this. [`probe.batch_norm`](Probe::batch_norm)
-/// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and layers
-/// on padded tokens inside [`probe.masked`](Probe::masked).
+/// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and
+/// layers on padded tokens inside [`probe.masked`](Probe::masked).
 ///
 /// # Example
 /// ```

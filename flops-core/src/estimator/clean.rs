@@ -86,8 +86,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         &self.site_costs
     }
 
-    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has good
-    /// ones.
+    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has
+    /// good ones.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Value`], unless there is one positive number for each site.

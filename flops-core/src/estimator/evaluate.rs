@@ -22,11 +22,11 @@ use crate::random::derive_seed;
 impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// The gradient of the mean loss of the batch, estimated from `allocation`'s queries.
     ///
-    /// `step` keys the noise; dropout masks stay those of the clean pass. For a law that [has a score](crate::NoiseLaw::has_score) the estimate
-    /// is unbiased for the gradient of the loss smoothed by the law. The other laws are exact for
-    /// quadratic losses, with a bias of O(σ²) otherwise. Both hold for every allocation that was
-    /// fixed before this call. In the activation space every law has a further bias of O(σ²),
-    /// because gradients use the clean inputs.
+    /// `step` keys the noise; dropout masks stay those of the clean pass. For a law that [has a
+    /// score](crate::NoiseLaw::has_score) the estimate is unbiased for the gradient of the loss
+    /// smoothed by the law. The other laws are exact for quadratic losses, with a bias of O(σ²)
+    /// otherwise. Both hold for every allocation that was fixed before this call. In the activation
+    /// space every law has a further bias of O(σ²), because gradients use the clean inputs.
     ///
     /// Weight noise is shared by the examples of a pass: unequal allocations gain nothing there.
     ///

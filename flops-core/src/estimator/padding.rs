@@ -175,9 +175,9 @@ fn the_control_variate_does_not_look_at_padding() {
 /// in law alone.
 ///
 /// Over 400 estimates of 6 queries each the means differ by a vector of squared length (Tr Σ + Tr
-/// Σ')/400 in the mean; 8 times that has a probability below 10⁻⁴ (Chernoff, Σ of rank one being the
-/// worst case). The variances agree within 30 %: their standard error is below 6 %. Unmasked, the
-/// variance doubles.
+/// Σ')/400 in the mean; 8 times that has a probability below 10⁻⁴ (Chernoff, Σ of rank one being
+/// the worst case). The variances agree within 30 %: their standard error is below 6 %. Unmasked,
+/// the variance doubles.
 #[test]
 fn device_noise_stays_off_padding() {
     let with_graph = text(true);

@@ -77,8 +77,8 @@ use super::rows::QueryRows;
 pub trait Site<B: Backend>: Send + 'static {
     /// Adds the gradients of Σ ⟨g, y⟩ for the trained parameters of the layer.
     ///
-    /// Gradients of frozen parameters are dropped. Under a [token mask](super::Probe::masked) g is 0
-    /// at masked tokens.
+    /// Gradients of frozen parameters are dropped. Under a [token mask](super::Probe::masked) g is
+    /// 0 at masked tokens.
     ///
     /// # Shapes
     /// - g: `[rows, coordinates]`, the rows of the kept input; coordinates are those of a row of y,

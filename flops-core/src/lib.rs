@@ -16,8 +16,8 @@
 //!    Optimizers, schedulers, metrics and checkpointers are Burn's own. Parameters are trained
 //!    unless frozen with `no_grad`.
 //!
-//! Layers with a method of [`Probe`]: `linear`, `layer_norm`, `conv2d` (one group), `embedding`,
-//! `param`. Any other layer joins by [`probe::Site`].
+//! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `conv2d` (one group),
+//! `embedding`, `param`. Any other layer joins by [`probe::Site`].
 //!
 //! [`prelude`] has the names that this takes. `examples/examples/custom_model.rs` in the repository
 //! does both from end to end; `docs/method.md` has the mathematics.
@@ -80,6 +80,7 @@ mod names;
 pub mod noise;
 pub mod ops;
 mod parallel;
+mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;

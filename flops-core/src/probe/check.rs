@@ -16,16 +16,16 @@ use super::query::Query;
 use super::rows::QueryRows;
 use super::stages::Prefix;
 use crate::batch::Rows;
-use crate::estimator::trained_parameters;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseLaw, NoiseSource, Sampling};
+use crate::parameters::trained_parameters;
 
 /// Tests that a layer is a correct [`Site`](super::Site), up to rounding.
 ///
 /// The model calls one site and returns its output as `[rows, coordinates]`. Pass the same input on
 /// both backends. With each parameter frozen in turn, and with none:
 ///
-/// - `backward` forms the gradients that autodiff does;
+/// - `backward` forms the gradients that autodiff does, in the shapes of their parameters;
 /// - `squared_score_norm` is what `backward` gives coordinate by coordinate;
 /// - a row under noise of low rank is what the layer with the perturbed parameters gives.
 ///
@@ -86,6 +86,9 @@ pub fn check_site<AB, M>(
     let values = (0..rows * coordinates).map(|i| (1.3 * (i * i % 97) as f32).sin()).collect();
     let g = Tensor::from_data(TensorData::new(values, [rows, coordinates]), &clean.device());
     let exact = autodiff(model, graph_input, &g);
+    let mut keep = Probe::keep(all.clone()).with_row_check(rows, true);
+    plain.forward(input.clone(), &mut keep);
+    assert_eq!(keep.row_fault(), None, "rows of the output");
     let check = Check { model: &plain, input: &input, clean: &clean };
     let frozen = all.iter().copied().map(Some).filter(|_| all.len() > 1).chain([None]);
     for frozen in frozen {
@@ -94,6 +97,7 @@ pub fn check_site<AB, M>(
         let recorded = check.record(&input, &trained);
         assert_eq!(recorded.coordinates, coordinates, "the model gives the output of its site");
         recorded.backward(g.clone(), &mut gradients);
+        assert_eq!(gradients.check(&plain), Ok(()));
         for (id, exact) in exact.iter().filter(|(id, _)| trained.contains(id)) {
             let found = gradients.get(*id).unwrap_or_else(|| panic!("no gradient of parameter {id}"));
             close(&to_vec(found.clone()), exact, &format!("gradient of parameter {id}"));
@@ -254,6 +258,7 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
             .then(|| Tensor::<B, 1>::from_data(TensorData::new(rest.to_vec(), [rest.len()]), &device) * scale);
         let mut steps = Gradients::default();
         noise.add_gradients(matrix, vectors, &mut steps);
+        assert_eq!(steps.check(self.model), Ok(()));
         steps
     }
 

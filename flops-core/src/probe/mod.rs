@@ -1,20 +1,23 @@
 //! The handle that a model's layers are called through.
 //!
-//! One forward pass has four readings. *Inference* is the plain pass. The *tracing* pass of a step
+//! One forward pass has five readings. *Inference* is the plain pass. The *tracing* pass of a step
 //! keeps the state in front of the first trained stage. The *recording* pass keeps the clean inputs
-//! of the trained layers of a few examples. The *query* adds noise to their outputs. The model's
-//! code is the same in all four.
+//! of the trained layers of a few examples. The *query* adds noise to their outputs. The *pinned*
+//! pass gives them the outputs of an earlier pass, to see whether parameters act anywhere else. The
+//! model's code is the same in all five.
 
 mod check;
 mod gradients;
 mod layer;
 mod layers;
 pub(crate) mod low_rank;
+mod pinned;
 mod prefix_cache;
 mod query;
 mod rows;
 mod site_key;
 mod stages;
+mod trace;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,6 +30,7 @@ pub use check::check_site;
 pub use gradients::Gradients;
 pub(crate) use layer::Recorded;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
+pub(crate) use pinned::SiteOutputs;
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub use rows::QueryRows;
@@ -34,6 +38,8 @@ pub use site_key::SiteKey;
 pub(crate) use site_key::TracedSite;
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
+use trace::RowCheck;
+pub(crate) use trace::RowFault;
 
 /// `id`, if its parameter is trained; for the closure of [`Probe::site`].
 pub fn trained_id(trained: &HashSet<ParamId>, id: ParamId) -> Option<ParamId> {
@@ -63,6 +69,10 @@ enum Mode<B: Backend> {
         sites: Vec<Recorded<B>>,
     },
     Query(Query<B>),
+    /// Keeps the outputs of the sites.
+    Keep(SiteOutputs<B>),
+    /// Gives the sites the outputs that were kept.
+    Pinned(SiteOutputs<B>),
 }
 
 /// The handle that a model's layers are called through; see the [module](self).
@@ -71,6 +81,13 @@ enum Mode<B: Backend> {
 /// `probe.linear(&self.fc, x)` is `self.fc.forward(x)`. In a query of the activation space it adds
 /// σ·ε to the output; in one of the low-rank space the layer's weights are perturbed. Every row has
 /// noise of its own. Only layers with a trained parameter are perturbed.
+///
+/// # Rows
+/// The first axis of every tensor is its rows: one per example, or a single one for what does not
+/// depend on the input, such as a bare parameter `[1, tokens, d]`. Tokens stay on an axis of their
+/// own. The clean pass of a step checks this at every trained layer, at the outputs of stages, and
+/// at tensors that the methods below join. What breaks it is an [`Error`](crate::Error) that names
+/// the parameter. Operations of the model's own are not seen: they panic as Burn does.
 ///
 /// A tensor of a query has one row per example until something before it is perturbed, then one row
 /// per query. Sites accept both. Where two tensors meet, use [`add`](Self::add), [`cat`](Self::cat)
@@ -86,6 +103,8 @@ pub struct Probe<B: Backend> {
     work: f64,
     /// Values of a row in the widest output of a layer in this stage.
     width: usize,
+    /// The row contract, in passes that check it.
+    check: Option<RowCheck>,
 }
 
 impl<B: Backend> Probe<B> {
@@ -123,8 +142,38 @@ impl<B: Backend> Probe<B> {
         Self::new(Mode::Query(query), trained, prefix)
     }
 
+    /// A clean pass from the input on that keeps the outputs of all sites.
+    pub(crate) fn keep(trained: Arc<HashSet<ParamId>>) -> Self {
+        Self::new(Mode::Keep(SiteOutputs::default()), trained, Prefix::empty())
+    }
+
+    /// A pass from the input on in which every site has the output that was kept of it.
+    pub(crate) fn pinned(trained: Arc<HashSet<ParamId>>, outputs: SiteOutputs<B>) -> Self {
+        Self::new(Mode::Pinned(outputs), trained, Prefix::empty())
+    }
+
     fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
-        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0, width: 0 }
+        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0, width: 0, check: None }
+    }
+
+    /// Checks the row contract in this pass of `rows` rows: that of stages, and with `sites` that of
+    /// layers and of tensors that the probe joins.
+    pub(crate) fn with_row_check(mut self, rows: usize, sites: bool) -> Self {
+        self.check = Some(RowCheck::new(rows, sites));
+        self
+    }
+
+    /// The first tensor that broke the row contract.
+    pub(crate) fn row_fault(&self) -> Option<RowFault> {
+        self.check.as_ref().and_then(RowCheck::fault)
+    }
+
+    /// The outputs of the sites of a pass that keeps them.
+    pub(crate) fn kept(self) -> SiteOutputs<B> {
+        match self.mode {
+            Mode::Keep(outputs) => outputs,
+            _ => SiteOutputs::default(),
+        }
     }
 
     /// What the tracing pass found.
@@ -175,8 +224,11 @@ impl<B: Backend> Probe<B> {
             return *unbox::<T>(if last { state } else { &skipped.row }.clone_box());
         }
         let output = run(input, self);
+        // a stage without a row per example cannot be begun behind
+        let fits = self.check.as_ref().is_none_or(|check| check.stage(output.check_rows(check.rows())));
         if let Mode::Trace { stages, late, .. } = &mut self.mode
             && (*late || self.site == 0)
+            && fits
         {
             stages.total = self.work;
             stages.push(&output, self.site, self.width);
@@ -206,6 +258,7 @@ impl<B: Backend> Probe<B> {
     /// # Shapes
     /// - a, b: `[rows, …]`; a tensor of one row is broadcast
     pub fn add<const D: usize>(&self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
+        self.check_joined("add", [&a, &b]);
         let rows = a.dims()[0].max(b.dims()[0]);
         let (a, b) = (self.repeat(a, rows), self.repeat(b, rows));
         let (shape, row) = (a.dims(), b.dims());
@@ -222,6 +275,7 @@ impl<B: Backend> Probe<B> {
 
     /// The tensors with equally many rows, repeated as in [`add`](Self::add).
     pub fn align<const D: usize, const N: usize>(&self, tensors: [Tensor<B, D>; N]) -> [Tensor<B, D>; N] {
+        self.check_joined("align", &tensors);
         let rows = tensors.iter().map(|t| t.dims()[0]).max().unwrap_or(0);
         tensors.map(|t| self.repeat(t, rows))
     }
@@ -229,6 +283,7 @@ impl<B: Backend> Probe<B> {
     /// Concatenates along `dim`. Rows are repeated as in [`add`](Self::add), a single row for all
     /// rows.
     pub fn cat<const D: usize>(&self, parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+        self.check_joined("cat", &parts);
         let rows = parts.iter().map(|p| p.dims()[0]).max().unwrap_or(0);
         let parts = parts
             .into_iter()
@@ -265,6 +320,7 @@ impl<B: Backend> Probe<B> {
         context_rows: usize,
         attend: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 3> {
+        self.check_joined("share_context", [&q]);
         let q = self.repeat(q, context_rows);
         let [rows, tokens, d] = q.dims();
         let query = match &self.mode {
@@ -287,6 +343,16 @@ impl<B: Backend> Probe<B> {
         let back: Vec<usize> =
             groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
         out.reshape([context_rows * most, tokens, d]).rows(&back)
+    }
+
+    fn check_joined<'a, const D: usize>(
+        &self,
+        method: &'static str,
+        tensors: impl IntoIterator<Item = &'a Tensor<B, D>>,
+    ) {
+        if let Some(check) = &self.check {
+            tensors.into_iter().for_each(|t| check.joined(method, &t.dims()));
+        }
     }
 
     /// `x` with one row per query, where `rows` says so and `x` has one per example.
@@ -315,6 +381,13 @@ impl<B: Backend> Probe<B> {
         !matches!(self.mode, Mode::Inference) && parameters.iter().any(|id| self.trained.contains(id))
     }
 
+    /// Notes a bare parameter that is not stored with one row.
+    fn check_param(&self, id: ParamId, shape: &[usize]) {
+        if let Some(check) = self.check.as_ref().filter(|_| self.is_site(&[id])) {
+            check.param(id, shape);
+        }
+    }
+
     /// Makes the output of a layer a site; this is how a layer of your own joins (see [`Site`]).
     ///
     /// Returns the output, perturbed in a query. The closure makes the [`Site`] from the clean
@@ -336,6 +409,9 @@ impl<B: Backend> Probe<B> {
         }
         let index = self.site;
         self.site += 1;
+        if let Some(check) = &self.check {
+            check.site(parameters, &output.dims());
+        }
         match &mut self.mode {
             Mode::Inference => output,
             Mode::Trace { reached, sites, .. } => {
@@ -352,6 +428,11 @@ impl<B: Backend> Probe<B> {
                 sites.push(Recorded { site, rows, coordinates, device: output.device() });
                 output
             }
+            Mode::Keep(outputs) => {
+                outputs.keep(parameters, &output);
+                output
+            }
+            Mode::Pinned(outputs) => outputs.pin(index, output),
             Mode::Query(query) if !query.falls_on(index) => output,
             Mode::Query(query) => match query.rank {
                 Some(rank) => query.perturb_weights(index, output, &site(&self.trained), rank),

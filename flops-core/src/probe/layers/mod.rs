@@ -8,3 +8,4 @@ mod linear;
 mod param;
 #[cfg(test)]
 mod tests;
+mod tied_linear;

@@ -54,10 +54,13 @@ impl RowCheck {
         }
     }
 
-    pub fn joined(&self, method: &'static str, shape: &[usize]) {
-        if !self.fits(shape) {
+    /// Whether the argument of a method fits.
+    pub fn joined(&self, method: &'static str, shape: &[usize]) -> bool {
+        let fits = self.fits(shape);
+        if !fits {
             self.note(RowFault::Joined { method, shape: shape.to_vec() });
         }
+        fits
     }
 
     /// Whether the output of a stage has a row for each of the pass.
@@ -88,7 +91,7 @@ mod tests {
         check.site(&[id], &[4, 2]);
         check.site(&[id], &[1, 2]);
         check.param(id, &[1, 5, 2]);
-        check.joined("add", &[4]);
+        assert!(check.joined("add", &[4]) && !RowCheck::new(4, true).joined("add", &[3]));
         assert!(check.stage(Ok(())));
         assert_eq!(check.fault(), None);
         check.site(&[id], &[8, 2]);
@@ -104,7 +107,7 @@ mod tests {
     fn weight_noise_looks_at_stages_alone() {
         let check = RowCheck::new(4, false);
         check.site(&[ParamId::new()], &[8, 2]);
-        check.joined("cat", &[3, 2]);
+        assert!(check.joined("cat", &[3, 2]));
         check.param(ParamId::new(), &[5, 2]);
         assert_eq!(check.fault(), None);
         assert!(!check.stage(Err(8)));

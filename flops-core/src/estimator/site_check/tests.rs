@@ -104,8 +104,7 @@ impl<B: Backend> ForwardModel<B> for Text<B> {
             }
             Way::Joined => {
                 let x: Tensor<B, 2> = x.mean_dim(1).squeeze_dim(1);
-                let joined = if x.dims()[0] == TOKENS { probe.add(x.clone(), self.bare.val()) } else { x };
-                joined.unsqueeze_dim(1)
+                probe.add(x, self.bare.val()).unsqueeze_dim(1)
             }
             _ => {
                 let positions = probe.param(&self.positions);
@@ -237,9 +236,10 @@ fn a_wrong_number_of_losses_names_the_row_contract() {
 /// As many tokens as rows by accident: the check's other number of rows tells.
 #[test]
 fn accidents_of_equal_counts_are_found() {
-    let joined = |rows| all(Way::Joined, Space::activation(), rows, 256);
-    assert_eq!(joined(8), Ok(()), "not joined");
-    // a frozen tensor [tokens, d] is added to as many rows; other rows take another branch
+    for rows in [TOKENS, 8] {
+        let joined = all(Way::Joined, Space::activation(), rows, 256);
+        assert!(matches!(joined, Err(Error::RowAxis { what, .. }) if what == "an argument of probe.add"));
+    }
     assert!(
         matches!(all(Way::Vary, Space::activation(), 3, 256), Err(Error::SitesVary { path }) if path == "model.mix.weight")
     );

@@ -19,10 +19,11 @@ use crate::probe::Probe;
 ///    of the pass wrapped in [`probe.stage`](Probe::stage) are reused: queries start at the first
 ///    trained stage instead of the input.
 ///
-/// Example i of the input is row i of the output, and no row may influence another. The first axis
-/// of every tensor is its rows (see [`Probe`](Probe#rows)). Batch
-/// normalisation in training mode breaks this: it biases every method that evaluates examples
-/// separately.
+/// Example i of the input is row i of the output, and no row may influence another. Batch
+/// normalisation by statistics of the batch breaks this. The first axis of every tensor is its rows
+/// (see [`Probe`](Probe#rows)). [`probe.batch_norm`](Probe::batch_norm)
+/// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and layers
+/// on padded tokens inside [`probe.masked`](Probe::masked).
 ///
 /// # Example
 /// ```
@@ -109,8 +110,9 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     /// Key by which the [variance tracker](crate::variance) groups examples: the loss, unless
     /// overridden.
     ///
-    /// It should grow with the expected variance of an example's gradient estimate. The unit is
-    /// free; values are clamped to [10⁻⁶, 100]. `None` selects the loss, which suits classifiers.
+    /// It should order the examples by the expected variance of their gradient estimates. Its order
+    /// alone counts, upwards or downwards: unit, zero and sign are free. `None` selects the loss,
+    /// which suits classifiers.
     ///
     /// # Shapes
     /// - returns: `[rows]`

@@ -40,17 +40,17 @@ pub(super) fn check_len<B: Backend>(
     }
 }
 
-/// Whether the probe of a pass of `rows` rows saw the contract kept.
+/// Whether the probe of a pass of `rows` rows saw the contract kept, and no other fault.
 ///
 /// # Errors
-/// [`Error::BareParameter`] or [`Error::RowAxis`].
+/// [`Error::BareParameter`], [`Error::RowAxis`], [`Error::RowCount`], or the other fault.
 pub(super) fn check_probe<B: Backend, M: ForwardModel<B>>(
     model: &M,
-    probe: &Probe<B>,
+    probe: &mut Probe<B>,
     rows: usize,
 ) -> Result<(), Error> {
     let error = match probe.row_fault() {
-        None => return Ok(()),
+        None => return probe.take_fault().map_or(Ok(()), Err),
         Some(RowFault::Param { parameter, shape }) => {
             Error::BareParameter { path: path(model, Some(parameter)), shape }
         }

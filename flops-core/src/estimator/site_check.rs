@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::ops;
 use crate::parameters::{parameters, paths};
-use crate::probe::{Probe, SiteOutputs};
+use crate::probe::{PassExamples, Probe, SiteOutputs};
 
 /// Examples that the check evaluates at most.
 const MOST_ROWS: usize = 8;
@@ -54,7 +54,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         }
         let index = rows_to_check(self.batch.ids.len(), self.largest_chunk());
         let (input, target) = (self.batch.input.rows(&index), self.batch.target.rows(&index));
-        let check = SiteCheck { model: self.model, input, target, trained: &trained, rows: index.len() };
+        let examples = self.key().examples(&index);
+        let check = SiteCheck { model: self.model, input, target, examples, trained: &trained, rows: index.len() };
         let (clean, kept) = check.keep()?;
         check_sites(self.model, (&self.sites, self.largest_chunk()), (&kept.sites, index.len()))?;
         let check = PinnedCheck { check, kept };
@@ -107,15 +108,18 @@ struct SiteCheck<'a, B: Backend, M: ForwardModel<B>> {
     model: &'a M,
     input: M::Input,
     target: M::Target,
+    /// What keys the dropout masks, the same in both passes.
+    examples: PassExamples,
     trained: &'a Arc<HashSet<ParamId>>,
     rows: usize,
 }
 
 impl<B: Backend, M: ForwardModel<B>> SiteCheck<'_, B, M> {
     /// The losses of a pass of `model`, with targets that it couples itself, and its probe.
-    fn losses(&self, model: &M, mut probe: Probe<B>) -> Result<(Vec<f64>, Probe<B>), Error> {
+    fn losses(&self, model: &M, probe: Probe<B>) -> Result<(Vec<f64>, Probe<B>), Error> {
+        let mut probe = probe.with_examples(self.examples.clone());
         let output = model.forward(self.input.clone(), &mut probe);
-        check_probe(self.model, &probe, self.rows)?;
+        check_probe(self.model, &mut probe, self.rows)?;
         let target = model.couple(&output, &self.target).unwrap_or_else(|| self.target.clone());
         let losses = rows::losses(model, output, target, self.rows)?;
         check_failure(model)?;

@@ -81,7 +81,7 @@ pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<P
 pub(crate) fn paths<B: Backend, M: Module<B>>(model: &M, takes: impl Fn(ParamId) -> bool) -> String {
     let mut seen = HashSet::new();
     let found: Vec<String> =
-        parameters(model).into_iter().filter(|p| takes(p.id) && seen.insert(p.id)).map(|p| p.name()).collect();
+        parameters::<B, M>(model).into_iter().filter(|p| takes(p.id) && seen.insert(p.id)).map(|p| p.name()).collect();
     let mut list = found.iter().take(LISTED_PATHS).map(String::as_str).collect::<Vec<_>>().join(", ");
     match found.len().saturating_sub(LISTED_PATHS) {
         _ if found.is_empty() => list += "a parameter outside the model",
@@ -93,7 +93,7 @@ pub(crate) fn paths<B: Backend, M: Module<B>>(model: &M, takes: impl Fn(ParamId)
 
 /// The path of one parameter.
 pub(crate) fn path<B: Backend, M: Module<B>>(model: &M, id: Option<ParamId>) -> String {
-    paths(model, |found| Some(found) == id)
+    paths::<B, M>(model, |found| Some(found) == id)
 }
 
 #[cfg(test)]

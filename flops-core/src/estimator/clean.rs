@@ -82,7 +82,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let missed = estimated.difference(&self.reached).count();
         if self.estimator.space.is_independent() && missed > 0 {
             let is_missed = |id| estimated.contains(&id) && !self.reached.contains(&id);
-            let paths = paths(self.model, is_missed);
+            let paths = paths::<B, M>(self.model, is_missed);
             return Err(Error::NotSites { paths, missed, trained: estimated.len() });
         }
         Ok(estimated)
@@ -230,7 +230,7 @@ impl Estimator {
         let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
         if count > 0 {
             let is_exact = |id| exact.iter().any(|(exact, _)| *exact == id) && reached.contains(&id);
-            return Err(Error::ExactSites { paths: paths(model, is_exact), count });
+            return Err(Error::ExactSites { paths: paths::<B, M>(model, is_exact), count });
         }
         let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0));
         if let Some(got) = embeddings.as_ref().map(|e| e.dims()[0]).filter(|&got| got != n) {

@@ -52,11 +52,13 @@ pub(super) fn check_probe<B: Backend, M: ForwardModel<B>>(
     let error = match probe.row_fault() {
         None => return probe.take_fault().map_or(Ok(()), Err),
         Some(RowFault::Param { parameter, shape }) => {
-            Error::BareParameter { path: path(model, Some(parameter)), shape }
+            Error::BareParameter { path: path::<B, M>(model, Some(parameter)), shape }
         }
-        Some(RowFault::Site { parameter, shape }) => {
-            Error::RowAxis { what: format!("the output of the layer of {}", path(model, parameter)), shape, rows }
-        }
+        Some(RowFault::Site { parameter, shape }) => Error::RowAxis {
+            what: format!("the output of the layer of {}", path::<B, M>(model, parameter)),
+            shape,
+            rows,
+        },
         Some(RowFault::Joined { method, shape }) => {
             Error::RowAxis { what: format!("an argument of probe.{method}"), shape, rows }
         }
@@ -75,7 +77,7 @@ pub(super) fn check_sites<B: Backend, M: ForwardModel<B>>(
     (b, b_rows): (&[TracedSite], usize),
 ) -> Result<(), Error> {
     for i in 0..a.len().max(b.len()) {
-        let name = |site: &TracedSite| path(model, Some(ParamId::from(site.key.parameter())));
+        let name = |site: &TracedSite| path::<B, M>(model, Some(ParamId::from(site.key.parameter())));
         let (a, b) = match (a.get(i), b.get(i)) {
             (Some(a), Some(b)) if a.key == b.key => (a, b),
             (Some(site), _) | (_, Some(site)) => return Err(Error::SitesVary { path: name(site) }),

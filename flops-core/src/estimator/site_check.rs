@@ -74,7 +74,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let order = parameters::<B, M>(self.model).into_iter().map(|p| p.id);
         let ids: Vec<ParamId> = order.filter(|id| trained.contains(id) && seen.insert(*id)).collect();
         let acting = check.acting(&ids, &again, tolerance)?;
-        Err(Error::ActsOutsideSites { paths: paths(self.model, |id| acting.contains(&id)) })
+        Err(Error::ActsOutsideSites { paths: paths::<B, M>(self.model, |id| acting.contains(&id)) })
     }
 
     /// Rows of the clean pass's largest forward pass.

@@ -55,7 +55,7 @@ impl ParamGroup {
 
     /// The parameters of `module` below the group's path.
     fn members<B: Backend, M: Module<B>>(&self, module: &M) -> HashSet<ParamId> {
-        parameters(module).into_iter().filter(|p| p.path.starts_with(&self.path)).map(|p| p.id).collect()
+        parameters::<B, M>(module).into_iter().filter(|p| p.path.starts_with(&self.path)).map(|p| p.id).collect()
     }
 }
 

@@ -26,7 +26,9 @@ mod low_rank;
 mod padding;
 mod per_query;
 mod query_weights;
+mod rows;
 mod settings;
+mod site_check;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,8 @@ mod tests;
 mod theory;
 mod weights;
 
+pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
 pub use estimate::{Estimate, PassCost};
-pub use settings::{Estimator, trained_parameters};
+pub use settings::Estimator;
 pub use space::{Normalisation, Space};

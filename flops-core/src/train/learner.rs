@@ -17,6 +17,7 @@ use super::monitor::Monitor;
 use super::output::StepOutput;
 
 use super::prefixes::PrefixCaches;
+use super::site_checks::SiteChecks;
 use super::state::{LearnerState, Pending};
 use super::step::{ForwardStep, StepOutcome};
 use crate::allocator::Allocator;
@@ -85,6 +86,8 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     pub(super) pending: Arc<Mutex<Vec<Pending>>>,
     #[module(skip)]
     pub(super) prefixes: PrefixCaches,
+    #[module(skip)]
+    site_checks: SiteChecks,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -111,6 +114,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             monitor: Monitor::new(Bounds { rows: Some(config.estimator.max_rows as u64), memory: config.memory_bound }),
             config: Arc::new(config),
             pending: Arc::default(),
+            site_checks: SiteChecks::default(),
         })
     }
 
@@ -209,6 +213,7 @@ where
             config: &self.config,
             state: &self.state.value,
             prefixes: &self.prefixes,
+            site_checks: &self.site_checks,
             model: &model,
             trained: &trained_parameters(&self.model),
             batch: &batch,
@@ -263,6 +268,10 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        if let Err(error) = batch.check() {
+            self.monitor.fail(error);
+            return StepOutput::failed(batch.ids.len());
+        }
         let estimator = &self.config.estimator;
         let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
         let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);

@@ -23,6 +23,7 @@ pub mod param_groups;
 mod prefixes;
 pub mod recorder;
 mod report;
+mod site_checks;
 mod state;
 mod step;
 #[cfg(test)]

@@ -32,5 +32,6 @@ mod weights;
 
 pub use clean::CleanPass;
 pub use estimate::{Estimate, PassCost};
+pub use query_weights::LossChanges;
 pub use settings::{Estimator, trained_parameters};
 pub use space::{Normalisation, Space};

@@ -12,6 +12,8 @@ mod clones;
 mod config;
 mod diagnostics;
 #[cfg(test)]
+mod dropping;
+#[cfg(test)]
 mod failures;
 pub mod files;
 #[cfg(test)]

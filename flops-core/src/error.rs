@@ -207,9 +207,9 @@ pub enum Error {
     /// A model without a trained parameter.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,
-    /// Examples whose unperturbed loss is not finite.
+    /// Examples whose unperturbed loss is not finite, though training has not diverged.
     #[error(
-        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets"
+        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets, or in the initial parameters if every example is named"
     )]
     NonFiniteData {
         /// The number of such examples.
@@ -217,13 +217,13 @@ pub enum Error {
         /// The first of their ids.
         ids: String,
     },
-    /// Many steps in a row without a finite loss.
+    /// Losses that were finite and no longer are, or many steps in a row without a finite loss.
     #[error(
-        "no finite loss in {steps} steps in a row: training has diverged (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
+        "training has diverged: {evidence} (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
     )]
     Diverged {
-        /// The number of steps.
-        steps: usize,
+        /// What shows it.
+        evidence: String,
         /// The smoothing scale.
         sigma: f64,
         /// The learning rate of the last update.
@@ -237,4 +237,18 @@ pub enum Error {
         /// Name of the allocator.
         allocator: &'static str,
     },
+}
+
+impl Error {
+    /// Whether a later step may succeed where this one failed.
+    ///
+    /// A batch may be broken, a remote part may answer again, a loss may become finite. All other
+    /// errors are of the configuration, the model or the form of the batches: they never pass.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::EmptyBatch | Self::NonFiniteData { .. } | Self::Diverged { .. } => true,
+            Self::Model { .. } | Self::Value { .. } => true,
+            _ => false,
+        }
+    }
 }

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use super::clean::CleanPass;
 use super::context::{EstimateContext, SpaceGradients, check_failure};
 use super::estimate::{Estimate, PassCost};
-use super::query_weights::loss_spread;
+use super::query_weights::{LossChanges, loss_spread};
 use super::space::Space;
 use super::{activation, low_rank, per_query, weights};
 use crate::allocator::Allocation;
@@ -95,14 +95,18 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     fn estimate_in(&self, context: &EstimateContext<'_, B, M>) -> Result<Estimate<B>, Error> {
         let estimator = self.estimator;
         let start = Instant::now();
-        let (losses, largest) = match estimator.space {
+        let (mut losses, explained, largest) = match estimator.space {
             Space::Activation { .. } => per_query::losses(context, None)?,
             Space::LowRank { rank, .. } => per_query::losses(context, Some(rank))?,
-            Space::Weights { .. } => weights::losses(context)?,
+            Space::Weights { .. } => weights::losses(context).map(|(losses, largest)| (losses, vec![], largest))?,
         };
         check_failure(self.model)?;
         let rows = losses.iter().map(|l| l.len() as u64).sum();
         let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
+        let changes = LossChanges::of(&losses, &self.losses);
+        for (losses, explained) in losses.iter_mut().zip(&explained) {
+            losses.iter_mut().zip(explained).for_each(|(loss, explained)| *loss -= explained);
+        }
         let weighted = estimator.query_weights(&losses, &self.losses);
         let start = Instant::now();
         let formed = match estimator.space {
@@ -122,6 +126,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             observed,
             survived: weighted.survived,
             dropped: weighted.dropped,
+            changes,
             mixed: None,
             loss_spread: loss_spread(&losses, &self.losses),
             queries,

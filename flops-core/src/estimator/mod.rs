@@ -39,5 +39,6 @@ mod weights;
 pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
 pub use estimate::{Estimate, PassCost};
+pub use query_weights::LossChanges;
 pub use settings::Estimator;
 pub use space::{Normalisation, Space};

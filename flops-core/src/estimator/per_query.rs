@@ -95,14 +95,19 @@ fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Ch
     chunks
 }
 
-/// Losses of all queries of each example, less what the control variate explains of them, and the
-/// rows of the largest pass. `rank` is that of noise on weights.
+/// Losses of the queries, what the control variate explains of each, and the rows of the largest
+/// pass.
+type QueryLosses = (Vec<Vec<f64>>, Vec<Vec<f64>>, usize);
+
+/// Losses of all queries of each example, what the control variate explains of them, and the rows
+/// of the largest pass. `rank` is that of noise on weights.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     rank: Option<usize>,
-) -> Result<(Vec<Vec<f64>>, usize), Error> {
+) -> Result<QueryLosses, Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
+    let mut explains: Vec<Vec<f64>> = counts.iter().map(|&a| vec![0.0; a]).collect();
     let (noise, prediction) = (&p.noise, p.prediction);
     let starts = starts(noise, p.stages, counts);
     let jobs: Vec<(usize, Chunk)> = starts
@@ -139,16 +144,16 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         found.push(losses);
         explained.extend(of_rows);
     })?;
-    let mut values = to_host(found).into_iter().zip(explained).map(|(loss, explained)| loss - explained);
+    let mut values = to_host(found).into_iter().zip(explained);
     for (job, (_, chunk)) in jobs.iter().enumerate() {
         for (&j, queries) in chunk.positions.iter().zip(queries(job)) {
             for (&query, value) in queries.iter().zip(&mut values) {
-                losses[j][query] = value;
+                (losses[j][query], explains[j][query]) = value;
             }
         }
     }
     let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
-    Ok((losses, jobs.iter().map(rows).max().unwrap_or(0)))
+    Ok((losses, explains, jobs.iter().map(rows).max().unwrap_or(0)))
 }
 
 /// A job of the update pass: some examples with all their queries.

@@ -7,21 +7,28 @@
 //! No other library code names burn-train, so a change of its API stays in here.
 
 mod backprop;
+#[cfg(test)]
+mod clones;
 mod config;
 mod diagnostics;
 #[cfg(test)]
 mod dropping;
+#[cfg(test)]
+mod failures;
 pub mod files;
 #[cfg(test)]
 mod half;
 mod learner;
 mod loader;
+mod loss_history;
 mod metric;
 mod monitor;
 mod output;
 pub mod param_groups;
+mod pending;
 mod prefixes;
 pub mod recorder;
+mod repeat;
 mod report;
 mod site_checks;
 mod state;

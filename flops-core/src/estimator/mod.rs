@@ -19,6 +19,8 @@ mod clean;
 mod context;
 mod estimate;
 mod evaluate;
+#[cfg(test)]
+mod exact;
 mod low_rank;
 mod per_query;
 mod query_weights;

@@ -67,6 +67,8 @@ pub struct Prediction {
     /// The number of signals.
     dim: usize,
     sites: Vec<Option<SitePrediction>>,
+    /// By site, which tokens are real, `[batch, tokens]`; all where there is no entry.
+    masks: Vec<(usize, Vec<bool>)>,
 }
 
 /// The predicted gradients at one site.
@@ -87,6 +89,17 @@ impl Prediction {
         let Some(Some(predicted)) = self.sites.get(site) else { return 0.0 };
         let start = position * len + start;
         predicted.gain * ops::dot(perturbation, &predicted.gradients[start..start + perturbation.len()])
+    }
+
+    /// Keeps predictions and observations at a site off masked tokens.
+    ///
+    /// # Shapes
+    /// - mask: `[batch, tokens]`, true at a real token
+    pub(crate) fn mask(&mut self, site: usize, mask: Vec<bool>) {
+        if let Some(Some(predicted)) = self.sites.get_mut(site) {
+            zero_masked(&mut predicted.gradients, &mask);
+        }
+        self.masks.push((site, mask));
     }
 
     /// Whether a site with `len` coordinates per row takes part.
@@ -117,10 +130,15 @@ impl Prediction {
             return None;
         }
         let predicted = self.sites.get(site).and_then(Option::as_ref);
+        let mask = self.masks.iter().find(|(of, _)| *of == site);
         let mut seen = SiteObservation { cross: vec![0.0; self.dim * len], along: 0.0, squared: 0.0 };
         for ((&j, &weight), gradient) in positions.iter().zip(weights).zip(gradients.chunks_exact_mut(len)) {
             if weight == 0.0 {
                 continue;
+            }
+            if let Some((_, mask)) = mask {
+                let tokens = mask.len() / (self.signals.len() / self.dim.max(1)).max(1);
+                zero_masked(gradient, &mask[j * tokens..(j + 1) * tokens]);
             }
             if let Some(predicted) = predicted {
                 let h = &predicted.gradients[j * len..(j + 1) * len];
@@ -150,6 +168,12 @@ impl Prediction {
         let examples = weights.iter().filter(|w| **w != 0.0).count() as f64;
         Observation { dim: self.dim, examples, covariance, sites: vec![] }
     }
+}
+
+/// Sets the values of masked tokens to 0; `mask` has an entry for each token of `values`.
+fn zero_masked(values: &mut [f32], mask: &[bool]) {
+    let width = values.len() / mask.len().max(1);
+    values.chunks_exact_mut(width.max(1)).zip(mask).filter(|(_, real)| !**real).for_each(|(token, _)| token.fill(0.0));
 }
 
 /// What a step adds to the regression: sums over the examples whose queries survived.
@@ -235,7 +259,7 @@ impl GradientPredictor {
         let trace: f64 = self.covariance.iter().step_by(self.dim + 1).sum();
         let mean = trace / dim as f64;
         if dim != self.dim || mean <= f64::MIN_POSITIVE {
-            return Some(Prediction { signals, dim, sites: vec![] });
+            return Some(Prediction { signals, dim, sites: vec![], masks: vec![] });
         }
         // (C/c̄ + ridge)⁻¹ r/c̄: the signals' mean variance c̄ falls with the loss, by many orders
         // of magnitude
@@ -256,7 +280,7 @@ impl GradientPredictor {
             gradients.iter().all(|h| h.is_finite()).then_some(SitePrediction { gain, gradients })
         };
         let sites = self.sites.iter().map(|s| s.as_ref().and_then(site)).collect();
-        Some(Prediction { signals, dim, sites })
+        Some(Prediction { signals, dim, sites, masks: vec![] })
     }
 
     /// Adds the observation of a step. One that is not finite is skipped.
@@ -289,7 +313,7 @@ impl Prediction {
     /// A prediction with given gain and gradients, `[batch, coordinates]`, at each site.
     pub(crate) fn fixed(signals: Vec<f64>, dim: usize, sites: Vec<(f64, Vec<f32>)>) -> Self {
         let sites = sites.into_iter().map(|(gain, gradients)| Some(SitePrediction { gain, gradients })).collect();
-        Self { signals, dim, sites }
+        Self { signals, dim, sites, masks: vec![] }
     }
 }
 

@@ -11,9 +11,9 @@ use crate::allocator::{Allocation, QueryBudget};
 use crate::control_variate::Prediction;
 use crate::noise::script::{for_all, mean};
 use crate::noise::{Placement, Sampling};
+use crate::site_tracker::SiteTracker;
 use crate::testing::pair::{Case, Pair, assert_close, case, pair};
 use crate::testing::{B, flat};
-use crate::variance::SiteTracker;
 
 const SAMPLINGS: [Sampling; 2] = [Sampling::OneSided, Sampling::Antithetic];
 /// Unequal, so that an equal weight for all sites shows.

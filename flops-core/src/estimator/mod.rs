@@ -17,11 +17,15 @@
 mod activation;
 mod clean;
 mod context;
+#[cfg(test)]
+mod dropping;
 mod estimate;
 mod evaluate;
 #[cfg(test)]
 mod exact;
 mod low_rank;
+#[cfg(test)]
+mod padding;
 mod per_query;
 mod query_weights;
 mod settings;

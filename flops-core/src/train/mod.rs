@@ -10,6 +10,8 @@ mod backprop;
 mod config;
 mod diagnostics;
 #[cfg(test)]
+mod dropping;
+#[cfg(test)]
 mod exact;
 pub mod files;
 #[cfg(test)]

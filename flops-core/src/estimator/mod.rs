@@ -21,6 +21,8 @@ mod context;
 mod dropping;
 mod estimate;
 mod evaluate;
+#[cfg(test)]
+mod exact;
 mod low_rank;
 #[cfg(test)]
 mod padding;

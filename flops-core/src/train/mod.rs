@@ -14,6 +14,8 @@ mod diagnostics;
 #[cfg(test)]
 mod dropping;
 #[cfg(test)]
+mod exact;
+#[cfg(test)]
 mod failures;
 pub mod files;
 #[cfg(test)]

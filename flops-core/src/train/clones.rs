@@ -1,6 +1,6 @@
 //! Whose steps an update commits: loops, burn-train's clones, sweeps, workers, accumulation.
 
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
 use burn::train::TrainStep;
 

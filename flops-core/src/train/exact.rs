@@ -32,7 +32,7 @@ fn activation(placement: Placement) -> Space {
 /// The gradients of a step; nothing is left for an update.
 fn step(learner: &Learner, ids: &[u64], inputs: usize) -> Vec<f64> {
     let output = TrainStep::step(learner, pair_batch::<B>(ids, inputs));
-    learner.pending.lock().unwrap().clear();
+    learner.pending.drain();
     flat(&learner.model.valid(), &mut |id, _| {
         output.grads.get::<B, 2>(id).map(|g| g.into_data().iter::<f64>().collect())
     })
@@ -115,7 +115,7 @@ fn sites_are_drawn_by_moment_and_cost() {
         let learner = make(1).load_record(trained.into_record());
         let shares = mean(|| {
             let _ = TrainStep::step(&learner, pair_batch::<B>(&[1], 2));
-            let pending = learner.pending.lock().unwrap().pop().unwrap();
+            let pending = learner.pending.drain().pop().unwrap();
             let queries: u64 = pending.site_moments.iter().map(|(_, queries)| queries).sum();
             pending.site_moments.iter().map(|(_, n)| *n as f64 / queries as f64).collect()
         });

@@ -91,6 +91,12 @@ impl PendingSteps {
         self.store.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Takes all steps, whosever they are.
+    #[cfg(test)]
+    pub fn drain(&self) -> Vec<Pending> {
+        self.lock().drain(..).filter_map(|entry| entry.step).collect()
+    }
+
     /// Keeps a step of this learner, or that one failed with an error.
     pub fn push(&self, step: Option<Pending>) {
         let owners = std::iter::once(&self.me).chain(&self.parent).map(Arc::downgrade);

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::context::{EstimateContext, SpaceGradients, check_len, to_host};
+use super::context::{EstimateContext, SpaceGradients, to_host};
 use super::query_weights::WeightedQueries;
+use super::rows::losses as row_losses;
 use crate::batch::Rows;
 use crate::control_variate::Observation;
 use crate::error::Error;
@@ -128,11 +129,15 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         let (start, Chunk { positions, .. }) = &jobs[job];
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
-        let query = Query::new(rows, noise.clone(), prediction.cloned(), rank);
+        let query = Query::new(rows.clone(), noise.clone(), prediction.cloned(), rank);
         let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query)
             .with_examples(key.examples(positions));
-        let output = model.forward(input.rows(positions), &mut probe);
-        Ok((check_len(model.losses(output, target.rows(&of_rows)), of_rows.len())?, probe.explained()))
+        let mut output = model.forward(input.rows(positions), &mut probe);
+        // what no noise reaches, as where a layer's output is not used, has a row per example
+        if output.check_rows(rows.len()).is_err() && output.check_rows(positions.len()).is_ok() {
+            output = output.rows(&rows.datum);
+        }
+        Ok((row_losses(model, output, target.rows(&of_rows), rows.len())?, probe.explained()))
     };
     let (mut found, mut explained) = (Vec::with_capacity(jobs.len()), vec![]);
     run_ordered(jobs.len(), p.threads, context, work, |_, (losses, of_rows)| {

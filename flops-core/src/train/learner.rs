@@ -17,6 +17,7 @@ use super::monitor::Monitor;
 use super::output::StepOutput;
 use super::pending::{Earlier, PendingSteps};
 use super::prefixes::PrefixCaches;
+use super::site_checks::SiteChecks;
 use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
 use crate::allocator::Allocator;
@@ -97,6 +98,8 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     pub(super) pending: PendingSteps,
     #[module(skip)]
     pub(super) prefixes: PrefixCaches,
+    #[module(skip)]
+    site_checks: SiteChecks,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -130,6 +133,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             allocator,
             config: Arc::new(config),
             pending: PendingSteps::default(),
+            site_checks: SiteChecks::default(),
         })
     }
 
@@ -254,6 +258,7 @@ where
             config: &self.config,
             state: &self.state.value,
             prefixes: &self.prefixes,
+            site_checks: &self.site_checks,
             model: &model,
             trained: &trained_parameters(&self.model),
             batch,
@@ -335,6 +340,10 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        if let Err(error) = batch.check() {
+            self.monitor.fail(error);
+            return StepOutput::failed(batch.ids.len());
+        }
         let estimator = &self.config.estimator;
         let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
         let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);

@@ -14,6 +14,8 @@ mod diagnostics;
 #[cfg(test)]
 mod dropping;
 #[cfg(test)]
+mod exact;
+#[cfg(test)]
 mod failures;
 pub mod files;
 #[cfg(test)]
@@ -30,6 +32,7 @@ mod prefixes;
 pub mod recorder;
 mod repeat;
 mod report;
+mod site_checks;
 mod state;
 mod step;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::pending::Earlier;
 use super::prefixes::PrefixCaches;
 use super::repeat::loss_noise;
 use super::report::{DatumReport, StepReport};
+use super::site_checks::SiteChecks;
 use super::state::{LearnerState, Pending};
 use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, Embeddings, QueryBudget};
 use crate::batch::Batch;
@@ -74,6 +75,7 @@ pub(super) struct ForwardStep<'a, P: Backend, F: ForwardModel<P>> {
     pub config: &'a ForwardConfig,
     pub state: &'a LearnerState,
     pub prefixes: &'a PrefixCaches,
+    pub site_checks: &'a SiteChecks,
     pub model: &'a F,
     pub trained: &'a Arc<HashSet<ParamId>>,
     pub batch: &'a Batch<F::Input, F::Target>,
@@ -93,6 +95,9 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let mut outcome = self.outcome(&clean);
         if !self.has_finite_loss(&clean)? {
             return Ok(outcome);
+        }
+        if !self.model.skips_site_check() {
+            self.site_checks.once(self.trained, || clean.check_sites())?;
         }
         let pending = &mut outcome.pending;
         let loss_noise = self.loss_noise(&clean, pending)?;

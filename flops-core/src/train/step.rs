@@ -120,7 +120,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
         let cached = prefixes.training.get(&batch.ids, trained);
-        let clean = config.estimator.clean_from(model, batch, trained, (cached, self.state.step))?;
+        let clean = config.estimator.clean_from(model, batch, trained, (cached, self.mask_key()))?;
         prefixes.update(&batch.ids, trained, &clean.stages, clean.reaches_all());
         Ok(clean)
     }
@@ -184,6 +184,13 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     fn seed(&self) -> u64 {
         let seed = self.config.estimator.seed;
         if self.earlier.steps == 0 { seed } else { derive_seed(&[seed, AGAIN, self.earlier.steps]) }
+    }
+
+    /// The key of the dropout masks: the step's number, and for further steps before one update a
+    /// key of their own.
+    fn mask_key(&self) -> u64 {
+        let (step, earlier) = (self.state.step, self.earlier.steps);
+        if earlier == 0 { step } else { derive_seed(&[step, AGAIN, earlier]) }
     }
 
     /// Sets the control variate's prediction and the probabilities of the sites; returns the budget

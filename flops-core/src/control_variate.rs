@@ -318,14 +318,6 @@ impl Prediction {
 }
 
 #[cfg(test)]
-impl Observation {
-    /// The number of coordinates of each site.
-    pub(crate) fn widths(&self) -> Vec<usize> {
-        self.sites.iter().map(|s| s.as_ref().map_or(0, |s| s.cross.len() / self.dim)).collect()
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use burn::backend::Flex;

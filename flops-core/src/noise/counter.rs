@@ -1,8 +1,8 @@
 //! Counter-based noise in Burn's operations, for any backend.
 //!
-//! Value i of a segment is a hash of i and of the segment's 64-bit id, in arithmetic modulo 2³². The
-//! hash uses sums, products, quotients and comparisons, which Burn can fuse. Bit operations would
-//! each be a kernel of their own.
+//! Value i of a segment is a hash of i and of the segment's 64-bit id, in arithmetic modulo 2³².
+//! The hash uses sums, products, quotients and comparisons, which Burn can fuse. Bit operations
+//! would each be a kernel of their own.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::train::Interrupter;
 
-use super::diagnostics::{Advice, Bounds, Diagnostics};
+use super::diagnostics::{Advice, Diagnostics};
 use super::loss_history::LossHistory;
 use super::report::StepReport;
 use crate::error::Error;

@@ -162,7 +162,9 @@ impl VarianceTracker {
     pub fn predict(&self, ids: &[u64], losses: &[f64]) -> Vec<f64> {
         let Some(curve) = self.curve.fit() else { return vec![1.0; losses.len()] };
         let ratios = self.ratios.lock();
-        ids.iter().zip(losses).map(|(&id, &loss)| curve.at(loss) * ratios.get(id).map_or(1.0, shrunk)).collect()
+        // loops of their own: a processor overlaps the waits for memory of short ones
+        let own: Vec<f64> = ids.iter().map(|&id| ratios.get(id).map_or(1.0, shrunk)).collect();
+        own.into_iter().zip(losses).map(|(ratio, &loss)| curve.at(loss) * ratio).collect()
     }
 
     /// Adds the observations of one step.
@@ -178,10 +180,10 @@ impl VarianceTracker {
         self.curve.observe(&batch);
         let Some(curve) = self.curve.fit() else { return };
         self.batches = self.batches.saturating_add(1);
+        let expected: Vec<f64> = batch.iter().map(|(loss, ..)| curve.at(*loss)).collect();
         let mut ratios = self.ratios.lock();
         ratios.reserve(ids.len());
-        for (id, (loss, m, n)) in ids.into_iter().zip(batch) {
-            let expected = curve.at(loss);
+        for ((id, (_, m, n)), expected) in ids.into_iter().zip(batch).zip(expected) {
             if expected <= 0.0 {
                 continue;
             }

@@ -25,10 +25,10 @@ type Table = HashMap<u64, Ratio, BuildHasherDefault<IdHasher>>;
 
 /// The ratios of the examples, a value like any other: a clone does not see later changes.
 ///
-/// burn-train clones the learner in every step and drops the original, so the clone must not copy
-/// the table, and the table is shared whenever it changes. Changes therefore go into a table of
-/// their own. They are moved when no clone is left, at the next reading. What is read does not
-/// depend on when that happens.
+/// burn-train clones the learner in every step and drops the original. The clone must not copy the
+/// table, so the table is shared whenever something changes. Changes go into a table of their own.
+/// They are moved when no clone is left, at the next reading. What is read does not depend on when
+/// that happens.
 #[derive(Default)]
 pub(super) struct Ratios(Mutex<Layers>);
 

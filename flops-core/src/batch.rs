@@ -19,6 +19,16 @@ pub trait Rows: Clone + Send + 'static {
     /// # Panics
     /// Where `parts` is empty.
     fn cat(parts: Vec<Self>) -> Self;
+
+    /// Sizes of a row, which tell rows of different padding apart.
+    ///
+    /// A cached prefix is used for inputs of the sizes that it was computed from, and rows of
+    /// different sizes are never concatenated. A tensor gives its axes but the first, and a tuple
+    /// gives those of its parts. The default says that all rows are alike: a type that holds
+    /// tensors should give theirs.
+    fn row_shape(&self) -> Vec<usize> {
+        vec![]
+    }
 }
 
 impl<B: Backend, const D: usize, K> Rows for Tensor<B, D, K>
@@ -44,6 +54,10 @@ where
     fn cat(mut parts: Vec<Self>) -> Self {
         if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
     }
+
+    fn row_shape(&self) -> Vec<usize> {
+        self.dims()[1..].to_vec()
+    }
 }
 
 impl Rows for () {
@@ -68,6 +82,12 @@ macro_rules! rows_for_tuples {
                     $($part.push($name);)+
                 }
                 ($($name::cat($part),)+)
+            }
+
+            fn row_shape(&self) -> Vec<usize> {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                [$($name.row_shape()),+].concat()
             }
         }
     };

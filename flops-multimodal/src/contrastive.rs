@@ -41,6 +41,10 @@ impl<B: Backend> Rows for PairEmbeddings<B> {
         let (images, texts) = parts.into_iter().map(|p| (p.images, p.texts)).unzip();
         Self { images: Rows::cat(images), texts: Rows::cat(texts), scale }
     }
+
+    fn row_shape(&self) -> Vec<usize> {
+        [self.images.row_shape(), self.texts.row_shape()].concat()
+    }
 }
 
 /// What the query losses of a batch need from its clean pass.

@@ -14,8 +14,8 @@ use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
-use crate::parallel::{balanced_chunk, num_workers, run_ordered};
-use crate::probe::{Prefix, Probe, Stages, TracedSite};
+use crate::parallel::{num_workers, run_ordered};
+use crate::probe::{Passes, Probe, Stages, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
 ///
@@ -69,6 +69,11 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// One that was not may act in any stage: none can be skipped.
     pub(crate) fn reaches_all(&self) -> bool {
         self.estimated().is_subset(&self.reached)
+    }
+
+    /// The sites of the step, in order. What is learned about a site is kept under its key.
+    pub fn sites(&self) -> &[TracedSite] {
+        &self.sites
     }
 
     /// Probability of each site where a direction falls on one; they sum to one. Equal, unless set.
@@ -131,16 +136,17 @@ impl Estimator {
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
     ) -> Result<CleanPass<'a, B, M>, Error> {
-        self.clean_from(model, batch, trained, None)
+        self.clean_from(model, batch, trained, Passes::new(batch.ids.len(), None, self.clean_rows(model)))
     }
 
-    /// [`clean`](Self::clean), from a prefix that an earlier epoch kept.
+    /// [`clean`](Self::clean) by these passes, which may begin behind prefixes that an earlier
+    /// epoch kept.
     pub(crate) fn clean_from<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
-        prefix: Option<Prefix>,
+        passes: Passes,
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
         let n = batch.ids.len();
@@ -148,17 +154,17 @@ impl Estimator {
             return Err(Error::EmptyBatch);
         }
         let start = Instant::now();
-        let (late, width) = (self.is_single_site(), balanced_chunk(n, self.clean_rows(model)));
-        let chunks = self.chunks(model, batch, trained, &prefix, width)?;
+        let late = self.is_single_site();
+        let chunks = self.chunks(model, batch, trained, &passes)?;
         check_failure(model)?;
         let Chunks { losses, outputs, stages, embeddings, reached, sites } = chunks;
-        let output = M::Output::cat(outputs);
+        let output = passes.in_order(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
                 let losses = check_len(model.losses(output.clone(), target.clone()), n)?;
                 (to_host(vec![losses]), target)
             }
-            None => (to_host(losses), batch.target.clone()),
+            None => (passes.in_order(vec![to_host(losses)]), batch.target.clone()),
         };
         let variance_covariate = match model.variance_covariate(&output, &target) {
             Some(covariate) => to_host(vec![check_len(covariate, n)?]),
@@ -170,9 +176,10 @@ impl Estimator {
         if count > 0 {
             return Err(Error::ExactSites { count });
         }
-        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
-        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
-        let stages = Stages::cat(stages, prefix);
+        let embedded: usize = embeddings.iter().map(|e| e.dims()[0]).sum();
+        let embeddings = (embedded == n).then(|| passes.in_order(embeddings));
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: passes.largest() as u64 };
+        let stages = passes.stages(stages);
         Ok(CleanPass {
             estimator: self,
             model,
@@ -194,22 +201,21 @@ impl Estimator {
         })
     }
 
-    /// The passes of at most `width` rows.
+    /// Runs the passes.
     fn chunks<B: Backend, M: ForwardModel<B>>(
         &self,
         model: &M,
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
-        prefix: &Option<Prefix>,
-        width: usize,
+        passes: &Passes,
     ) -> Result<Chunks<B, M::Output>, Error> {
-        let (n, late) = (batch.ids.len(), self.is_single_site());
-        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
-        let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
-            let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-            let mut probe = Probe::trace(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late);
-            let output = model.forward(input.rows(&index), &mut probe);
-            let losses = check_len(model.losses(output.clone(), target.rows(&index)), index.len())?;
+        let late = self.is_single_site();
+        let context = (model.clone(), batch.input.clone(), batch.target.clone(), passes.clone());
+        let work = |(model, input, target, passes): &(M, M::Input, M::Target, Passes), job: usize| {
+            let index = passes.rows(job);
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late);
+            let output = model.forward(input.rows(index), &mut probe);
+            let losses = check_len(model.losses(output.clone(), target.rows(index)), index.len())?;
             Ok((losses, output, probe.traced()))
         };
         let mut chunks = Chunks {
@@ -221,7 +227,7 @@ impl Estimator {
             sites: vec![],
         };
         let workers = num_workers(model, self.threads);
-        run_ordered(n.div_ceil(width), workers, context, work, |_, (losses, output, traced)| {
+        run_ordered(passes.len(), workers, context, work, |_, (losses, output, traced)| {
             chunks.losses.push(losses);
             (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
             chunks.outputs.push(output);

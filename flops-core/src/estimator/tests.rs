@@ -192,13 +192,13 @@ fn unbiased_with_any_control_variate() {
             let estimator =
                 Estimator { noise, sampling, max_rows: 64, seed: 12, ..Estimator::new(activation(placement)) };
             let mut clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
-            // a first estimate tells how wide the sites are
-            clean.set_prediction(Some(Prediction::fixed(vec![1.0; 4], 1, vec![])));
-            let widths = clean.estimate(&allocation, 0).unwrap().observed.unwrap().widths();
-            let sites = widths
+            let predicted = clean
+                .sites
                 .iter()
-                .map(|&len| (0.7, (0..4 * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect()));
-            clean.set_prediction(Some(Prediction::fixed(vec![1.0; 4], 1, sites.collect())));
+                .map(|site| site.coordinates)
+                .map(|len| (0.7, (0..4 * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect()));
+            let predicted = Prediction::fixed(vec![1.0; 4], 1, &clean.sites, predicted.collect());
+            clean.set_prediction(Some(predicted));
             let samples: Vec<Vec<f64>> =
                 (0..200).map(|step| vector(&f.model, &clean.estimate(&allocation, step).unwrap())).collect();
             let (mean, variance) = mean_and_variance(&samples);

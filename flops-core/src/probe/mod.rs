@@ -10,6 +10,7 @@ mod gradients;
 mod layer;
 mod layers;
 pub(crate) mod low_rank;
+mod passes;
 mod prefix_cache;
 mod query;
 mod rows;
@@ -27,11 +28,11 @@ pub use check::check_site;
 pub use gradients::Gradients;
 pub(crate) use layer::Recorded;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
+pub(crate) use passes::Passes;
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub use rows::QueryRows;
-pub use site_key::SiteKey;
-pub(crate) use site_key::TracedSite;
+pub use site_key::{SiteKey, TracedSite};
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
 
@@ -137,6 +138,11 @@ impl<B: Backend> Probe<B> {
             }
             _ => Traced { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites: vec![] },
         }
+    }
+
+    /// The stages of a tracing pass.
+    pub(crate) fn into_stages(self) -> Option<Stages> {
+        matches!(self.mode, Mode::Trace { .. }).then(|| self.traced().stages)
     }
 
     /// The sites of a recording pass, in order.

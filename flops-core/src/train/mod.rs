@@ -19,9 +19,13 @@ mod monitor;
 mod output;
 pub mod param_groups;
 mod prefixes;
+#[cfg(test)]
+mod prefixes_tests;
 pub mod recorder;
 mod report;
 mod state;
+#[cfg(test)]
+mod state_tests;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -94,7 +94,7 @@ fn axes(scale: f32) -> Tensor<Flex, 2> {
 
 /// Entry k of W for signal f at the site of this parameter.
 fn weight(parameter: u64, f: usize, k: usize) -> f32 {
-    ((3 * k + f + 5 * parameter as usize) as f32).sin()
+    ((3 * k + f) as f32 + 5.0 * (parameter % 100) as f32).sin()
 }
 
 /// A step on [`axes`] in which each site (parameter and width) has the exact gradients Wᵀr.

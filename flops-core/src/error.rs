@@ -69,6 +69,17 @@ pub enum Error {
         /// The number of all trained parameters.
         trained: usize,
     },
+    /// A layer under a token mask that does not say how its squared score norm is spread over the
+    /// tokens.
+    #[error(
+        "a site under a token mask gives its squared score norm in {got} parts where {expected} tokens are masked; give squares of shape [rows, tokens] (SquaredScoreNorm::of_inputs on an input [rows, tokens, …] does), or call the layer inside probe.unmasked"
+    )]
+    NormByToken {
+        /// Parts of the norm.
+        got: usize,
+        /// Tokens of the mask.
+        expected: usize,
+    },
     /// A part that the model depends on, such as a remote service, has failed.
     #[error("the model cannot answer: {why}")]
     Model {

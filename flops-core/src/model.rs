@@ -20,8 +20,9 @@ use crate::probe::Probe;
 ///    trained stage instead of the input.
 ///
 /// Example i of the input is row i of the output, and no row may influence another. Batch
-/// normalisation in training mode breaks this: it biases every method that evaluates examples
-/// separately.
+/// normalisation by statistics of the batch breaks this. [`probe.batch_norm`](Probe::batch_norm)
+/// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and layers
+/// on padded tokens inside [`probe.masked`](Probe::masked).
 ///
 /// # Example
 /// ```
@@ -107,8 +108,9 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     /// Key by which the [variance tracker](crate::variance) groups examples: the loss, unless
     /// overridden.
     ///
-    /// It should grow with the expected variance of an example's gradient estimate. The unit is
-    /// free; values are clamped to [10⁻⁶, 100]. `None` selects the loss, which suits classifiers.
+    /// It should order the examples by the expected variance of their gradient estimates. Its order
+    /// alone counts, upwards or downwards: unit, zero and sign are free. `None` selects the loss,
+    /// which suits classifiers.
     ///
     /// # Shapes
     /// - returns: `[rows]`

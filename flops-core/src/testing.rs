@@ -87,7 +87,7 @@ pub fn zoo(seed: u64) -> Zoo<AB> {
         mix: LinearConfig::new(3, 3).with_initializer(init.clone()).init(&device),
         head: LinearConfig::new(3, 3).with_initializer(init).init(&device),
     };
-    zoo = zoo.map(&mut Fill(seed));
+    zoo = reseeded(zoo, seed);
     zoo
 }
 
@@ -102,6 +102,11 @@ impl<B: Backend> burn::module::ModuleMapper<B> for Fill {
             random::<B, D>(p.dims(), seed).mul_scalar(0.6).add_scalar(0.1).set_require_grad(p.is_require_grad())
         })
     }
+}
+
+/// The module with all parameters drawn from `seed`.
+pub fn reseeded<M: Module<AB>>(module: M, seed: u64) -> M {
+    module.map(&mut Fill(seed))
 }
 
 pub type ZooBatch<B> = Batch<(Tensor<B, 4>, Tensor<B, 2, Int>), Tensor<B, 1, Int>>;

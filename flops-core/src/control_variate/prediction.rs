@@ -26,6 +26,8 @@ struct PredictedSite {
     /// Values of a row.
     coordinates: usize,
     predicted: Option<SitePrediction>,
+    /// Which tokens are real, `[batch, tokens]`; `None` for all.
+    mask: Option<Vec<bool>>,
 }
 
 /// The predicted gradients at one site.
@@ -52,6 +54,7 @@ impl Prediction {
             key: site.key,
             coordinates: site.coordinates,
             predicted: takes_part(site.coordinates).then(|| predict(site)).flatten(),
+            mask: None,
         };
         Self { signals, dim, sites: sites.iter().map(site).collect() }
     }
@@ -69,6 +72,18 @@ impl Prediction {
         let Some(predicted) = self.at(site, len) else { return 0.0 };
         let start = position * len + start;
         predicted.gain * ops::dot(perturbation, &predicted.gradients[start..start + perturbation.len()])
+    }
+
+    /// Keeps predictions and observations at a site off masked tokens.
+    ///
+    /// # Shapes
+    /// - mask: `[batch, tokens]`, true at a real token
+    pub(crate) fn mask(&mut self, site: usize, mask: Vec<bool>) {
+        let Some(site) = self.sites.get_mut(site) else { return };
+        if let Some(predicted) = &mut site.predicted {
+            zero_masked(&mut predicted.gradients, &mask);
+        }
+        site.mask = Some(mask);
     }
 
     /// Whether a site with `len` coordinates per row takes part.
@@ -95,7 +110,7 @@ impl Prediction {
         gradients: &mut [f32],
     ) -> Option<SiteObservation> {
         let len = gradients.len() / positions.len().max(1);
-        let key = self.sites.get(site).filter(|_| takes_part(len))?.key;
+        let &PredictedSite { key, ref mask, .. } = self.sites.get(site).filter(|_| takes_part(len))?;
         let predicted = self.at(site, len);
         let mut seen = SiteObservation {
             key,
@@ -108,6 +123,10 @@ impl Prediction {
         for ((&j, &weight), gradient) in positions.iter().zip(weights).zip(gradients.chunks_exact_mut(len)) {
             if weight == 0.0 {
                 continue;
+            }
+            if let Some(mask) = mask {
+                let tokens = mask.len() / (self.signals.len() / self.dim.max(1)).max(1);
+                zero_masked(gradient, &mask[j * tokens..(j + 1) * tokens]);
             }
             if let Some(predicted) = predicted {
                 let h = &predicted.gradients[j * len..(j + 1) * len];
@@ -148,6 +167,12 @@ impl Prediction {
     }
 }
 
+/// Sets the values of masked tokens to 0; `mask` has an entry for each token of `values`.
+fn zero_masked(values: &mut [f32], mask: &[bool]) {
+    let width = values.len() / mask.len().max(1);
+    values.chunks_exact_mut(width.max(1)).zip(mask).filter(|(_, real)| !**real).for_each(|(token, _)| token.fill(0.0));
+}
+
 fn takes_part(coordinates: usize) -> bool {
     (1..=MAX_COORDINATES).contains(&coordinates)
 }
@@ -159,13 +184,13 @@ fn squared_norm(r: &[f64]) -> f64 {
 #[cfg(test)]
 impl Prediction {
     /// A prediction with given gain and gradients, `[batch, coordinates]`, at each site.
-    pub(crate) fn fixed(signals: Vec<f64>, dim: usize, sites: &[TracedSite], given: Vec<(f64, Vec<f32>)>) -> Self {
-        let given = sites.iter().zip(given).map(|(site, (gain, gradients))| PredictedSite {
-            key: site.key,
-            coordinates: site.coordinates,
-            predicted: Some(SitePrediction { gain, gradients }),
-        });
-        Self { signals, dim, sites: given.collect() }
+    pub(crate) fn fixed(signals: Vec<f64>, dim: usize, sites: Vec<(f64, Vec<f32>)>) -> Self {
+        let batch = signals.len() / dim;
+        let site = |(i, (gain, gradients)): (usize, (f64, Vec<f32>))| {
+            let TracedSite { key, coordinates, .. } = TracedSite::fake(i as u64, gradients.len() / batch);
+            PredictedSite { key, coordinates, predicted: Some(SitePrediction { gain, gradients }), mask: None }
+        };
+        Self { signals, dim, sites: sites.into_iter().enumerate().map(site).collect() }
     }
 
     /// The gradients predicted at a site before their gain, if any.

@@ -15,7 +15,7 @@ use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::parallel::{num_workers, run_ordered};
-use crate::probe::{Passes, Probe, Stages, TracedSite};
+use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
 ///
@@ -25,6 +25,8 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     pub(super) model: &'a M,
     pub(super) batch: &'a Batch<M::Input, M::Target>,
     pub(super) trained: &'a Arc<HashSet<ParamId>>,
+    /// The step, which keys the dropout masks.
+    step: u64,
     /// Loss ℓ_j of each example.
     pub losses: Vec<f64>,
     /// Key by which the variance tracker groups examples: the loss, unless
@@ -44,6 +46,10 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     pub(crate) stages: Stages,
     /// The sites, in order.
     pub(crate) sites: Vec<TracedSite>,
+    /// Rows of each chunk, and the token mask of each site there that follows one.
+    masks: Vec<(usize, Vec<Option<TokenMask<B>>>)>,
+    /// Where the chunks, one after the other, have each row of the batch.
+    places: Vec<usize>,
     pub(super) site_probabilities: Vec<f64>,
     site_costs: Vec<f64>,
     pub(super) prediction: Option<Arc<Prediction>>,
@@ -109,8 +115,30 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     ///
     /// [`GradientPredictor`](crate::control_variate::GradientPredictor) makes predictions. They
     /// must be made before the noise of the step is drawn.
+    ///
+    /// They are set to 0 at masked tokens.
     pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
-        self.prediction = prediction.map(Arc::new);
+        let n = self.places.len();
+        self.prediction = prediction.map(|mut prediction| {
+            for (index, site) in self.sites.iter().enumerate() {
+                let of_chunk = |(rows, masks): &(usize, Vec<Option<TokenMask<B>>>)| {
+                    masks.get(index)?.as_ref().map(|mask| mask.of_rows(*rows))
+                };
+                if prediction.looks_at(site.coordinates)
+                    && let Some(mask) = self.masks.iter().map(of_chunk).collect::<Option<Vec<_>>>()
+                {
+                    let mask = mask.concat();
+                    let row = |&place: &usize| &mask[place * mask.len() / n..(place + 1) * mask.len() / n];
+                    prediction.mask(index, self.places.iter().map(row).collect::<Vec<_>>().concat());
+                }
+            }
+            Arc::new(prediction)
+        });
+    }
+
+    /// What keys the dropout masks of clean pass, queries and update.
+    pub(super) fn key(&self) -> StepKey<'_> {
+        StepKey { seed: self.estimator.seed, step: self.step, ids: &self.batch.ids }
     }
 }
 
@@ -122,11 +150,14 @@ struct Chunks<B: Backend, O> {
     embeddings: Vec<Tensor<B, 2>>,
     reached: HashSet<ParamId>,
     sites: Vec<TracedSite>,
+    masks: Vec<(usize, Vec<Option<TokenMask<B>>>)>,
 }
 
 impl Estimator {
     /// The clean pass: losses, output, embeddings, and the state in front of the first trained
     /// stage.
+    ///
+    /// Dropout masks are those of step 0; [`clean_at`](Self::clean_at) takes another.
     ///
     /// # Errors
     /// Where settings are unusable, the batch is empty, or the model cannot answer.
@@ -136,17 +167,32 @@ impl Estimator {
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
     ) -> Result<CleanPass<'a, B, M>, Error> {
-        self.clean_from(model, batch, trained, Passes::new(batch.ids.len(), None, self.clean_rows(model)))
+        self.clean_at(model, batch, trained, 0)
     }
 
-    /// [`clean`](Self::clean) by these passes, which may begin behind prefixes that an earlier
-    /// epoch kept.
+    /// [`clean`](Self::clean) with the [dropout](Probe::dropout) masks of a step.
+    ///
+    /// # Errors
+    /// As [`clean`](Self::clean).
+    pub fn clean_at<'a, B: Backend, M: ForwardModel<B>>(
+        &'a self,
+        model: &'a M,
+        batch: &'a Batch<M::Input, M::Target>,
+        trained: &'a Arc<HashSet<ParamId>>,
+        step: u64,
+    ) -> Result<CleanPass<'a, B, M>, Error> {
+        let passes = Passes::new(batch.ids.len(), None, self.clean_rows(model));
+        self.clean_from(model, batch, trained, (passes, step))
+    }
+
+    /// [`clean_at`](Self::clean_at) a step by these passes, which may begin behind prefixes that an
+    /// earlier epoch kept.
     pub(crate) fn clean_from<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
-        passes: Passes,
+        (passes, step): (Passes, u64),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
         let n = batch.ids.len();
@@ -155,9 +201,9 @@ impl Estimator {
         }
         let start = Instant::now();
         let late = self.is_single_site();
-        let chunks = self.chunks(model, batch, trained, &passes)?;
+        let chunks = self.chunks(model, batch, trained, (&passes, step))?;
         check_failure(model)?;
-        let Chunks { losses, outputs, stages, embeddings, reached, sites } = chunks;
+        let Chunks { losses, outputs, stages, embeddings, reached, sites, masks } = chunks;
         let output = passes.in_order(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
@@ -185,6 +231,7 @@ impl Estimator {
             model,
             batch,
             trained,
+            step,
             site_costs: (0..sites.len()).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
             losses,
             variance_covariate,
@@ -195,6 +242,8 @@ impl Estimator {
             stages,
             site_probabilities: vec![1.0 / sites.len().max(1) as f64; sites.len()],
             sites,
+            masks,
+            places: passes.places(),
             prediction: None,
             reached,
             exact,
@@ -207,16 +256,21 @@ impl Estimator {
         model: &M,
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
-        passes: &Passes,
+        (passes, step): (&Passes, u64),
     ) -> Result<Chunks<B, M::Output>, Error> {
         let late = self.is_single_site();
+        let key = StepKey { seed: self.seed, step, ids: &batch.ids };
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), passes.clone());
         let work = |(model, input, target, passes): &(M, M::Input, M::Target, Passes), job: usize| {
             let index = passes.rows(job);
-            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late);
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late).with_examples(key.examples(index));
             let output = model.forward(input.rows(index), &mut probe);
+            let mut traced = probe.traced();
+            if let Some(fault) = traced.fault.take() {
+                return Err(fault);
+            }
             let losses = check_len(model.losses(output.clone(), target.rows(index)), index.len())?;
-            Ok((losses, output, probe.traced()))
+            Ok((losses, output, traced))
         };
         let mut chunks = Chunks {
             losses: vec![],
@@ -225,9 +279,11 @@ impl Estimator {
             embeddings: vec![],
             reached: HashSet::new(),
             sites: vec![],
+            masks: vec![],
         };
         let workers = num_workers(model, self.threads);
-        run_ordered(passes.len(), workers, context, work, |_, (losses, output, traced)| {
+        run_ordered(passes.len(), workers, context, work, |job, (losses, output, traced)| {
+            chunks.masks.push((passes.rows(job).len(), traced.masks));
             chunks.losses.push(losses);
             (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
             chunks.outputs.push(output);

@@ -12,7 +12,7 @@ use crate::control_variate::{Observation, Prediction};
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
-use crate::probe::{Gradients, Stages};
+use crate::probe::{Gradients, Stages, StepKey};
 
 /// What the query pass and the update pass of a space need.
 pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
@@ -21,6 +21,8 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub target: &'a M::Target,
     pub trained: &'a Arc<HashSet<ParamId>>,
     pub stages: &'a Stages,
+    /// What keys the dropout masks, the same as in the clean pass.
+    pub key: StepKey<'a>,
     pub allocation: &'a Allocation,
     pub noise: NoiseSource,
     pub prediction: Option<&'a Arc<Prediction>>,

@@ -23,7 +23,7 @@ use crate::site_tracker::SiteMoment;
 impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// The gradient of the mean loss of the batch, estimated from `allocation`'s queries.
     ///
-    /// `step` keys the noise. For a law that [has a score](crate::NoiseLaw::has_score) the estimate
+    /// `step` keys the noise; dropout masks stay those of the clean pass. For a law that [has a score](crate::NoiseLaw::has_score) the estimate
     /// is unbiased for the gradient of the loss smoothed by the law. The other laws are exact for
     /// quadratic losses, with a bias of O(σ²) otherwise. Both hold for every allocation that was
     /// fixed before this call. In the activation space every law has a further bias of O(σ²),
@@ -71,6 +71,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             target: &self.target,
             trained: &estimated,
             stages: if missed == 0 { &self.stages } else { &no_stages },
+            key: self.key(),
             allocation,
             noise: self.noise(seed, step),
             prediction: self.prediction.as_ref(),

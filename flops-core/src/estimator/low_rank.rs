@@ -28,7 +28,8 @@ use crate::ops;
 use crate::probe::low_rank::Layout;
 use crate::probe::{Gradients, Recorded, SquaredScoreNorm};
 
-/// Gradients, and E‖E‖² of each example at each site, the same for all examples.
+/// Gradients, and for each example at each site E‖E‖², or the squared score norm where noise falls
+/// on the output.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     weighted: &WeightedQueries,
@@ -39,7 +40,8 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         // the shapes of the sites, which one example tells, are enough where no gradient depends on
         // rows
         let (mut sites, mut recorded) = (record(&job.positions[..1]), 1);
-        let needs_all = |site: &Recorded<B>| site.site.weight_noise().is_none() && !site.site.is_constant();
+        let is_constant = |site: &Recorded<B>| site.site.is_constant() && site.mask.is_none();
+        let needs_all = |site: &Recorded<B>| site.site.weight_noise().is_none() && !is_constant(site);
         if job.positions.len() > 1 && sites.iter().any(needs_all) {
             sites = record(job.positions);
             recorded += job.positions.len();
@@ -49,9 +51,12 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             let layout = Layout::new(&*site.site, site.coordinates, rank);
             let sums = Sums::of(&layout, (index, noise), job);
             sums.add_to(&layout, site, job, &mut gradients);
-            SquaredScoreNorm::constant(layout.squared_norm())
+            match site.site.weight_noise() {
+                Some(_) => Ok(SquaredScoreNorm::constant(layout.squared_norm())),
+                None => site.squared_score_norm(job.positions.len()),
+            }
         });
-        let norms = norms.collect();
+        let norms = norms.collect::<Result<_, Error>>()?;
         Ok(JobGradients { gradients, squared_score_norms: norms, observed: None, recorded })
     };
     per_query::gradients(p, weighted, form)

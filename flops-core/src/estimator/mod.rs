@@ -17,9 +17,13 @@
 mod activation;
 mod clean;
 mod context;
+#[cfg(test)]
+mod dropping;
 mod estimate;
 mod evaluate;
 mod low_rank;
+#[cfg(test)]
+mod padding;
 mod per_query;
 mod query_weights;
 mod settings;

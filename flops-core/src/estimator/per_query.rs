@@ -116,7 +116,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         let (start, chunk) = &jobs[job];
         chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &starts[*start].queries[j][range.clone()])
     };
-    let trained = p.trained.clone();
+    let (trained, key) = (p.trained.clone(), p.key);
     let prefixes: Vec<Prefix> = starts.iter().map(|s| p.stages.prefix(s.stages)).collect();
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes);
     let work = |(model, input, target, prefixes): &(M, M::Input, M::Target, Vec<Prefix>), job: usize| {
@@ -124,7 +124,8 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
         let query = Query::new(rows, noise.clone(), prediction.cloned(), rank);
-        let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query);
+        let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query)
+            .with_examples(key.examples(positions));
         let output = model.forward(input.rows(positions), &mut probe);
         Ok((check_len(model.losses(output, target.rows(&of_rows)), of_rows.len())?, probe.explained()))
     };
@@ -187,7 +188,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         order.sort_by_key(|&j| std::cmp::Reverse(weights[j].len()));
     }
     let positions = |job: usize| &order[job * width..n.min((job + 1) * width)];
-    let trained = p.trained.clone();
+    let (trained, key) = (p.trained.clone(), p.key);
     let context = (p.model.clone(), p.batch.input.clone(), p.stages.frozen());
     let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
         let positions = positions(job);
@@ -198,7 +199,8 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             shares: positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect(),
         };
         let record = |positions: &[usize]| {
-            let mut probe = Probe::record(trained.clone(), prefix.rows(positions));
+            let mut probe =
+                Probe::record(trained.clone(), prefix.rows(positions)).with_examples(key.examples(positions));
             model.forward(input.rows(positions), &mut probe);
             probe.recorded()
         };
@@ -228,7 +230,9 @@ fn of_examples<'a, B: Backend>(
     jobs: &[Vec<SquaredScoreNorm<B>>],
     positions: impl Fn(usize) -> &'a [usize],
 ) -> Vec<Vec<f64>> {
-    let mut squares = to_host(jobs.iter().flatten().filter_map(|norm| norm.squares.clone()).collect()).into_iter();
+    let mut squares =
+        to_host(jobs.iter().flatten().filter_map(|norm| norm.squares.clone().map(|s| s.squeeze_dim(1))).collect())
+            .into_iter();
     let mut norms = vec![vec![]; n];
     for (job, of_sites) in jobs.iter().enumerate() {
         for norm in of_sites {

@@ -197,7 +197,7 @@ fn unbiased_with_any_control_variate() {
                 .iter()
                 .map(|site| site.coordinates)
                 .map(|len| (0.7, (0..4 * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect()));
-            let predicted = Prediction::fixed(vec![1.0; 4], 1, &clean.sites, predicted.collect());
+            let predicted = Prediction::fixed(vec![1.0; 4], 1, predicted.collect());
             clean.set_prediction(Some(predicted));
             let samples: Vec<Vec<f64>> =
                 (0..200).map(|step| vector(&f.model, &clean.estimate(&allocation, step).unwrap())).collect();

@@ -86,7 +86,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     // the examples that have a query q, for each q
     let directions: Vec<Vec<usize>> =
         (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
-    let (noise, max_rows) = (&p.noise, p.rows(p.stages.before(0)));
+    let (noise, max_rows, step) = (&p.noise, p.rows(p.stages.before(0)), p.key);
     let trained = p.trained.clone();
     let Sizes { found, device, .. } = Sizes::of(p);
     let (total, device) = (found.iter().map(|(_, len)| len).sum(), device.filter(|_| noise.on_device));
@@ -98,7 +98,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         let perturbed = model.clone().map(&mut Perturb { noise, query, trained: &trained, site: 0, numbers });
         let mut values = vec![];
         for positions in directions[query].chunks(balanced_chunk(directions[query].len(), max_rows)) {
-            let mut probe = Probe::resume(prefix.rows(positions));
+            let mut probe = Probe::resume(prefix.rows(positions)).with_examples(step.examples(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
             values.push(check_len(perturbed.losses(output, target.rows(positions)), positions.len())?);
         }

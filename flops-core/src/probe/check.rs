@@ -10,9 +10,10 @@ use burn::tensor::backend::AutodiffBackend;
 
 use super::Probe;
 use super::gradients::Gradients;
-use super::layer::{Recorded, WeightNoise};
+use super::layer::WeightNoise;
 use super::low_rank::Layout;
 use super::query::Query;
+use super::recorded::Recorded;
 use super::rows::QueryRows;
 use super::stages::Prefix;
 use crate::batch::Rows;
@@ -29,7 +30,8 @@ use crate::noise::{NoiseLaw, NoiseSource, Sampling};
 /// - `squared_score_norm` is what `backward` gives coordinate by coordinate;
 /// - a row under noise of low rank is what the layer with the perturbed parameters gives.
 ///
-/// And in a query every row has noise of its own.
+/// And in a query every row has noise of its own. Where the output is `[rows, tokens, …]`, all this
+/// also holds under a [token mask](Probe::masked): without the coordinates of masked tokens.
 ///
 /// # Shapes
 /// - input, graph_input: at least two rows; few coordinates, since each is looked at in turn
@@ -85,23 +87,37 @@ pub fn check_site<AB, M>(
     assert!(rows > 1, "give an input of at least two rows");
     let values = (0..rows * coordinates).map(|i| (1.3 * (i * i % 97) as f32).sin()).collect();
     let g = Tensor::from_data(TensorData::new(values, [rows, coordinates]), &clean.device());
-    let exact = autodiff(model, graph_input, &g);
-    let check = Check { model: &plain, input: &input, clean: &clean };
-    let frozen = all.iter().copied().map(Some).filter(|_| all.len() > 1).chain([None]);
-    for frozen in frozen {
-        let trained: Arc<HashSet<ParamId>> = Arc::new(all.iter().filter(|id| Some(**id) != frozen).copied().collect());
-        let mut gradients = Gradients::default();
-        let recorded = check.record(&input, &trained);
-        assert_eq!(recorded.coordinates, coordinates, "the model gives the output of its site");
-        recorded.backward(g.clone(), &mut gradients);
-        for (id, exact) in exact.iter().filter(|(id, _)| trained.contains(id)) {
-            let found = gradients.get(*id).unwrap_or_else(|| panic!("no gradient of parameter {id}"));
-            close(&to_vec(found.clone()), exact, &format!("gradient of parameter {id}"));
+    let all_rows: Vec<usize> = (0..rows).collect();
+    let unmasked = Check { model: &plain, input: &input, clean: &clean, mask: None };
+    let tokens = unmasked.record(&all_rows, &all).tokens;
+    let masked =
+        tokens.map(|tokens| Check { mask: Some(some_masked(rows, tokens, &clean.device())), ..unmasked.clone() });
+    for check in [Some(unmasked), masked].into_iter().flatten() {
+        let real = check.record(&all_rows, &all).mask.map_or(g.clone(), |mask| mask.apply(g.clone()));
+        let exact = autodiff(model, graph_input.clone(), &real);
+        let frozen = all.iter().copied().map(Some).filter(|_| all.len() > 1).chain([None]);
+        for frozen in frozen {
+            let trained: Arc<HashSet<ParamId>> =
+                Arc::new(all.iter().filter(|id| Some(**id) != frozen).copied().collect());
+            let mut gradients = Gradients::default();
+            let recorded = check.record(&all_rows, &trained);
+            assert_eq!(recorded.coordinates, coordinates, "the model gives the output of its site");
+            recorded.backward(g.clone(), &mut gradients);
+            for (id, exact) in exact.iter().filter(|(id, _)| trained.contains(id)) {
+                let found = gradients.get(*id).unwrap_or_else(|| panic!("no gradient of parameter {id}"));
+                close(&to_vec(found.clone()), exact, &format!("gradient of parameter {id}"));
+            }
+            check.norms(&recorded, &trained);
+            check.low_rank(&recorded, &trained);
         }
-        check.norms(&recorded, &trained);
-        check.low_rank(&recorded, &trained);
+        check.output_noise(&all);
     }
-    check.output_noise(&all);
+}
+
+/// A mask that hides every other token, others in the next row.
+fn some_masked<B: Backend>(rows: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let mask = (0..rows * tokens).map(|i| i32::from((i / tokens + i % tokens) % 2 == 0)).collect();
+    Tensor::from_data(TensorData::new(mask, [rows, tokens]), device)
 }
 
 /// The gradients of Σ ⟨g, y⟩ by autodiff.
@@ -163,20 +179,41 @@ fn source() -> NoiseSource {
     }
 }
 
-/// A model of one site, and what it gives.
+/// A model of one site, what it gives, and the mask that it is called under.
 struct Check<'a, B: Backend, M: ForwardModel<B>> {
     model: &'a M,
     input: &'a M::Input,
     clean: &'a Tensor<B, 2>,
+    mask: Option<Tensor<B, 2, Int>>,
+}
+
+impl<B: Backend, M: ForwardModel<B>> Clone for Check<'_, B, M> {
+    fn clone(&self) -> Self {
+        Self { mask: self.mask.clone(), ..*self }
+    }
 }
 
 impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
-    fn record(&self, input: &M::Input, trained: &Arc<HashSet<ParamId>>) -> Recorded<B> {
+    fn forward(&self, rows: &[usize], probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let input = self.input.rows(rows);
+        match &self.mask {
+            Some(mask) => probe.masked(mask.rows(rows), |probe| self.model.forward(input, probe)),
+            None => self.model.forward(input, probe),
+        }
+    }
+
+    fn record(&self, rows: &[usize], trained: &Arc<HashSet<ParamId>>) -> Recorded<B> {
         let mut probe = Probe::record(trained.clone(), Prefix::empty());
-        self.model.forward(input.clone(), &mut probe);
+        self.forward(rows, &mut probe);
         let mut sites = probe.recorded();
         assert_eq!(sites.len(), 1, "the model has one site");
         sites.remove(0)
+    }
+
+    /// 1 at each coordinate of a real token of every row, else 0.
+    fn real(&self, recorded: &Recorded<B>) -> Vec<f64> {
+        let ones = self.clean.ones_like();
+        to_vec(recorded.mask.as_ref().map_or(ones.clone(), |mask| mask.apply(ones)))
     }
 
     /// Some queries for each row of the input.
@@ -187,7 +224,8 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
 
     fn query(&self, trained: &Arc<HashSet<ParamId>>, rank: Option<usize>, rows: &Arc<QueryRows>) -> Tensor<B, 2> {
         let query = Query::new(rows.clone(), source(), None, rank);
-        self.model.forward(self.input.clone(), &mut Probe::query(trained.clone(), Prefix::empty(), query))
+        let all: Vec<usize> = (0..self.clean.dims()[0]).collect();
+        self.forward(&all, &mut Probe::query(trained.clone(), Prefix::empty(), query))
     }
 
     /// E‖Σ_k ε_k ∂_k‖² = Σ_k ‖∂_k‖² of each row, by each coordinate in turn.
@@ -196,7 +234,7 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
         let norm = recorded.squared_score_norm(rows).expect("one squared score norm for each row");
         let squares = norm.squares.map_or(vec![0.0; rows], to_vec);
         for (row, square) in squares.into_iter().enumerate() {
-            let site = self.record(&self.input.rows(&[row]), trained).site;
+            let site = self.record(&[row], trained);
             let mut sum = 0.0;
             for k in 0..coordinates {
                 let mut unit = vec![0f32; coordinates];
@@ -216,7 +254,7 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
         let (noise, rank, rows) = (source(), 2, self.query_rows());
         let perturbed = self.query(trained, Some(rank), &rows);
         let layout = Layout::new(&*recorded.site, recorded.coordinates, rank);
-        let mut draw = vec![0f32; layout.len()];
+        let (mut draw, real) = (vec![0f32; layout.len()], self.real(recorded));
         for (r, key) in rows.keys.iter().enumerate() {
             let (direction, sign) = noise.signed(0, key).expect("noise falls on the only site");
             noise.draw(0, key.position, direction, &mut draw);
@@ -231,8 +269,8 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
                     to_vec(moved.forward(self.input.rows(&example), &mut Probe::clean()))
                 }
                 None => {
-                    let y = to_vec(self.clean.clone().rows(&example));
-                    y.iter().zip(&draw).map(|(y, &e)| y + scale * f64::from(e)).collect()
+                    let (y, real) = (to_vec(self.clean.clone().rows(&example)), &real[rows.datum[r] * layout.output..]);
+                    y.iter().zip(&draw).zip(real).map(|((y, &e), real)| y + real * scale * f64::from(e)).collect()
                 }
             };
             close(&to_vec(perturbed.clone().rows(&[r])), &expected, "output under noise of low rank");
@@ -257,14 +295,17 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
         steps
     }
 
-    /// Noise falls on the output, and each row has its own.
+    /// Noise falls on the output at real tokens, and each row has its own.
     fn output_noise(&self, trained: &Arc<HashSet<ParamId>>) {
         let rows = self.query_rows();
+        let all: Vec<usize> = (0..self.clean.dims()[0]).collect();
+        let real = self.real(&self.record(&all, trained));
         let coordinates = self.clean.dims()[1];
         let mut expected = to_vec(self.clean.clone().rows(&rows.datum));
         source().perturb(0, &rows.keys, coordinates, |r, start, noise| {
             let here = &mut expected[r * coordinates + start..];
-            here.iter_mut().zip(noise).for_each(|(y, &e)| *y += f64::from(e));
+            let real = &real[rows.datum[r] * coordinates + start..];
+            here.iter_mut().zip(noise).zip(real).for_each(|((y, &e), real)| *y += real * f64::from(e));
         });
         close(&to_vec(self.query(trained, None, &rows)), &expected, "perturbed output");
     }

@@ -4,7 +4,6 @@ use burn::prelude::*;
 
 use super::gradients::Gradients;
 use super::rows::QueryRows;
-use crate::error::Error;
 
 /// A layer at a site: the clean input that its gradients are products of, and how they follow.
 ///
@@ -65,7 +64,7 @@ use crate::error::Error;
 ///     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
 ///         let [_, tokens, d] = self.x.dims();
 ///         let norm = match self.gamma {
-///             Some(_) => SquaredScoreNorm::of_inputs(self.x.clone(), 1.0), // Σ x²
+///             Some(_) => SquaredScoreNorm::of_inputs(self.x.clone(), 1.0), // Σ x², token by token
 ///             None => SquaredScoreNorm::constant(0.0),
 ///         };
 ///         norm.plus(if self.beta.is_some() { (tokens * d) as f64 } else { 0.0 })
@@ -78,7 +77,8 @@ use crate::error::Error;
 pub trait Site<B: Backend>: Send + 'static {
     /// Adds the gradients of Σ ⟨g, y⟩ for the trained parameters of the layer.
     ///
-    /// Gradients of frozen parameters are dropped.
+    /// Gradients of frozen parameters are dropped. Under a [token mask](super::Probe::masked) g is 0
+    /// at masked tokens.
     ///
     /// # Shapes
     /// - g: `[rows, coordinates]`, the rows of the kept input; coordinates are those of a row of y,
@@ -89,7 +89,8 @@ pub trait Site<B: Backend>: Send + 'static {
     /// row.
     ///
     /// The entries of g are independent there, with mean 0 and variance 1. So it is Σ_k
-    /// ‖backward(e_k)‖² over the unit vectors e_k, for the trained parameters alone.
+    /// ‖backward(e_k)‖² over the unit vectors e_k, for the trained parameters alone. Of an output
+    /// with tokens it tells each token's part (see [`SquaredScoreNorm`]).
     ///
     /// Times c²·E s² it stands for the squared norm of a single-query estimate, which allocation is
     /// decided by. Coefficient and norm are taken for independent: see
@@ -156,82 +157,50 @@ pub trait WeightNoise<B: Backend> {
     fn add_gradients(&self, matrix: Option<Tensor<B, 2>>, vectors: Option<Tensor<B, 1>>, gradients: &mut Gradients<B>);
 }
 
-/// E‖∂‖² of each row at a site: constant + factor·squares.
+/// E‖∂‖² of each row at a site: constant + factor·Σ squares.
 ///
-/// The squares stay on the device; they are read once for all sites of a step.
+/// Under a [token mask](super::Probe::masked) only the part of the real tokens counts. So the norm
+/// also says how it is spread over the tokens of the output, its second axis of three or more. The
+/// squares stay on the device; they are read once for all sites of a step.
 #[derive(Clone, Debug)]
 pub struct SquaredScoreNorm<B: Backend> {
-    /// What differs from row to row, `[rows]`; nothing where all rows have the same norm.
-    pub squares: Option<Tensor<B, 1>>,
+    /// What differs from row to row, summed over the last axis; nothing where all rows have the
+    /// same norm.
+    ///
+    /// `[rows, tokens]`, each token's part. `[rows, 1]` will do where the output has no tokens, or
+    /// its site is never called under a mask.
+    pub squares: Option<Tensor<B, 2>>,
     /// Factor of the squares.
     pub factor: f64,
-    /// What is the same for all rows.
+    /// What is the same for all rows. All tokens have the same share of it.
     pub constant: f64,
 }
 
 impl<B: Backend> SquaredScoreNorm<B> {
-    /// The same for all rows.
+    /// The same for all rows, and for all tokens of a row.
     #[must_use]
     pub fn constant(constant: f64) -> Self {
         Self { squares: None, factor: 1.0, constant }
     }
 
-    /// factor·‖x‖² of each row of the input `x`, `[rows, …]`.
+    /// factor·‖x‖² of each row of the input `x`.
+    ///
+    /// # Shapes
+    /// - x: `[rows, tokens, …]`, with the tokens of the output; or `[rows, d]`, without tokens
     #[must_use]
     pub fn of_inputs<const D: usize>(x: Tensor<B, D>, factor: f64) -> Self {
-        let rows = x.dims()[0];
-        let width = x.shape().num_elements() / rows.max(1);
-        let squares = x.reshape([rows, width]).powi_scalar(2).sum_dim(1).reshape([rows]);
+        let shape = x.dims();
+        let (rows, tokens) = (shape[0], if D > 2 { shape[1] } else { 1 });
+        let all = rows * tokens;
+        let flat: Tensor<B, 2> = x.reshape([all, shape.iter().product::<usize>() / all.max(1)]);
+        let squares = flat.powi_scalar(2).sum_dim(1).reshape([rows, tokens]);
         Self { squares: Some(squares), factor, constant: 0.0 }
     }
 
-    /// The same norm with `constant` more for every row.
+    /// The same norm with `constant` more for every row, spread evenly over its tokens.
     #[must_use]
     pub fn plus(mut self, constant: f64) -> Self {
         self.constant += constant;
         self
-    }
-}
-
-/// A site of a recorded pass.
-pub(crate) struct Recorded<B: Backend> {
-    pub site: Box<dyn Site<B>>,
-    /// Rows of the output: 1 where it does not depend on the input.
-    pub rows: usize,
-    /// Perturbed coordinates of a row.
-    pub coordinates: usize,
-    pub device: B::Device,
-}
-
-impl<B: Backend> Recorded<B> {
-    /// Adds the gradients of Σ ⟨g, y⟩.
-    ///
-    /// Examples that share a single row of the output share its derivative: their g are summed
-    /// first.
-    ///
-    /// # Shapes
-    /// - g: `[examples, coordinates]`
-    pub fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-        let g = if self.rows == 1 && g.dims()[0] > 1 { g.sum_dim(0) } else { g };
-        self.site.backward(g, gradients);
-    }
-
-    /// The squared score norms of `examples` examples.
-    ///
-    /// # Errors
-    /// [`Error::Length`], where the site gives another number of them than it has rows.
-    pub fn squared_score_norm(&self, examples: usize) -> Result<SquaredScoreNorm<B>, Error> {
-        let mut norm = self.site.squared_score_norm();
-        if let Some(squares) = norm.squares {
-            let got = squares.dims()[0];
-            norm.squares = match self.rows {
-                rows if got != rows => {
-                    return Err(Error::Length { name: "squared score norms of a site", got, expected: rows });
-                }
-                1 if examples > 1 => Some(squares.expand([examples])),
-                _ => Some(squares),
-            };
-        }
-        Ok(norm)
     }
 }

@@ -3,6 +3,7 @@
 use burn::prelude::*;
 
 use super::layer::Site;
+use super::mask::TokenMask;
 use super::rows::QueryRows;
 use crate::noise::NoiseSource;
 use crate::ops;
@@ -48,9 +49,9 @@ impl Layout {
         self.left() + self.right() + self.vectors + self.output
     }
 
-    /// E‖E‖², over all parameters of the site.
+    /// E‖E‖², over all parameters of a site with weight noise.
     pub fn squared_norm(&self) -> f64 {
-        (self.matrix.map_or(0, |[inputs, outputs]| inputs * outputs) + self.vectors + self.output) as f64
+        (self.matrix.map_or(0, |[inputs, outputs]| inputs * outputs) + self.vectors) as f64
     }
 
     /// Part of the rows of noise as a tensor `[rows, len]`, columns from `at` on.
@@ -82,13 +83,15 @@ fn draw(layout: &Layout, index: usize, noise: &NoiseSource, rows: &QueryRows) ->
 
 /// The output `y` of a site, perturbed for every row.
 ///
+/// Noise on weights moves masked tokens too, which no loss sees. Noise on the output stays off them.
+///
 /// # Shapes
 /// - y: `[examples or rows, …]`; a bare parameter has one row for all
 /// - returns: `[rows, …]`
 pub(crate) fn perturb<B: Backend, const D: usize>(
     y: Tensor<B, D>,
     site: &dyn Site<B>,
-    rank: usize,
+    (rank, mask): (usize, Option<&TokenMask<B>>),
     (index, noise): (usize, &NoiseSource),
     rows: &QueryRows,
 ) -> Tensor<B, D> {
@@ -116,7 +119,8 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
         y = weight_noise.perturb(y, factors, vectors, rows);
     }
     if layout.output > 0 {
-        y = y + part(left + right + layout.vectors, layout.output);
+        let output = part(left + right + layout.vectors, layout.output);
+        y = y + mask.map_or(output.clone(), |mask| mask.apply(output));
     }
     y.reshape(shape).cast(dtype)
 }

@@ -6,13 +6,17 @@
 //! code is the same in all four.
 
 mod check;
+mod examples;
 mod gradients;
 mod layer;
 mod layers;
 pub(crate) mod low_rank;
+mod mask;
+mod masking;
 mod passes;
 mod prefix_cache;
 mod query;
+mod recorded;
 mod rows;
 mod site_key;
 mod stages;
@@ -24,13 +28,16 @@ use burn::module::ParamId;
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::error::Error;
 pub use check::check_site;
+pub(crate) use examples::{PassExamples, StepKey};
 pub use gradients::Gradients;
-pub(crate) use layer::Recorded;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
+pub(crate) use mask::TokenMask;
 pub(crate) use passes::Passes;
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
+pub(crate) use recorded::Recorded;
 pub use rows::QueryRows;
 pub use site_key::{SiteKey, TracedSite};
 use stages::unbox;
@@ -49,6 +56,10 @@ pub(crate) struct Traced<B: Backend> {
     pub reached: HashSet<ParamId>,
     /// The sites, in order.
     pub sites: Vec<TracedSite>,
+    /// The token mask of each site that follows one.
+    pub masks: Vec<Option<TokenMask<B>>>,
+    /// What the model did that no pass can do.
+    pub fault: Option<Error>,
 }
 
 enum Mode<B: Backend> {
@@ -57,6 +68,7 @@ enum Mode<B: Backend> {
         embeddings: Option<Tensor<B, 2>>,
         reached: HashSet<ParamId>,
         sites: Vec<TracedSite>,
+        masks: Vec<Option<TokenMask<B>>>,
         stages: Stages,
         late: bool,
     },
@@ -81,8 +93,15 @@ pub struct Probe<B: Backend> {
     mode: Mode<B>,
     trained: Arc<HashSet<ParamId>>,
     prefix: Prefix,
+    /// The examples of a training pass; none in inference.
+    examples: Option<PassExamples>,
+    /// The mask that holds for the sites to come.
+    mask: Option<TokenMask<B>>,
+    fault: Option<Error>,
     stage: usize,
     site: usize,
+    /// Dropouts so far that dropped anything.
+    dropouts: u64,
     /// Multiply-adds of a row so far.
     work: f64,
     /// Values of a row in the widest output of a layer in this stage.
@@ -108,7 +127,7 @@ impl<B: Backend> Probe<B> {
         let prefix = prefix.unwrap_or_else(Prefix::empty);
         let stages = Stages::behind(prefix.clone());
         Self::new(
-            Mode::Trace { embeddings: None, reached: HashSet::new(), sites: vec![], stages, late },
+            Mode::Trace { embeddings: None, reached: HashSet::new(), sites: vec![], masks: vec![], stages, late },
             trained,
             prefix,
         )
@@ -125,18 +144,47 @@ impl<B: Backend> Probe<B> {
     }
 
     fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
-        Self { mode, trained, prefix, stage: 0, site: 0, work: 0.0, width: 0 }
+        Self {
+            mode,
+            trained,
+            prefix,
+            examples: None,
+            mask: None,
+            fault: None,
+            stage: 0,
+            site: 0,
+            dropouts: 0,
+            work: 0.0,
+            width: 0,
+        }
+    }
+
+    /// The same pass in training: [dropout](Self::dropout) drops values of these examples.
+    pub(crate) fn with_examples(self, examples: PassExamples) -> Self {
+        Self { examples: Some(examples), ..self }
+    }
+
+    /// Notes what no pass can do; the first such fault becomes the error of the step.
+    fn fault(&mut self, fault: Error) {
+        self.fault.get_or_insert(fault);
     }
 
     /// What the tracing pass found.
     pub(crate) fn traced(self) -> Traced<B> {
         match self.mode {
-            Mode::Trace { embeddings, reached, sites, mut stages, .. } => {
+            Mode::Trace { embeddings, reached, sites, masks, mut stages, .. } => {
                 stages.total = self.work;
                 stages.tail = self.width;
-                Traced { stages, embeddings, reached, sites }
+                Traced { stages, embeddings, reached, sites, masks, fault: self.fault }
             }
-            _ => Traced { stages: Stages::default(), embeddings: None, reached: HashSet::new(), sites: vec![] },
+            _ => Traced {
+                stages: Stages::default(),
+                embeddings: None,
+                reached: HashSet::new(),
+                sites: vec![],
+                masks: vec![],
+                fault: self.fault,
+            },
         }
     }
 
@@ -176,7 +224,7 @@ impl<B: Backend> Probe<B> {
         let index = self.stage;
         self.stage += 1;
         if let (Some(state), Some(skipped)) = (&self.prefix.state, self.prefix.skipped.get(index)) {
-            self.site = skipped.sites;
+            (self.site, self.dropouts) = (skipped.sites, skipped.dropouts);
             let last = index + 1 == self.prefix.skipped.len();
             return *unbox::<T>(if last { state } else { &skipped.row }.clone_box());
         }
@@ -185,7 +233,7 @@ impl<B: Backend> Probe<B> {
             && (*late || self.site == 0)
         {
             stages.total = self.work;
-            stages.push(&output, self.site, self.width);
+            stages.push(&output, (self.site, self.dropouts), self.width);
             self.width = 0;
         }
         output
@@ -342,26 +390,29 @@ impl<B: Backend> Probe<B> {
         }
         let index = self.site;
         self.site += 1;
+        let mask = self.mask.clone().filter(|mask| mask.covers(&output.dims()));
         match &mut self.mode {
             Mode::Inference => output,
-            Mode::Trace { reached, sites, .. } => {
+            Mode::Trace { reached, sites, masks, .. } => {
                 let shape = output.dims();
                 let key = SiteKey::next(parameters, sites);
                 sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });
+                masks.push(mask);
                 reached.extend(parameters.iter().filter(|id| self.trained.contains(id)));
                 output
             }
             Mode::Record { sites } => {
                 let shape = output.dims();
                 let (rows, coordinates) = (shape[0], shape[1..].iter().product());
+                let tokens = (D > 2).then(|| shape[1]);
                 let site = Box::new(site(&self.trained));
-                sites.push(Recorded { site, rows, coordinates, device: output.device() });
+                sites.push(Recorded { site, rows, coordinates, tokens, mask, device: output.device() });
                 output
             }
             Mode::Query(query) if !query.falls_on(index) => output,
             Mode::Query(query) => match query.rank {
-                Some(rank) => query.perturb_weights(index, output, &site(&self.trained), rank),
-                None => query.perturb_output(index, output),
+                Some(rank) => query.perturb_weights(index, output, &site(&self.trained), (rank, mask.as_ref())),
+                None => query.perturb_output(index, output, mask.as_ref()),
             },
         }
     }

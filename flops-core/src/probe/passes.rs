@@ -86,7 +86,7 @@ impl Passes {
     }
 
     /// Where the passes, one after the other, have each row of the batch.
-    fn places(&self) -> Vec<usize> {
+    pub fn places(&self) -> Vec<usize> {
         let mut places = vec![0; self.order.len()];
         self.order.iter().enumerate().for_each(|(place, &row)| places[row] = place);
         places
@@ -139,7 +139,7 @@ mod tests {
         let pass = |rows: usize, tokens: usize, first: f32| {
             let (mut stages, device) = (Stages::default(), Default::default());
             let output = Tensor::<B, 2>::full([rows, tokens], first, &device);
-            stages.push(&output, 0, 1);
+            stages.push(&output, (0, 0), 1);
             stages
         };
         let passes = Passes::new(3, Some(cached(vec![0])), 2);

@@ -6,6 +6,7 @@ use burn::prelude::*;
 
 use super::layer::Site;
 use super::low_rank;
+use super::mask::TokenMask;
 use super::rows::QueryRows;
 use crate::control_variate::Prediction;
 use crate::noise::{DeviceNoise, NoiseSource};
@@ -51,37 +52,63 @@ impl<B: Backend> Query<B> {
         index: usize,
         y: Tensor<B, D>,
         site: &dyn Site<B>,
-        rank: usize,
+        (rank, mask): (usize, Option<&TokenMask<B>>),
     ) -> Tensor<B, D> {
-        low_rank::perturb(y, site, rank, (index, &self.noise), &self.rows)
+        low_rank::perturb(y, site, (rank, mask), (index, &self.noise), &self.rows)
     }
 
-    /// The output `y` of site `index`, plus σ·ε of each row.
+    /// The output `y` of site `index`, plus σ·ε of each row; 0 at masked tokens.
     ///
     /// # Shapes
     /// - y: `[examples or rows, …]`; a bare parameter has one row for all, and noise is broadcast
     ///   onto it
     /// - returns: `[rows, …]`
-    pub fn perturb_output<const D: usize>(&mut self, index: usize, y: Tensor<B, D>) -> Tensor<B, D> {
+    pub fn perturb_output<const D: usize>(
+        &mut self,
+        index: usize,
+        y: Tensor<B, D>,
+        mask: Option<&TokenMask<B>>,
+    ) -> Tensor<B, D> {
         let rows = self.rows.clone();
-        let mut shape = y.dims();
+        let (mut shape, device) = (y.dims(), y.device());
         shape[0] = rows.keys.len();
         let y = rows.repeat(y);
-        let (noise, prediction, explained) = (&self.noise, &self.prediction, &mut self.explained);
         let len = shape[1..].iter().product();
-        let seen_on_host = prediction.as_ref().is_some_and(|p| p.looks_at(len));
-        if noise.on_device && !seen_on_host {
-            let device = y.device();
+        let seen_on_host = self.prediction.as_ref().is_some_and(|p| p.looks_at(len));
+        if self.noise.on_device && !seen_on_host {
+            let noise = &self.noise;
             let of_rows = || noise.device_noise(index, &rows.keys, &device);
-            return noise.site_buffer(&mut self.device_noise, of_rows).add(y, shape);
+            let buffer = noise.site_buffer(&mut self.device_noise, of_rows);
+            return match mask {
+                Some(mask) => ops::add_rounded(y, mask.apply(buffer.take(len)).reshape(shape)),
+                None => buffer.add(y, shape),
+            };
         }
-        ops::add_values(y, shape, |values| {
-            noise.perturb(index, &rows.keys, len, |r, start, noise| {
+        match mask {
+            // a device is not waited for: the mask stays there, and predictions are masked already
+            Some(mask) if !ops::is_host::<B>(&device) => {
+                let mut values = vec![0f32; shape[0] * len];
+                self.draw(index, len, None, &mut values);
+                let values = mask.apply(ops::from_host(values, [shape[0], len], &device));
+                ops::add_rounded(y, values.reshape(shape))
+            }
+            _ => ops::add_values(y, shape, |values| self.draw(index, len, mask, values)),
+        }
+    }
+
+    /// Adds σ·ε of each row to `values`, at real tokens, and notes what the control variate
+    /// explains of it.
+    fn draw(&mut self, index: usize, len: usize, mask: Option<&TokenMask<B>>, values: &mut [f32]) {
+        let (rows, prediction, explained) = (&self.rows, &self.prediction, &mut self.explained);
+        self.noise.perturb(index, &rows.keys, len, |r, start, noise| {
+            let runs = mask.map_or(vec![0..noise.len()], |mask| mask.real_runs(r, len, start, noise.len()));
+            for run in runs {
+                let (start, noise) = (start + run.start, &noise[run]);
                 values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                 if let Some(prediction) = prediction {
                     explained[r] += prediction.subtract(index, rows.keys[r].position as usize, len, start, noise);
                 }
-            });
-        })
+            }
+        });
     }
 }

@@ -41,11 +41,13 @@ pub(super) struct Skipped {
     pub row: Box<dyn State>,
     /// Sites up to its end.
     pub sites: usize,
+    /// Dropouts up to its end that dropped anything.
+    pub dropouts: u64,
 }
 
 impl Clone for Skipped {
     fn clone(&self) -> Self {
-        Self { row: self.row.clone_box(), sites: self.sites }
+        Self { row: self.row.clone_box(), ..*self }
     }
 }
 
@@ -110,13 +112,18 @@ impl Stages {
         Self { stages, work: vec![0.0; last], total: 0.0, widths: vec![0; last], tail: 0 }
     }
 
-    pub fn push<T: Rows>(&mut self, output: &T, sites: usize, width: usize) {
+    /// A stage with what came up to its end: sites, and dropouts that dropped anything.
+    pub fn push<T: Rows>(&mut self, output: &T, (sites, dropouts): (usize, u64), width: usize) {
+        // a frozen stage gives way to the next; the last one before any dropout is kept for later
+        // steps
         if sites == 0
-            && let Some((_, state)) = self.stages.last_mut()
+            && let Some((last, state)) = self.stages.last_mut()
+            && (last.dropouts > 0 || dropouts == 0)
         {
             *state = None;
         }
-        self.stages.push((Skipped { row: Box::new(output.rows(&[0])), sites }, Some(Box::new(output.clone()))));
+        let skipped = Skipped { row: Box::new(output.rows(&[0])), sites, dropouts };
+        self.stages.push((skipped, Some(Box::new(output.clone()))));
         self.work.push(self.total);
         self.widths.push(width);
     }
@@ -159,6 +166,13 @@ impl Stages {
     /// The prefix in front of the first trained stage: it runs once per example, never per query.
     pub fn frozen(&self) -> Prefix {
         self.prefix(self.before(0))
+    }
+
+    /// The part of [`frozen`](Self::frozen) that is the same in every step: nothing in it is dropped
+    /// out.
+    pub fn lasting(&self) -> Prefix {
+        let lasts = |(stage, state): &(Skipped, Option<_>)| stage.sites == 0 && stage.dropouts == 0 && state.is_some();
+        self.prefix(self.stages.iter().rposition(lasts).map_or(0, |i| i + 1))
     }
 
     /// The stages of several passes of a batch as one.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
@@ -13,21 +14,26 @@ use crate::batch::{Batch, Rows};
 use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
 use crate::model::ForwardModel;
-use crate::probe::{PrefixCache, Probe};
+use crate::persist::Persist;
+use crate::probe::{PrefixCache, Probe, StepKey};
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss.
 ///
 /// It is the baseline of forward-only learning: same model, batches and metrics, another gradient.
+/// From the same seed, [dropout](Probe::dropout) draws the same masks as there, and a
+/// [batch normalisation](Probe::batch_norm) uses its running statistics.
 #[derive(Module, Debug)]
 pub struct BackpropLearner<B: Backend, M: Module<B>> {
     /// The model.
     pub model: M,
+    /// Steps taken, which key the dropout masks.
+    steps: Persist<B, u64>,
+    #[module(skip)]
+    seed: u64,
     #[module(skip)]
     threads: usize,
     #[module(skip)]
     prefixes: PrefixCaches,
-    #[module(skip)]
-    backend: std::marker::PhantomData<B>,
 }
 
 /// Rows of a forward pass in evaluation, at most.
@@ -37,7 +43,14 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
     /// Creates a learner for `model`. Parameters frozen with `no_grad` are not trained.
     #[must_use]
     pub fn new(model: M) -> Self {
-        Self { model, threads: 1, prefixes: PrefixCaches::default(), backend: std::marker::PhantomData }
+        Self { model, steps: Persist::new(0), seed: 0, threads: 1, prefixes: PrefixCaches::default() }
+    }
+
+    /// Sets the seed of the [dropout](Probe::dropout) masks (default 0).
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 
     /// Caches the frozen prefixes of training examples, at most `examples` (default 0).
@@ -80,12 +93,20 @@ where
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
         let trained = trained_parameters(&self.model);
-        let passes = self.prefixes.passes(&batch, &trained, batch.ids.len().max(1));
+        let rows = batch.ids.len();
+        let key = StepKey { seed: self.seed, step: self.steps.value, ids: &batch.ids };
+        let passes = self.prefixes.passes(&batch, &trained, rows.max(1));
         let (mut outputs, mut stages, mut reached) = (vec![], vec![], 0);
         for job in 0..passes.len() {
-            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), false);
-            outputs.push(self.model.forward(batch.input.rows(passes.rows(job)), &mut probe));
+            let index = passes.rows(job);
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), false).with_examples(key.examples(index));
+            outputs.push(self.model.forward(batch.input.rows(index), &mut probe));
             let traced = probe.traced();
+            if traced.fault.is_some() {
+                // as in a step of the forward learner: nothing is learned, and the metrics see no
+                // loss
+                return TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) };
+            }
             stages.push(traced.stages);
             reached = traced.reached.len();
         }
@@ -93,6 +114,32 @@ where
         self.prefixes.update(&batch, &trained, &passes.stages(stages), reached == trained.len());
         let item = StepOutput::clean(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
+    }
+
+    fn optimize<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
+        mut self,
+        optim: &mut O,
+        lr: f64,
+        grads: GradientsParams,
+    ) -> Self
+    where
+        Self: AutodiffModule<B1>,
+    {
+        self.steps.value += 1;
+        optim.step(lr, self, grads)
+    }
+
+    fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
+        mut self,
+        optim: &mut O,
+        lr: f64,
+        grads: MultiGradientsParams,
+    ) -> Self
+    where
+        Self: AutodiffModule<B1>,
+    {
+        self.steps.value += 1;
+        optim.step_multi(lr, self, grads)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
 use crate::model::ForwardModel;
 use crate::persist::Persist;
+use crate::variance::VarianceSource;
 
 /// Trains a [`ForwardModel`] from forward passes alone.
 ///
@@ -160,7 +161,10 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             for (phase, queries, cost) in p.costs {
                 state.ledger.add(phase, queries, cost.rows, cost.elapsed);
             }
-            state.variances.observe(&p.ids, &p.variance_covariate, &p.second_moments, &p.survived);
+            state.loss_excess.observe(&p.losses);
+            if self.config.variance == VarianceSource::Running {
+                state.variances.observe(&p.ids, &p.variance_covariate, &p.second_moments, &p.survived);
+            }
             state.sites.observe(&p.site_moments);
             if let Some(observed) = p.observed {
                 state.gradient_predictor.observe(observed);

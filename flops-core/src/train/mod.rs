@@ -9,6 +9,8 @@
 mod backprop;
 mod config;
 mod diagnostics;
+#[cfg(test)]
+mod dropping;
 pub mod files;
 #[cfg(test)]
 mod half;

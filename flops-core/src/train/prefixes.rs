@@ -34,6 +34,8 @@ impl PrefixCaches {
 
     /// Stores the prefixes that a clean pass over training examples left.
     ///
+    /// A prefix ends in front of the first dropout, whose masks differ from step to step.
+    ///
     /// Nothing is stored where `reaches_all` is false. A trained parameter that no call through the
     /// probe reaches may act in any stage, so no stage is frozen for certain. An evaluation does
     /// not know which parameters are trained, so its cache is told here.
@@ -45,7 +47,7 @@ impl PrefixCaches {
         reaches_all: bool,
     ) {
         if reaches_all {
-            self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.frozen());
+            self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.lasting());
         }
         self.evaluation.reset_if_changed(if reaches_all { trained.clone() } else { Arc::default() });
     }

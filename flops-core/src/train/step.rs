@@ -25,7 +25,7 @@ use crate::model::ForwardModel;
 use crate::noise::Placement;
 use crate::ops;
 use crate::random::derive_seed;
-use crate::variance::{VarianceSource, squared_losses};
+use crate::variance::VarianceSource;
 
 /// Separates the allocator's random numbers from the noise of the same seed.
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
@@ -106,7 +106,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
         let passes = prefixes.passes(batch, trained, config.estimator.clean_rows(model));
-        let clean = config.estimator.clean_from(model, batch, trained, passes)?;
+        let clean = config.estimator.clean_from(model, batch, trained, (passes, self.state.step))?;
         prefixes.update(batch, trained, &clean.stages, clean.reaches_all());
         Ok(clean)
     }
@@ -121,6 +121,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             first: ids[0],
             update: None,
             ids: ids.clone(),
+            losses: clean.losses.clone(),
             variance_covariate: clean.variance_covariate.clone(),
             second_moments: vec![],
             site_moments: vec![],
@@ -197,7 +198,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let (state, batch) = (self.state, self.batch);
         let variances = match (pilots, self.config.variance) {
             (Some(pilots), _) => fill_missing(&pilots.estimate.second_moments),
-            (None, VarianceSource::Loss) => squared_losses(&clean.losses),
+            (None, VarianceSource::Loss) => state.loss_excess.predict(&clean.losses),
             (None, _) => state.variances.predict(&batch.ids, &clean.variance_covariate),
         };
         let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());

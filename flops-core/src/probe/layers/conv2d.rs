@@ -1,5 +1,7 @@
 //! Convolutions over two axes.
 
+use std::collections::HashSet;
+
 use burn::module::ParamId;
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
@@ -18,6 +20,7 @@ impl<B: Backend> Probe<B> {
     /// A convolution (any stride, padding and dilation; one group) as a site.
     ///
     /// With more than one group the layer runs, but is no site: its gradient is not estimated.
+    /// Its second axis is channels, so no [token mask](Self::masked) applies.
     ///
     /// # Shapes
     /// - x: `[rows, channels_in, height, width]`
@@ -32,7 +35,8 @@ impl<B: Backend> Probe<B> {
             return y;
         }
         let (weight, bias) = (layer.weight.id, layer.bias.as_ref().map(|b| b.id));
-        self.site(&[Some(weight), bias].into_iter().flatten().collect::<Vec<_>>(), y, |trained| {
+        let parameters: Vec<ParamId> = [Some(weight), bias].into_iter().flatten().collect();
+        let site = |trained: &HashSet<ParamId>| {
             let dtype = ops::accum_dtype::<B>();
             Conv2dSite {
                 x: padded(layer, x).cast(dtype),
@@ -43,7 +47,8 @@ impl<B: Backend> Probe<B> {
                 weight: trained_id(trained, weight),
                 bias: bias.and_then(|id| trained_id(trained, id)),
             }
-        })
+        };
+        self.unmasked(|probe| probe.site(&parameters, y, site))
     }
 }
 
@@ -117,7 +122,7 @@ impl<B: Backend> Site<B> for Conv2dSite<B> {
                     Tensor::<B, 4>::ones([1, c_in, kernel_height, kernel_width], (&self.x.device(), self.x.dtype()));
                 let patches = conv2d(self.x.clone().powi_scalar(2), ones, None, self.options());
                 let rows = self.x.dims()[0];
-                let sums = patches.reshape([rows, height * width]).sum_dim(1).reshape([rows]);
+                let sums = patches.reshape([rows, height * width]).sum_dim(1);
                 SquaredScoreNorm { squares: Some(sums), factor: channels as f64, constant: 0.0 }
             }
             None => SquaredScoreNorm::constant(0.0),

@@ -1,7 +1,9 @@
 //! The built-in layers, one file each: its method of [`Probe`](super::Probe) and its
 //! [`Site`](super::Site).
 
+mod batch_norm;
 mod conv2d;
+mod dropout;
 mod embedding;
 mod layer_norm;
 mod linear;

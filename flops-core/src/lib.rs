@@ -16,8 +16,8 @@
 //!    Optimizers, schedulers, metrics and checkpointers are Burn's own. Parameters are trained
 //!    unless frozen with `no_grad`.
 //!
-//! Layers with a method of [`Probe`]: `linear`, `layer_norm`, `batch_norm`, `conv2d` (one group),
-//! `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
+//! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `batch_norm`, `conv2d`
+//! (one group), `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
 //!
 //! - **Padding.** Call layers on padded tokens inside [`Probe::masked`]: estimate and variance are
 //!   then those of the batch without padding.
@@ -87,6 +87,7 @@ mod names;
 pub mod noise;
 pub mod ops;
 mod parallel;
+mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;

@@ -1,5 +1,7 @@
 //! A model with every kind of site, small enough for thousands of gradient estimates.
 
+pub mod pair;
+
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Param, ParamId};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -154,7 +156,7 @@ pub fn weights<M: Module<B>>(model: &M) -> Vec<f64> {
 }
 
 /// The gradient of the mean loss, by autodiff.
-pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
+pub fn true_gradient<M: ForwardModel<AB>>(model: &M, batch: Batch<M::Input, M::Target>) -> Vec<f64> {
     let output = model.forward(batch.input, &mut Probe::clean());
     let grads = model.losses(output, batch.target).mean().backward();
     struct Visit<'a>(&'a <AB as burn::tensor::backend::AutodiffBackend>::Gradients, Vec<f64>);

@@ -45,6 +45,11 @@ impl<B: Backend> Rows for PairEmbeddings<B> {
     fn row_shape(&self) -> Vec<usize> {
         [self.images.row_shape(), self.texts.row_shape()].concat()
     }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        self.images.check_rows(rows)?;
+        self.texts.check_rows(rows)
+    }
 }
 
 /// What the query losses of a batch need from its clean pass.
@@ -108,6 +113,10 @@ impl<B: Backend> Rows for Pairs<B> {
     fn cat(parts: Vec<Self>) -> Self {
         let clean = parts[0].clean.clone();
         Self { index: parts.into_iter().flat_map(|p| p.index).collect(), clean }
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        self.index.check_rows(rows)
     }
 }
 

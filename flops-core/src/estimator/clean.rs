@@ -7,14 +7,16 @@ use std::time::Instant;
 use burn::module::ParamId;
 use burn::prelude::*;
 
-use super::context::{check_failure, check_len, to_host};
+use super::context::{check_failure, to_host};
 use super::estimate::PassCost;
+use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::parallel::{num_workers, run_ordered};
+use crate::parameters::paths;
 use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
@@ -70,6 +72,24 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         Arc::new(self.trained.iter().filter(|id| !is_exact(id)).copied().collect())
     }
 
+    /// [`estimated`](Self::estimated), where all can be.
+    ///
+    /// # Errors
+    /// [`Error::NothingTrained`] or [`Error::NotSites`].
+    pub(super) fn reachable(&self) -> Result<Arc<HashSet<ParamId>>, Error> {
+        let estimated = self.estimated();
+        if estimated.is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let missed = estimated.difference(&self.reached).count();
+        if self.estimator.space.is_independent() && missed > 0 {
+            let is_missed = |id| estimated.contains(&id) && !self.reached.contains(&id);
+            let paths = paths::<B, M>(self.model, is_missed);
+            return Err(Error::NotSites { paths, missed, trained: estimated.len() });
+        }
+        Ok(estimated)
+    }
+
     /// Whether every parameter whose gradient is estimated was called through the probe.
     ///
     /// One that was not may act in any stage: none can be skipped.
@@ -93,8 +113,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         &self.site_costs
     }
 
-    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has good
-    /// ones.
+    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has
+    /// good ones.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Value`], unless there is one positive number for each site.
@@ -160,7 +180,8 @@ impl Estimator {
     /// Dropout masks are those of step 0; [`clean_at`](Self::clean_at) takes another.
     ///
     /// # Errors
-    /// Where settings are unusable, the batch is empty, or the model cannot answer.
+    /// Where settings are unusable, the batch is empty or its parts differ in length, the model
+    /// cannot answer, or it breaks the [row contract](Probe#rows).
     pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
@@ -195,10 +216,8 @@ impl Estimator {
         (passes, step): (Passes, u64),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
+        batch.check()?;
         let n = batch.ids.len();
-        if n == 0 {
-            return Err(Error::EmptyBatch);
-        }
         let start = Instant::now();
         let late = self.is_single_site();
         let chunks = self.chunks(model, batch, trained, (&passes, step))?;
@@ -207,23 +226,29 @@ impl Estimator {
         let output = passes.in_order(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
-                let losses = check_len(model.losses(output.clone(), target.clone()), n)?;
+                let count = |got| Error::RowCount { what: "the coupled target", got, rows: n };
+                target.check_rows(n).map_err(count)?;
+                let losses = rows::losses(model, output.clone(), target.clone(), n)?;
                 (to_host(vec![losses]), target)
             }
             None => (passes.in_order(vec![to_host(losses)]), batch.target.clone()),
         };
         let variance_covariate = match model.variance_covariate(&output, &target) {
-            Some(covariate) => to_host(vec![check_len(covariate, n)?]),
+            Some(covariate) => to_host(vec![check_len("the variance covariate", covariate, n)?]),
             None => losses.clone(),
         };
         let mut exact = model.exact_gradients(&output, &target);
         exact.retain(|(id, _)| trained.contains(id));
         let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
         if count > 0 {
-            return Err(Error::ExactSites { count });
+            let is_exact = |id| exact.iter().any(|(exact, _)| *exact == id) && reached.contains(&id);
+            return Err(Error::ExactSites { paths: paths::<B, M>(model, is_exact), count });
         }
-        let embedded: usize = embeddings.iter().map(|e| e.dims()[0]).sum();
-        let embeddings = (embedded == n).then(|| passes.in_order(embeddings));
+        let got = embeddings.iter().map(|e| e.dims()[0]).sum();
+        if got != n && !embeddings.is_empty() {
+            return Err(Error::RowCount { what: "the embeddings", got, rows: n });
+        }
+        let embeddings = (!embeddings.is_empty()).then(|| passes.in_order(embeddings));
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: passes.largest() as u64 };
         let stages = passes.stages(stages);
         Ok(CleanPass {
@@ -258,19 +283,18 @@ impl Estimator {
         trained: &Arc<HashSet<ParamId>>,
         (passes, step): (&Passes, u64),
     ) -> Result<Chunks<B, M::Output>, Error> {
-        let late = self.is_single_site();
+        let (late, sites) = (self.is_single_site(), self.space.is_independent());
         let key = StepKey { seed: self.seed, step, ids: &batch.ids };
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), passes.clone());
         let work = |(model, input, target, passes): &(M, M::Input, M::Target, Passes), job: usize| {
             let index = passes.rows(job);
-            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late).with_examples(key.examples(index));
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late)
+                .with_examples(key.examples(index))
+                .with_row_check(index.len(), sites);
             let output = model.forward(input.rows(index), &mut probe);
-            let mut traced = probe.traced();
-            if let Some(fault) = traced.fault.take() {
-                return Err(fault);
-            }
-            let losses = check_len(model.losses(output.clone(), target.rows(index)), index.len())?;
-            Ok((losses, output, traced))
+            check_probe(model, &mut probe, index.len())?;
+            let losses = rows::losses(model, output.clone(), target.rows(index), index.len())?;
+            Ok((losses, output, probe.traced()))
         };
         let mut chunks = Chunks {
             losses: vec![],
@@ -281,15 +305,22 @@ impl Estimator {
             sites: vec![],
             masks: vec![],
         };
-        let workers = num_workers(model, self.threads);
+        let (workers, mut others) = (num_workers(model, self.threads), vec![]);
+        let rows: Vec<usize> = (0..passes.len()).map(|job| passes.rows(job).len()).collect();
         run_ordered(passes.len(), workers, context, work, |job, (losses, output, traced)| {
-            chunks.masks.push((passes.rows(job).len(), traced.masks));
+            if job > 0 && sites {
+                others.push(std::mem::take(&mut chunks.sites));
+            }
+            chunks.masks.push((rows[job], traced.masks));
             chunks.losses.push(losses);
             (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
             chunks.outputs.push(output);
             chunks.stages.push(traced.stages);
             chunks.embeddings.extend(traced.embeddings);
         })?;
+        for (job, other) in others.iter().enumerate() {
+            check_sites(model, (other, rows[job]), (&chunks.sites, rows[others.len()]))?;
+        }
         Ok(chunks)
     }
 }

@@ -199,12 +199,12 @@ fn room_for_a_part_of_the_data_saves_that_part() {
         }
         (rows, seen)
     };
+    // the first step runs some examples once more, to check the model
     let (without, values) = forward(0, 0);
-    assert_eq!(without[1..], [40; 7][..], "evaluation runs all rows, and so do later epochs");
-    assert_eq!(without[0], 40);
+    assert_eq!(without[1..], [40; 7], "evaluation runs all rows, and so do later epochs");
     for (kept, left) in [(36, 4), (40, 0), (20, 20)] {
         let (with, same) = forward(kept, kept);
-        assert_eq!(with, [40, 40, left, left, left, left, left, left], "room for {kept}");
+        assert_eq!(with[1..], [40, left, left, left, left, left, left], "room for {kept}");
         close(&same, &values);
     }
 

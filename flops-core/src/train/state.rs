@@ -34,7 +34,7 @@ pub struct LearnerState {
 /// What one step learned, kept until the optimizer's update commits it.
 ///
 /// A step sees the learner by reference and cannot change it. Several workers leave one each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Id of the batch's first example; updates are committed in this order.
     pub first: u64,

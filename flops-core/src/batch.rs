@@ -22,6 +22,16 @@ pub trait Rows: Clone + Send + 'static {
     /// Where `parts` is empty.
     fn cat(parts: Vec<Self>) -> Self;
 
+    /// Sizes of a row, which tell rows of different padding apart.
+    ///
+    /// A cached prefix is used for inputs of the sizes that it was computed from, and rows of
+    /// different sizes are never concatenated. A tensor gives its axes but the first, and a tuple
+    /// gives those of its parts. The default says that all rows are alike: a type that holds
+    /// tensors should give theirs.
+    fn row_shape(&self) -> Vec<usize> {
+        vec![]
+    }
+
     /// Checks that there are `rows` rows, in every part.
     ///
     /// A type of several parts asks each of them: `self.images.check_rows(rows)?;` and so on. What
@@ -61,6 +71,10 @@ where
         if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
     }
 
+    fn row_shape(&self) -> Vec<usize> {
+        self.dims()[1..].to_vec()
+    }
+
     fn check_rows(&self, rows: usize) -> Result<(), usize> {
         same(self.dims()[0], rows)
     }
@@ -91,6 +105,12 @@ macro_rules! rows_for_tuples {
                     $($part.push($name);)+
                 }
                 ($($name::cat($part),)+)
+            }
+
+            fn row_shape(&self) -> Vec<usize> {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                [$($name.row_shape()),+].concat()
             }
 
             fn check_rows(&self, rows: usize) -> Result<(), usize> {

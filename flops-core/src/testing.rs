@@ -202,3 +202,23 @@ pub fn train_allocator<A: Allocator<B>>(
     let draw = |_| variance_objective(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
     (0..100).map(draw).sum::<f64>() / 100.0
 }
+
+/// Examples of these ids, each with two words of its own, padded with the fourth to `words` words.
+///
+/// An example is the same in every batch, but for its padding. The model sees the padding.
+pub fn padded_batch<B: Backend>(ids: &[u64], words: usize) -> ZooBatch<B> {
+    let (n, device) = (ids.len(), Default::default());
+    let image = |id: u64| (0..16).map(move |i| (0.7 * i as f32 + 1.3 * id as f32).sin());
+    let images: Vec<f32> = ids.iter().flat_map(|&id| image(id)).collect();
+    let word = |id: u64, i: usize| if i < 2 { ((id as usize * 5 + i) % 3) as i32 } else { 3 };
+    let tokens: Vec<i32> = ids.iter().flat_map(|&id| (0..words).map(move |i| word(id, i))).collect();
+    let labels: Vec<i32> = ids.iter().map(|id| (id % 3) as i32).collect();
+    Batch {
+        ids: ids.to_vec(),
+        input: (
+            Tensor::from_data(TensorData::new(images, [n, 1, 4, 4]), &device),
+            Tensor::from_data(TensorData::new(tokens, [n, words]), &device),
+        ),
+        target: Tensor::from_data(TensorData::new(labels, [n]), &device),
+    }
+}

@@ -42,6 +42,10 @@ impl<B: Backend> Rows for PairEmbeddings<B> {
         Self { images: Rows::cat(images), texts: Rows::cat(texts), scale }
     }
 
+    fn row_shape(&self) -> Vec<usize> {
+        [self.images.row_shape(), self.texts.row_shape()].concat()
+    }
+
     fn check_rows(&self, rows: usize) -> Result<(), usize> {
         self.images.check_rows(rows)?;
         self.texts.check_rows(rows)

@@ -18,6 +18,7 @@ use crate::ops;
 use crate::parallel::num_workers;
 use crate::probe::Stages;
 use crate::random::derive_seed;
+use crate::site_tracker::SiteMoment;
 
 impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// The gradient of the mean loss of the batch, estimated from `allocation`'s queries.
@@ -118,7 +119,9 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let accum_dtype = ops::accum_dtype::<B>();
         self.exact.iter().for_each(|(id, g)| gradients.add_flat(*id, g.clone().cast(accum_dtype)));
         gradients.check(self.model)?;
-        let (second_moments, site_moments) = estimator.second_moments(&context.noise, &weighted, &squared_score_norms);
+        let (second_moments, of_sites) = estimator.second_moments(&context.noise, &weighted, &squared_score_norms);
+        let site_moments =
+            self.sites.iter().zip(of_sites).map(|(site, sums)| SiteMoment::new(site.key, sums)).collect();
         Ok(Estimate {
             gradients,
             second_moments,

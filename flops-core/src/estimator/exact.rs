@@ -11,7 +11,6 @@ use crate::allocator::{Allocation, QueryBudget};
 use crate::control_variate::Prediction;
 use crate::noise::script::{for_all, mean};
 use crate::noise::{Placement, Sampling};
-use crate::site_tracker::SiteTracker;
 use crate::testing::pair::{Case, Pair, assert_close, case, pair};
 use crate::testing::{B, flat};
 
@@ -143,10 +142,10 @@ fn second_moments_are_those_of_single_queries() {
                         let square = queries as f64 * g.iter().map(|g| g * g).sum::<f64>();
                         assert_close(&estimate.second_moments, &[square], &name);
                         moment += probability * square;
-                        if let Some(site) = estimate.site_moments.iter().position(|(_, queries)| *queries > 0) {
-                            let (sum, count) = estimate.site_moments[site];
-                            assert_close(&[sum], &[queries as f64 * square * SITES[site].powi(2)], &name);
-                            assert_eq!((count, estimate.site_moments[1 - site]), (queries as u64, (0.0, 0)), "{name}");
+                        if let Some(site) = estimate.site_moments.iter().position(|moment| moment.queries > 0) {
+                            let (here, other) = (estimate.site_moments[site], estimate.site_moments[1 - site]);
+                            assert_close(&[here.sum], &[queries as f64 * square * SITES[site].powi(2)], &name);
+                            assert_eq!((here.queries, other.queries, other.sum), (queries as u64, 0, 0.0), "{name}");
                         }
                     },
                 );
@@ -264,15 +263,4 @@ fn pilots_leave_the_mean_and_the_reported_variance() {
     let (mean, variances) = means.split_at(both.gradient.len());
     assert_close(mean, &both.gradient, "pilots");
     assert_close(&variances[..1], &variances[1..], "variance of pilots and the rest");
-}
-
-/// p_s = 0.2/S + 0.8·√(m_s/cost_s)/Σ: a fifth for all alike, the rest by second moment and cost.
-#[test]
-fn site_probabilities_have_their_closed_form() {
-    let mut tracker = SiteTracker::default();
-    tracker.observe(&[(8.0, 2), (9.0, 1)]);
-    // √(4/1) = 2 and √(9/0.25) = 6
-    assert_close(&tracker.probabilities(&[1.0, 0.25]), &[0.1 + 0.8 * 0.25, 0.1 + 0.8 * 0.75], "by cost");
-    assert_close(&tracker.probabilities(&[1.0, 1.0]), &[0.1 + 0.8 * 0.4, 0.1 + 0.8 * 0.6], "alike");
-    assert_eq!(SiteTracker::default().probabilities(&[1.0, 0.25]), [0.5, 0.5]);
 }

@@ -14,6 +14,7 @@ mod layers;
 pub(crate) mod low_rank;
 mod mask;
 mod masking;
+mod passes;
 mod pinned;
 mod prefix_cache;
 mod query;
@@ -36,13 +37,13 @@ pub(crate) use examples::{PassExamples, StepKey};
 pub use gradients::Gradients;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
 pub(crate) use mask::TokenMask;
+pub(crate) use passes::Passes;
 pub(crate) use pinned::SiteOutputs;
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub(crate) use recorded::Recorded;
 pub use rows::QueryRows;
-pub use site_key::SiteKey;
-pub(crate) use site_key::TracedSite;
+pub use site_key::{SiteKey, TracedSite};
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
 use trace::RowCheck;
@@ -240,6 +241,11 @@ impl<B: Backend> Probe<B> {
                 fault: self.fault,
             },
         }
+    }
+
+    /// The stages of a tracing pass.
+    pub(crate) fn into_stages(self) -> Option<Stages> {
+        matches!(self.mode, Mode::Trace { .. }).then(|| self.traced().stages)
     }
 
     /// The sites of a recording pass, in order.

@@ -116,8 +116,8 @@ fn sites_are_drawn_by_moment_and_cost() {
         let shares = mean(|| {
             let _ = TrainStep::step(&learner, pair_batch::<B>(&[1], 2));
             let pending = learner.pending.drain().pop().unwrap();
-            let queries: u64 = pending.site_moments.iter().map(|(_, queries)| queries).sum();
-            pending.site_moments.iter().map(|(_, n)| *n as f64 / queries as f64).collect()
+            let queries: u64 = pending.site_moments.iter().map(|site| site.queries).sum();
+            pending.site_moments.iter().map(|site| site.queries as f64 / queries as f64).collect()
         });
         assert_close(&shares, &expected, &placement.to_string());
     }

@@ -29,11 +29,15 @@ mod output;
 pub mod param_groups;
 mod pending;
 mod prefixes;
+#[cfg(test)]
+mod prefixes_tests;
 pub mod recorder;
 mod repeat;
 mod report;
 mod site_checks;
 mod state;
+#[cfg(test)]
+mod state_tests;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control_variate::{GradientPredictor, Observation};
 use crate::estimator::PassCost;
 use crate::ledger::{Ledger, Phase};
-use crate::site_tracker::SiteTracker;
+use crate::site_tracker::{SiteMoment, SiteTracker};
 use crate::variance::{LossExcess, VarianceTracker};
 
 /// State of a learner that a checkpoint holds beside the parameters of model and allocator.
@@ -49,8 +49,8 @@ pub(super) struct Pending {
     pub variance_covariate: Vec<f64>,
     /// Second moment of each example; empty if nothing was estimated.
     pub second_moments: Vec<f64>,
-    /// Sum of second moments and number of queries of each site.
-    pub site_moments: Vec<(f64, u64)>,
+    /// Second moments of the queries on each site.
+    pub site_moments: Vec<SiteMoment>,
     /// Sums for the control variate's regression.
     pub observed: Option<Observation>,
     /// Queries of each example with a finite loss.

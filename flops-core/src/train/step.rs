@@ -119,9 +119,9 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     /// The clean pass, from cached prefixes where there are any.
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
-        let cached = prefixes.training.get(&batch.ids, trained);
-        let clean = config.estimator.clean_from(model, batch, trained, (cached, self.mask_key()))?;
-        prefixes.update(&batch.ids, trained, &clean.stages, clean.reaches_all());
+        let passes = prefixes.passes(batch, trained, config.estimator.clean_rows(model));
+        let clean = config.estimator.clean_from(model, batch, trained, (passes, self.mask_key()))?;
+        prefixes.update(batch, trained, &clean.stages, clean.reaches_all());
         Ok(clean)
     }
 
@@ -200,17 +200,18 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let (model, state) = (self.model, self.state);
         if estimator.space.control_variate() == Some(ControlVariate::Prediction) {
             let signals = model.error_signals(&clean.output, &clean.target);
-            clean.set_prediction(signals.and_then(|signals| state.gradient_predictor.predict(signals)));
+            let predicted = signals.and_then(|signals| state.gradient_predictor.predict(signals, clean.sites()));
+            clean.set_prediction(predicted);
         }
-        let costs = clean.site_costs();
+        let (sites, costs) = (clean.sites(), clean.site_costs());
         if estimator.space.placement() == Some(Placement::CostWeighted) && !costs.is_empty() {
-            let probabilities = state.sites.probabilities(costs);
+            let probabilities = state.sites.probabilities(sites, costs);
             // the budget counts whole passes; a query that starts late costs less than one
             let cost = probabilities.iter().zip(costs).map(|(p, cost)| p * cost).sum();
             clean.set_site_probabilities(probabilities)?;
             Ok(budget.at_cost(cost))
         } else {
-            clean.set_site_probabilities(state.sites.probabilities(&vec![1.0; costs.len()]))?;
+            clean.set_site_probabilities(state.sites.probabilities(sites, &vec![1.0; costs.len()]))?;
             Ok(*budget)
         }
     }

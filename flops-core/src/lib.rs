@@ -16,8 +16,15 @@
 //!    Optimizers, schedulers, metrics and checkpointers are Burn's own. Parameters are trained
 //!    unless frozen with `no_grad`.
 //!
-//! Layers with a method of [`Probe`]: `linear`, `layer_norm`, `conv2d` (one group), `embedding`,
-//! `param`. Any other layer joins by [`probe::Site`].
+//! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `batch_norm`, `conv2d`
+//! (one group), `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
+//!
+//! - **Padding.** Call layers on padded tokens inside [`Probe::masked`]: estimate and variance are
+//!   then those of the batch without padding.
+//! - **Dropout.** [`Probe::dropout`] draws one mask for each example and step, which all passes of
+//!   the step share. A layer's own `forward` would not drop anything: it runs as in inference.
+//! - **Batch normalisation.** [`Probe::batch_norm`] goes by the running statistics and leaves them
+//!   as they are.
 //!
 //! [`prelude`] has the names that this takes. `examples/examples/custom_model.rs` in the repository
 //! does both from end to end; `docs/method.md` has the mathematics.
@@ -80,6 +87,7 @@ mod names;
 pub mod noise;
 pub mod ops;
 mod parallel;
+mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;

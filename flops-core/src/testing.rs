@@ -1,5 +1,7 @@
 //! A model with every kind of site, small enough for thousands of gradient estimates.
 
+pub mod pair;
+
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Param, ParamId};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -87,7 +89,7 @@ pub fn zoo(seed: u64) -> Zoo<AB> {
         mix: LinearConfig::new(3, 3).with_initializer(init.clone()).init(&device),
         head: LinearConfig::new(3, 3).with_initializer(init).init(&device),
     };
-    zoo = zoo.map(&mut Fill(seed));
+    zoo = reseeded(zoo, seed);
     zoo
 }
 
@@ -102,6 +104,11 @@ impl<B: Backend> burn::module::ModuleMapper<B> for Fill {
             random::<B, D>(p.dims(), seed).mul_scalar(0.6).add_scalar(0.1).set_require_grad(p.is_require_grad())
         })
     }
+}
+
+/// The module with all parameters drawn from `seed`.
+pub fn reseeded<M: Module<AB>>(module: M, seed: u64) -> M {
+    module.map(&mut Fill(seed))
 }
 
 pub type ZooBatch<B> = Batch<(Tensor<B, 4>, Tensor<B, 2, Int>), Tensor<B, 1, Int>>;
@@ -149,7 +156,7 @@ pub fn weights<M: Module<B>>(model: &M) -> Vec<f64> {
 }
 
 /// The gradient of the mean loss, by autodiff.
-pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
+pub fn true_gradient<M: ForwardModel<AB>>(model: &M, batch: Batch<M::Input, M::Target>) -> Vec<f64> {
     let output = model.forward(batch.input, &mut Probe::clean());
     let grads = model.losses(output, batch.target).mean().backward();
     struct Visit<'a>(&'a <AB as burn::tensor::backend::AutodiffBackend>::Gradients, Vec<f64>);

@@ -1,9 +1,12 @@
 //! Estimates of Tr Σ_j before the queries are drawn.
 
-use std::collections::BTreeMap;
+mod curve;
+mod ratios;
 
 use serde::{Deserialize, Serialize};
 
+use self::curve::Curve;
+use self::ratios::{MAX_EXAMPLES, Ratio, Ratios};
 use crate::error::Error;
 
 /// The source of the allocator's estimates of Tr Σ_j.
@@ -22,7 +25,7 @@ pub enum VarianceSource {
     /// The queries of earlier steps, by a [`VarianceTracker`].
     #[default]
     Running,
-    /// The clean loss: Tr Σ_j is taken to be ℓ_j².
+    /// The clean loss above the least one seen, by a [`LossExcess`].
     Loss,
     /// Pilot queries of the same step, this many for each example, at least 1 and fewer than A₀.
     ///
@@ -57,21 +60,44 @@ impl std::str::FromStr for VarianceSource {
     }
 }
 
-/// ℓ_j², the estimate of Tr Σ_j by [`VarianceSource::Loss`].
+/// Estimates of Tr Σ_j from the losses alone, for [`VarianceSource::Loss`].
 ///
-/// Squares are cut at the square root of the largest `f64`, so that sums of them stay finite.
-pub fn squared_losses(losses: &[f64]) -> Vec<f64> {
-    losses.iter().map(|l| (l * l).min(f64::MAX.sqrt())).collect()
+/// The estimate is e_j² + (ē/2)². Here e_j = ℓ_j − ℓ_min is the excess over the least loss seen so
+/// far, and ē is the mean excess of the batch. Where losses reach down to 0, e_j² is nearly ℓ_j².
+/// The second term keeps the examples of the least loss from being neglected while all losses are
+/// alike.
+///
+/// Adding a constant to the loss or scaling it by a positive factor changes no allocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossExcess {
+    /// `None` before any finite loss.
+    least: Option<f64>,
 }
 
-/// Number of bins of the pooled curve, of equal width in log loss from `LOSS_MIN` to `LOSS_MAX`.
-const BINS: usize = 48;
-const LOSS_MIN: f64 = 1e-6;
-const LOSS_MAX: f64 = 1e2;
-/// Width of the smoothing kernel, in bins.
-const BANDWIDTH: f64 = 0.75;
-/// Factor on the curve's weight per batch.
-const CURVE_DECAY: f64 = 0.98;
+/// Share of the mean excess below which no standard deviation is estimated.
+const LEAST_EXCESS: f64 = 0.5;
+
+impl LossExcess {
+    /// Estimates of Tr Σ_j, one per loss, finite and not negative if the losses are finite.
+    pub fn predict(&self, losses: &[f64]) -> Vec<f64> {
+        let Some(least) = self.with(losses).least else { return vec![0.0; losses.len()] };
+        // cut so that sums of squares stay finite
+        let excess: Vec<f64> = losses.iter().map(|l| (l - least).min(f64::MAX.powf(0.25))).collect();
+        let mean = excess.iter().sum::<f64>() / excess.len() as f64;
+        excess.iter().map(|e| e * e + (LEAST_EXCESS * mean).powi(2)).collect()
+    }
+
+    /// Adds the losses of one step. Those that are not finite are skipped.
+    pub fn observe(&mut self, losses: &[f64]) {
+        *self = self.with(losses);
+    }
+
+    fn with(self, losses: &[f64]) -> Self {
+        let finite = losses.iter().copied().filter(|l| l.is_finite());
+        Self { least: self.least.into_iter().chain(finite).reduce(f64::min) }
+    }
+}
+
 /// Factor on an example's weight when it is seen again, usually one epoch later.
 const DATUM_DECAY: f64 = 0.7;
 /// The curve counts as much as this many queries of the example itself.
@@ -87,8 +113,9 @@ const MAX_RATIO: f64 = 100.0;
 ///
 /// Two estimates are combined.
 ///
-/// - The *pooled curve* m(ℓ) is the recent mean of m over all examples with loss ℓ. It needs no
-///   earlier visit of the example, and it follows the training.
+/// - The *pooled curve* m(ℓ) is the recent mean of m over all examples with losses of about the
+///   rank of ℓ. The rank is that among the 4,096 latest observations. The curve needs no earlier
+///   visit of the example, and it follows the training.
 /// - The example's *own ratio* m_j / m(ℓ_j) sets it apart from others with its loss. It is averaged
 ///   over the visits, and older visits count less.
 ///
@@ -100,25 +127,19 @@ const MAX_RATIO: f64 = 100.0;
 /// right when the loss has fallen. The loss may be replaced by another variance covariate, if the
 /// model has one.
 ///
-/// Memory: 16 bytes per example seen, or about 25 with the map around them. The curve takes 1 kB.
+/// The unit, the sign and the zero of the loss do not matter. Any increasing map of it gives the
+/// same predictions up to rounding. A decreasing map, which mirrors the order, does so too. Where
+/// all losses are above the 4,096 latest, all get the end of the curve.
+///
+/// The ratios of at most 1.8 million examples are kept. Beyond, those seen longest ago are
+/// forgotten, an eighth of them at a time. This needs up to 55 MB. The curve takes 100 kB. A clone
+/// shares the ratios, and costs the same whatever was seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VarianceTracker {
-    curve: Vec<Bin>,
-    data: BTreeMap<u64, Datum>,
-}
-
-/// A bin of the pooled curve: Σ weight·m and Σ weight. A query of the latest batch has weight 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Bin {
-    sum: f64,
-    weight: f64,
-}
-
-/// An example's mean ratio to the curve, and its number of queries, where older ones count less.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Datum {
-    ratio: f32,
-    queries: f32,
+    curve: Curve,
+    ratios: Ratios,
+    /// Batches observed.
+    batches: u32,
 }
 
 impl VarianceTracker {
@@ -127,19 +148,21 @@ impl VarianceTracker {
         Self::default()
     }
 
-    /// The number of examples seen.
+    /// The number of examples remembered.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.ratios.lock().len()
     }
 
-    /// Whether nothing has been seen.
+    /// Whether no example is remembered.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
     }
 
     /// Estimates of Tr Σ_j, one per example, finite and not negative.
     pub fn predict(&self, ids: &[u64], losses: &[f64]) -> Vec<f64> {
-        ids.iter().zip(losses).map(|(id, &loss)| self.pooled(loss).unwrap_or(1.0) * self.ratio(*id)).collect()
+        let Some(curve) = self.curve.fit() else { return vec![1.0; losses.len()] };
+        let ratios = self.ratios.lock();
+        ids.iter().zip(losses).map(|(&id, &loss)| curve.at(loss) * ratios.get(id).map_or(1.0, shrunk)).collect()
     }
 
     /// Adds the observations of one step.
@@ -147,60 +170,38 @@ impl VarianceTracker {
     /// `m[j]` estimates E‖ĝ_jq‖² from the `counts[j]` queries of example `ids[j]`. Entries without
     /// queries are skipped, and so are those whose loss or `m` is not finite.
     pub fn observe(&mut self, ids: &[u64], losses: &[f64], m: &[f64], counts: &[usize]) {
-        self.curve.resize(BINS, Bin::default());
-        for bin in &mut self.curve {
-            bin.sum *= CURVE_DECAY;
-            bin.weight *= CURVE_DECAY;
-        }
-        let entries = || {
-            let zipped = ids.iter().zip(losses).zip(m).zip(counts);
-            zipped
-                .map(|(((&id, &loss), &m), &n)| (id, loss, m, n as f64))
-                .filter(|&(_, loss, m, n)| loss.is_finite() && m.is_finite() && m >= 0.0 && n > 0.0)
-        };
-        for (_, loss, m, n) in entries() {
-            let bin = &mut self.curve[position(loss).round() as usize];
-            bin.sum += n * m;
-            bin.weight += n;
-        }
-        for (id, loss, m, n) in entries() {
-            let Some(expected) = self.pooled(loss).filter(|e| *e > 0.0) else { continue };
+        let entries = ids.iter().zip(losses).zip(m).zip(counts);
+        let (ids, batch): (Vec<u64>, Vec<(f64, f64, f64)>) = entries
+            .map(|(((&id, &loss), &m), &n)| (id, (loss, m, n as f64)))
+            .filter(|(_, (loss, m, n))| loss.is_finite() && m.is_finite() && *m >= 0.0 && *n > 0.0)
+            .unzip();
+        self.curve.observe(&batch);
+        let Some(curve) = self.curve.fit() else { return };
+        self.batches = self.batches.saturating_add(1);
+        let mut ratios = self.ratios.lock();
+        ratios.reserve(ids.len());
+        for (id, (loss, m, n)) in ids.into_iter().zip(batch) {
+            let expected = curve.at(loss);
+            if expected <= 0.0 {
+                continue;
+            }
             let ratio = (m / expected).min(MAX_RATIO);
-            let seen = self.data.entry(id).or_insert(Datum { ratio: 1.0, queries: 0.0 });
-            let queries = DATUM_DECAY * seen.queries as f64 + n;
-            let old = seen.ratio as f64;
-            *seen = Datum { ratio: (old + n / queries * (ratio - old)) as f32, queries: queries as f32 };
+            let seen = self.batches;
+            ratios.update(id, |old| {
+                let (mean, queries) = old.map_or((1.0, 0.0), |r| (r.mean as f64, r.queries as f64));
+                let queries = DATUM_DECAY * queries + n;
+                let mean = mean + n / queries * (ratio - mean);
+                Ratio { mean: mean as f32, queries: queries as f32, seen }
+            });
         }
-    }
-
-    /// m(ℓ), smoothed over neighbouring bins, or none before any observation.
-    fn pooled(&self, loss: f64) -> Option<f64> {
-        let at = position(loss);
-        let (mut sum, mut weight) = (0.0, 0.0);
-        for (k, bin) in self.curve.iter().enumerate() {
-            let d = (at - k as f64) / BANDWIDTH;
-            // the second term extends the curve to losses that no example has had; it never
-            // underflows
-            let kernel = (-0.5 * d * d).exp() + 1e-4 * (-d.abs()).exp();
-            sum += kernel * bin.sum;
-            weight += kernel * bin.weight;
-        }
-        (weight > 0.0).then(|| sum / weight)
-    }
-
-    /// The example's own ratio to the curve, shrunk towards 1.
-    fn ratio(&self, id: u64) -> f64 {
-        self.data.get(&id).map_or(1.0, |d| {
-            let own = d.queries as f64;
-            (PRIOR_QUERIES + own * d.ratio as f64) / (PRIOR_QUERIES + own)
-        })
+        ratios.forget(MAX_EXAMPLES);
     }
 }
 
-/// The position of a loss on the curve, from 0 to `BINS` − 1, or NaN for NaN.
-fn position(loss: f64) -> f64 {
-    let loss = loss.clamp(LOSS_MIN, LOSS_MAX);
-    (loss / LOSS_MIN).ln() / (LOSS_MAX / LOSS_MIN).ln() * (BINS - 1) as f64
+/// The example's own ratio to the curve, shrunk towards 1.
+fn shrunk(ratio: Ratio) -> f64 {
+    let own = ratio.queries as f64;
+    (PRIOR_QUERIES + own * ratio.mean as f64) / (PRIOR_QUERIES + own)
 }
 
 #[cfg(test)]
@@ -208,6 +209,8 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     use super::*;
+    use crate::allocator::{Allocation, AllocationReport, QueryBudget};
+    use crate::testing::skewed_losses;
 
     #[test]
     fn sources_have_names() {
@@ -215,8 +218,48 @@ mod tests {
             assert_eq!(source.to_string().parse::<VarianceSource>().unwrap(), source);
         }
         assert!("pilot:x".parse::<VarianceSource>().unwrap_err().to_string().contains("pilot:N"));
-        assert_eq!(squared_losses(&[3.0, 0.0, -2.0]), [9.0, 0.0, 4.0]);
-        assert!(squared_losses(&[1e300]).iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn the_excess_over_the_least_loss_has_no_unit() {
+        let mut seen = LossExcess::default();
+        assert_eq!(seen.predict(&[]), [0.0; 0]);
+        // excesses of 2, 4 and 0 over the batch's own least loss, with mean 2
+        assert_eq!(seen.predict(&[4.0, 6.0, 2.0]), [4.0 + 1.0, 16.0 + 1.0, 1.0]);
+        seen.observe(&[1.0, f64::NAN, f64::NEG_INFINITY]);
+        assert_eq!(seen.predict(&[2.0, 4.0, 6.0]), [1.0 + 2.25, 9.0 + 2.25, 25.0 + 2.25]);
+        // the same allocation for a·ℓ + b, with negative losses and with floors that are not seen
+        let mut shifted = LossExcess::default();
+        shifted.observe(&[8.0 * 1.0 - 1e6]);
+        let losses = [2.0, 4.0, 6.0].map(|l| 8.0 * l - 1e6);
+        assert_eq!(shifted.predict(&losses), [3.25, 11.25, 27.25].map(|v| 64.0 * v));
+        let huge = LossExcess::default().predict(&[1e300, -1e300]);
+        assert!(huge.iter().all(|v| v.is_finite()) && huge[0] > huge[1], "{huge:?}");
+    }
+
+    #[test]
+    fn the_excess_does_nearly_as_well_as_the_square_where_that_is_right() {
+        // Deterministic: the mean over 50 batches of 64. With √(Tr Σ_j) = ℓ_j the least is 0.44 of
+        // uniform's variance. With equal variances it is 1.
+        let budget = QueryBudget::new(20, 1).unwrap();
+        let relative = |losses: &dyn Fn(u64) -> Vec<f64>, variance: fn(f64) -> f64| {
+            let batch = |seed| {
+                let losses = losses(seed);
+                let variances: Vec<f64> = losses.iter().map(|&l| variance(l)).collect();
+                let weights: Vec<f64> = LossExcess::default().predict(&losses).iter().map(|v| v.sqrt()).collect();
+                let allocation = Allocation::neyman(&weights, &budget).unwrap();
+                let report = AllocationReport::new(&variances, &allocation, &budget).unwrap();
+                (report.relative_variance, report.neyman_relative_variance)
+            };
+            let (reached, possible): (Vec<f64>, Vec<f64>) = (0..50).map(batch).unzip();
+            (reached.iter().sum::<f64>() / 50.0, possible.iter().sum::<f64>() / 50.0)
+        };
+        let (reached, possible) = relative(&|seed| skewed_losses(64, seed), |l| l * l);
+        assert!(possible > 0.4 && reached < 1.1 * possible, "{reached} {possible}");
+        // the losses of an untrained classifier of 10 classes: the logarithms of skewed ones
+        let untrained = |seed| skewed_losses(64, seed).iter().map(|l| 2.3 + 0.15 * (2.0 * l).ln()).collect();
+        let (reached, _) = relative(&untrained, |_| 1.0);
+        assert!(reached < 1.2, "{reached}");
     }
 
     #[test]
@@ -236,14 +279,87 @@ mod tests {
         tracker.observe(&ids, &losses, &m, &[20; 200]);
         for loss in [0.05, 0.3, 2.0, 20.0] {
             let got = tracker.predict(&[999], &[loss])[0];
-            // deterministic: the bins and their smoothing blur m = ℓ² by less than a factor of
-            // e^0.5
+            // deterministic: ranks and their smoothing blur m = ℓ² by less than a factor of e^0.5
             assert!((got / (loss * loss)).ln().abs() < 0.5, "{loss}: {got}");
         }
-        // far from all examples the nearest bins decide, and every prediction is usable
-        let odd = tracker.predict(&[999; 5], &[0.0, 1e30, f64::NAN, f64::INFINITY, -1.0]);
-        assert!(odd.iter().all(|v| v.is_finite() && *v >= 0.0), "{odd:?}");
-        assert!(odd[0] < 1e-3 && odd[1] > 1e3, "{odd:?}");
+        // outside of what was seen the end of the curve decides, and every prediction is usable
+        let ends = tracker.predict(&[999; 2], &[losses[0], losses[199]]);
+        let odd = tracker.predict(&[999; 6], &[f64::NEG_INFINITY, -1.0, 0.0, 1e30, f64::INFINITY, f64::NAN]);
+        for (got, end) in odd.iter().zip([ends[0], ends[0], ends[0], ends[1], ends[1]]) {
+            assert!((got / end).ln().abs() < 0.1, "{odd:?} {ends:?}");
+        }
+        // the middle of the losses is 1.3
+        assert!((odd[5] / 1.69).ln().abs() < 0.1, "{odd:?}");
+    }
+
+    /// Neyman's allocations over a stream of batches with `loss(ℓ)` in place of ℓ, and the
+    /// relative variances that they reach.
+    ///
+    /// √(Tr Σ_j) is ℓ_j times `unit`, and m_j is exact. Every second example comes back.
+    fn stream(unit: f64, loss: impl Fn(f64) -> f64) -> (Vec<Vec<usize>>, Vec<AllocationReport>) {
+        const BATCH: usize = 64;
+        let budget = QueryBudget::new(20, 1).unwrap();
+        let mut tracker = VarianceTracker::new();
+        let mut run = |step: u64| {
+            let ids: Vec<u64> = (0..BATCH as u64).map(|j| if j % 2 == 0 { j } else { j + 1000 * step }).collect();
+            // on a grid of 2⁻²⁰, so that the maps below are exact
+            let grid = |l: f64| (l * 2f64.powi(20)).round() / 2f64.powi(20);
+            let clean: Vec<f64> = skewed_losses(BATCH, step).into_iter().map(grid).collect();
+            let variances: Vec<f64> = clean.iter().map(|l| (unit * l).powi(2)).collect();
+            let losses: Vec<f64> = clean.iter().map(|&l| loss(l)).collect();
+            let weights: Vec<f64> = tracker.predict(&ids, &losses).iter().map(|v| v.sqrt()).collect();
+            let allocation = Allocation::neyman(&weights, &budget).unwrap();
+            tracker.observe(&ids, &losses, &variances, allocation.counts());
+            let report = AllocationReport::new(&variances, &allocation, &budget).unwrap();
+            (allocation.counts().to_vec(), report)
+        };
+        (0..30).map(&mut run).unzip()
+    }
+
+    #[test]
+    fn the_loss_has_no_unit() {
+        let (expected, _) = stream(1.0, |l| l);
+        assert!(expected[1..].iter().all(|counts| counts.iter().max() > counts.iter().min().map(|m| m + 20).as_ref()));
+        let maps: [(&str, fn(f64) -> f64); 8] = [
+            ("shifted up", |l| l + 1e6),
+            ("shifted down", |l| l - 4096.0),
+            ("all below 1e-6", |l| l * 2f64.powi(-40)),
+            ("all above 100", |l| 128.0 + l),
+            ("negated", |l| -l),
+            ("all at once", |l| -1024.0 * l - 1e5),
+            ("a log-density", |l| l.ln()),
+            ("cubed", |l| l.powi(3) - 7.0),
+        ];
+        for (name, map) in maps {
+            assert_eq!(stream(1.0, map).0, expected, "{name}");
+        }
+        // the gradients of a scaled loss are scaled
+        assert_eq!(stream(1024.0, |l| 1024.0 * l).0, expected);
+    }
+
+    #[test]
+    fn rewards_reach_what_losses_reach() {
+        // Deterministic. Losses are half the exponential of a normal, and √(Tr Σ_j) = ℓ_j: what can
+        // be reached is about 1/(1 + CV²) = 1/e. The first ten steps are for learning.
+        let (_, reports) = stream(1.0, |l| -l);
+        let (mut reached, mut possible) = (0.0, 0.0);
+        for report in &reports[10..] {
+            reached += report.relative_variance / 20.0;
+            possible += report.neyman_relative_variance / 20.0;
+        }
+        assert!(possible < 0.6 && reached < 1.05 * possible, "{reached} {possible}");
+    }
+
+    #[test]
+    fn the_curve_is_the_same_for_two_losses_however_often_they_occur() {
+        // a loss of 0 or 1: m is 1 and 9
+        let mut tracker = VarianceTracker::new();
+        let losses: Vec<f64> = (0..3000).map(|j| f64::from(j % 10 == 0)).collect();
+        let m: Vec<f64> = losses.iter().map(|l| 1.0 + 8.0 * l).collect();
+        let ids: Vec<u64> = (0..3000).collect();
+        tracker.observe(&ids, &losses, &m, &[20; 3000]);
+        let v = tracker.predict(&[7000; 3], &[0.0, -0.0, 1.0]);
+        assert!(v[0] == v[1] && (v[0] - 1.0).abs() < 0.1 && (v[2] - 9.0).abs() < 0.5, "{v:?}");
     }
 
     #[test]
@@ -286,7 +402,42 @@ mod tests {
         let mut tracker = VarianceTracker::new();
         tracker.observe(&[3, u64::MAX], &[0.2, 0.4], &[1.0, 2.0], &[3, 5]);
         let json = serde_json::to_string(&tracker).unwrap();
-        assert_eq!(serde_json::from_str::<VarianceTracker>(&json).unwrap(), tracker);
+        let mut restored = serde_json::from_str::<VarianceTracker>(&json).unwrap();
+        assert_eq!(restored, tracker);
         assert_eq!(tracker.len(), 2);
+        // and goes on alike
+        for tracker in [&mut tracker, &mut restored] {
+            tracker.observe(&[3, 4], &[0.3, 0.1], &[4.0, 0.5], &[3, 5]);
+        }
+        assert_eq!(restored, tracker);
+        assert_eq!(restored.predict(&[3, 4, 5], &[0.1; 3]), tracker.predict(&[3, 4, 5], &[0.1; 3]));
+        assert!(serde_json::from_str::<VarianceTracker>(&json.replace("\"seen\":[1,1]", "\"seen\":[1]")).is_err());
+    }
+
+    #[test]
+    fn a_clone_keeps_what_it_had_and_a_step_copies_nothing() {
+        let losses = |seed| skewed_losses(500, seed);
+        let (ids, counts) = ((0..500).collect::<Vec<u64>>(), [20; 500]);
+        let mut tracker = VarianceTracker::new();
+        tracker.observe(&ids, &losses(1), &losses(2), &counts);
+        let (before, expected) = (tracker.clone(), tracker.predict(&ids, &losses(3)));
+        // as burn-train does: the clone learns, and the original goes away or stays
+        let (mut alone, mut watched, mut kept) = (tracker.clone(), tracker.clone(), vec![]);
+        drop(tracker);
+        for seed in 10..14 {
+            let (l, m) = (losses(seed), losses(100 + seed));
+            for (tracker, keep) in [(&mut alone, false), (&mut watched, true)] {
+                let mut next = tracker.clone();
+                next.observe(&ids[..300], &l, &m, &counts);
+                let old = std::mem::replace(tracker, next);
+                if keep {
+                    kept.push(old);
+                }
+            }
+            assert_eq!(alone.predict(&ids, &l), watched.predict(&ids, &l));
+        }
+        assert_eq!(alone, watched);
+        assert_eq!(before.predict(&ids, &losses(3)), expected);
+        assert_ne!(alone.predict(&ids, &losses(3)), expected);
     }
 }

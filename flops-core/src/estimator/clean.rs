@@ -7,14 +7,16 @@ use std::time::Instant;
 use burn::module::ParamId;
 use burn::prelude::*;
 
-use super::context::{check_failure, check_len, to_host};
+use super::context::{check_failure, to_host};
 use super::estimate::PassCost;
+use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::parallel::{balanced_chunk, num_workers, run_ordered};
+use crate::parameters::paths;
 use crate::probe::{Prefix, Probe, Stages, StepKey, TokenMask, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
@@ -68,6 +70,24 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         Arc::new(self.trained.iter().filter(|id| !is_exact(id)).copied().collect())
     }
 
+    /// [`estimated`](Self::estimated), where all can be.
+    ///
+    /// # Errors
+    /// [`Error::NothingTrained`] or [`Error::NotSites`].
+    pub(super) fn reachable(&self) -> Result<Arc<HashSet<ParamId>>, Error> {
+        let estimated = self.estimated();
+        if estimated.is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let missed = estimated.difference(&self.reached).count();
+        if self.estimator.space.is_independent() && missed > 0 {
+            let is_missed = |id| estimated.contains(&id) && !self.reached.contains(&id);
+            let paths = paths::<B, M>(self.model, is_missed);
+            return Err(Error::NotSites { paths, missed, trained: estimated.len() });
+        }
+        Ok(estimated)
+    }
+
     /// Whether every parameter whose gradient is estimated was called through the probe.
     ///
     /// One that was not may act in any stage: none can be skipped.
@@ -86,8 +106,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         &self.site_costs
     }
 
-    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has good
-    /// ones.
+    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has
+    /// good ones.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Value`], unless there is one positive number for each site.
@@ -150,7 +170,8 @@ impl Estimator {
     /// Dropout masks are those of step 0; [`clean_at`](Self::clean_at) takes another.
     ///
     /// # Errors
-    /// Where settings are unusable, the batch is empty, or the model cannot answer.
+    /// Where settings are unusable, the batch is empty or its parts differ in length, the model
+    /// cannot answer, or it breaks the [row contract](Probe#rows).
     pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
@@ -183,10 +204,8 @@ impl Estimator {
         (prefix, step): (Option<Prefix>, u64),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
+        batch.check()?;
         let n = batch.ids.len();
-        if n == 0 {
-            return Err(Error::EmptyBatch);
-        }
         let start = Instant::now();
         let (late, width) = (self.is_single_site(), balanced_chunk(n, self.clean_rows(model)));
         let chunks = self.chunks(model, batch, trained, (&prefix, step), width)?;
@@ -195,22 +214,28 @@ impl Estimator {
         let output = M::Output::cat(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
-                let losses = check_len(model.losses(output.clone(), target.clone()), n)?;
+                let count = |got| Error::RowCount { what: "the coupled target", got, rows: n };
+                target.check_rows(n).map_err(count)?;
+                let losses = rows::losses(model, output.clone(), target.clone(), n)?;
                 (to_host(vec![losses]), target)
             }
             None => (to_host(losses), batch.target.clone()),
         };
         let variance_covariate = match model.variance_covariate(&output, &target) {
-            Some(covariate) => to_host(vec![check_len(covariate, n)?]),
+            Some(covariate) => to_host(vec![check_len("the variance covariate", covariate, n)?]),
             None => losses.clone(),
         };
         let mut exact = model.exact_gradients(&output, &target);
         exact.retain(|(id, _)| trained.contains(id));
         let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
         if count > 0 {
-            return Err(Error::ExactSites { count });
+            let is_exact = |id| exact.iter().any(|(exact, _)| *exact == id) && reached.contains(&id);
+            return Err(Error::ExactSites { paths: paths::<B, M>(model, is_exact), count });
         }
-        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
+        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0));
+        if let Some(got) = embeddings.as_ref().map(|e| e.dims()[0]).filter(|&got| got != n) {
+            return Err(Error::RowCount { what: "the embeddings", got, rows: n });
+        }
         let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
         let stages = Stages::cat(stages, prefix);
         Ok(CleanPass {
@@ -245,20 +270,19 @@ impl Estimator {
         (prefix, step): (&Option<Prefix>, u64),
         width: usize,
     ) -> Result<Chunks<B, M::Output>, Error> {
-        let (n, late) = (batch.ids.len(), self.is_single_site());
+        let (n, late, sites) = (batch.ids.len(), self.is_single_site(), self.space.is_independent());
         let key = StepKey { seed: self.seed, step, ids: &batch.ids };
         let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
         let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
             let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-            let mut probe = Probe::trace(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late)
-                .with_examples(key.examples(&index));
+            let prefix = prefix.as_ref().map(|p| p.rows(&index));
+            let mut probe = Probe::trace(trained.clone(), prefix, late)
+                .with_examples(key.examples(&index))
+                .with_row_check(index.len(), sites);
             let output = model.forward(input.rows(&index), &mut probe);
-            let mut traced = probe.traced();
-            if let Some(fault) = traced.fault.take() {
-                return Err(fault);
-            }
-            let losses = check_len(model.losses(output.clone(), target.rows(&index)), index.len())?;
-            Ok((losses, output, traced))
+            check_probe(model, &mut probe, index.len())?;
+            let losses = rows::losses(model, output.clone(), target.rows(&index), index.len())?;
+            Ok((losses, output, probe.traced()))
         };
         let mut chunks = Chunks {
             losses: vec![],
@@ -269,8 +293,11 @@ impl Estimator {
             sites: vec![],
             masks: vec![],
         };
-        let workers = num_workers(model, self.threads);
+        let (workers, mut others) = (num_workers(model, self.threads), vec![]);
         run_ordered(n.div_ceil(width), workers, context, work, |job, (losses, output, traced)| {
+            if job > 0 && sites {
+                others.push(std::mem::take(&mut chunks.sites));
+            }
             chunks.masks.push((width.min(n - job * width), traced.masks));
             chunks.losses.push(losses);
             (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
@@ -278,6 +305,11 @@ impl Estimator {
             chunks.stages.push(traced.stages);
             chunks.embeddings.extend(traced.embeddings);
         })?;
+        for (job, other) in others.iter().enumerate() {
+            let rows = |job: usize| width.min(n - job * width);
+            let last = others.len();
+            check_sites(model, (other, rows(job)), (&chunks.sites, rows(last)))?;
+        }
         Ok(chunks)
     }
 }

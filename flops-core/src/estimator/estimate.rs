@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 
+use super::query_weights::LossChanges;
 use crate::allocator::Allocation;
 use crate::control_variate::Observation;
 #[cfg(doc)]
@@ -62,6 +63,8 @@ pub struct Estimate<B: Backend> {
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
     pub dropped: u64,
+    /// How much the queries changed the loss.
+    pub changes: LossChanges,
     /// For a combination of two estimates: the queries of each example in the first, and its
     /// weight.
     pub(super) mixed: Option<(usize, f64)>,
@@ -129,6 +132,7 @@ impl<B: Backend> Estimate<B> {
             observed,
             survived: self.survived.iter().zip(other.survived).map(|(a, b)| a + b).collect(),
             dropped: self.dropped + other.dropped,
+            changes: self.changes.and(other.changes),
             mixed: Some((first, weight)),
             loss_spread: other.loss_spread,
             queries: self.queries.and(other.queries),

@@ -40,7 +40,7 @@ impl PassExamples {
     ///
     /// # Shapes
     /// - returns: `[examples, len]`
-    pub(super) fn factors(&self, call: u64, p: f64, len: usize) -> Vec<f32> {
+    pub(crate) fn factors(&self, call: u64, p: f64, len: usize) -> Vec<f32> {
         let below = (p * (1u64 << 32) as f64).round() as u64;
         let kept = if p < 1.0 { (1.0 / (1.0 - p)) as f32 } else { 0.0 };
         let factor = |bits: u32| if u64::from(bits) < below { 0.0 } else { kept };

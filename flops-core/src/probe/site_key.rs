@@ -16,6 +16,11 @@ pub struct SiteKey {
 }
 
 impl SiteKey {
+    /// The layer's first parameter, by the value of its id.
+    pub(crate) fn parameter(self) -> u64 {
+        self.parameter
+    }
+
     /// The key of a site of `parameters` behind the sites `earlier`.
     pub(super) fn next(parameters: &[ParamId], earlier: &[TracedSite]) -> Self {
         let parameter = parameters.first().map_or(0, ParamId::val);

@@ -162,8 +162,8 @@ impl Stages {
         self.prefix(self.before(0))
     }
 
-    /// The part of [`frozen`](Self::frozen) that is the same in every step: nothing in it is dropped
-    /// out.
+    /// The part of [`frozen`](Self::frozen) that is the same in every step: nothing in it is
+    /// dropped out.
     pub fn lasting(&self) -> Prefix {
         let lasts = |(stage, state): &(Skipped, Option<_>)| stage.sites == 0 && stage.dropouts == 0 && state.is_some();
         self.prefix(self.stages.iter().rposition(lasts).map_or(0, |i| i + 1))

@@ -9,20 +9,32 @@
 #[cfg(test)]
 mod allocating;
 mod backprop;
+#[cfg(test)]
+mod clones;
 mod config;
 mod diagnostics;
+#[cfg(test)]
+mod dropping;
+#[cfg(test)]
+mod exact;
+#[cfg(test)]
+mod failures;
 pub mod files;
 #[cfg(test)]
 mod half;
 mod learner;
 mod loader;
+mod loss_history;
 mod metric;
 mod monitor;
 mod output;
 pub mod param_groups;
+mod pending;
 mod prefixes;
 pub mod recorder;
+mod repeat;
 mod report;
+mod site_checks;
 mod state;
 mod step;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::control_variate::{GradientPredictor, Observation};
 use crate::estimator::PassCost;
 use crate::ledger::{Ledger, Phase};
 use crate::site_tracker::SiteTracker;
-use crate::variance::VarianceTracker;
+use crate::variance::{LossExcess, VarianceTracker};
 
 /// State of a learner that a checkpoint holds beside the parameters of model and allocator.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -18,8 +18,11 @@ pub struct LearnerState {
     pub step: u64,
     /// Queries, row-forwards and seconds so far.
     pub ledger: Ledger,
-    /// Running estimates of the variances.
+    /// Running estimates of the variances; empty unless the source is
+    /// [`Running`](crate::VarianceSource::Running).
     pub variances: VarianceTracker,
+    /// The least loss so far, for [`VarianceSource::Loss`](crate::VarianceSource::Loss).
+    pub loss_excess: LossExcess,
     /// Running second moments of the sites.
     pub sites: SiteTracker,
     /// Regression behind the control variate.
@@ -31,7 +34,7 @@ pub struct LearnerState {
 /// What one step learned, kept until the optimizer's update commits it.
 ///
 /// A step sees the learner by reference and cannot change it. Several workers leave one each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Id of the batch's first example; updates are committed in this order.
     pub first: u64,
@@ -42,6 +45,8 @@ pub(super) struct Pending {
     pub shown: Vec<f64>,
     /// Ids of the batch.
     pub ids: Vec<u64>,
+    /// Clean losses.
+    pub losses: Vec<f64>,
     /// Key of each example in the variance tracker.
     pub variance_covariate: Vec<f64>,
     /// Second moment of each example; empty if nothing was estimated.

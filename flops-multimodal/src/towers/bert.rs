@@ -153,6 +153,8 @@ impl<B: Backend> Bert<B> {
     /// The last hidden states of texts given as token embeddings, which may include learned
     /// prompts.
     ///
+    /// Noise stays off padding ([`Probe::masked`]): no loss may depend on its hidden states.
+    ///
     /// # Shapes
     /// - embeddings: `[rows, tokens, embed_dim]`, at most `context_length` tokens
     /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding
@@ -163,12 +165,14 @@ impl<B: Backend> Bert<B> {
         mask: Tensor<B, 2, Int>,
         probe: &mut Probe<B>,
     ) -> Tensor<B, 3> {
-        let bias = attention_bias(mask, false);
-        let mut x = self.embed_text(embeddings, probe);
-        for layer in &self.layers {
-            x = layer.forward(x, Some(&bias), probe);
-        }
-        x
+        let bias = attention_bias(mask.clone(), false);
+        probe.masked(mask, |probe| {
+            let mut x = self.embed_text(embeddings, probe);
+            for layer in &self.layers {
+                x = layer.forward(x, Some(&bias), probe);
+            }
+            x
+        })
     }
 
     /// The last hidden states of texts given as token ids.
@@ -177,7 +181,7 @@ impl<B: Backend> Bert<B> {
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let embeddings = self.token_embeddings(ids, probe);
+        let embeddings = probe.masked(mask.clone(), |probe| self.token_embeddings(ids, probe));
         self.forward_embedded(embeddings, mask, probe)
     }
 

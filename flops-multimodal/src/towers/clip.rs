@@ -187,6 +187,8 @@ impl<B: Backend> TextTower<B> {
     /// The normalised last hidden states of texts given as token embeddings, which may include
     /// learned prompts.
     ///
+    /// Noise stays off padding ([`Probe::masked`]): no loss may depend on its hidden states.
+    ///
     /// # Shapes
     /// - embeddings: `[rows, tokens, embed_dim]`, at most `context_length` tokens
     /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding
@@ -197,6 +199,10 @@ impl<B: Backend> TextTower<B> {
         mask: Tensor<B, 2, Int>,
         probe: &mut Probe<B>,
     ) -> Tensor<B, 3> {
+        probe.masked(mask.clone(), |probe| self.hidden_states(embeddings, mask, probe))
+    }
+
+    fn hidden_states(&self, embeddings: Tensor<B, 3>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let bias = attention_bias(mask, true);
         let mut x = self.embed_text(embeddings, probe);
         for layer in &self.layers {
@@ -207,12 +213,17 @@ impl<B: Backend> TextTower<B> {
 
     /// The normalised last hidden states of texts given as token ids.
     ///
+    /// Noise stays off padding, but for the [end](Self::text_end) of a text, which is read off.
+    ///
     /// # Shapes
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let embeddings = self.token_embeddings(ids, probe);
-        self.forward_embedded(embeddings, mask, probe)
+        let end: Tensor<B, 2> = self.text_end(ids.clone()).squeeze_dim(2);
+        probe.masked(mask.clone().max_pair(end.int()), |probe| {
+            let embeddings = self.token_embeddings(ids, probe);
+            self.hidden_states(embeddings, mask, probe)
+        })
     }
 
     /// A mask with 1 at the end of each text and 0 elsewhere.

@@ -1,7 +1,10 @@
 //! The contract of a layer, over the built-in ones and one of a user's own. Everything is exact up
 //! to rounding.
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId, RunningState};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{
     BatchNorm, BatchNormConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
@@ -9,6 +12,7 @@ use burn::nn::{
 };
 use burn::prelude::*;
 
+use crate::estimator::trained_parameters;
 use crate::model::ForwardModel;
 use crate::probe::{Gradients, Probe, Site, SquaredScoreNorm, check_site};
 use crate::testing::{AB, B};
@@ -47,7 +51,12 @@ model_of!(BatchNorm1dModel, BatchNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.
 model_of!(BatchNormModel, BatchNorm<B>, Tensor<B, 2>, |layer, x, probe| probe.batch_norm(layer, x));
 model_of!(Conv2dModel, Conv2d<B>, Tensor<B, 4>, |layer, x, probe| probe.conv2d(layer, x));
 model_of!(EmbeddingModel, Embedding<B>, Tensor<B, 2, Int>, |layer, ids, probe| probe.embedding(layer, ids));
+model_of!(TiedModel, Param<Tensor<B, 2>>, Tensor<B, 3>, |layer, x, probe| probe.tied_linear(layer, x));
 model_of!(ParamModel, Param<Tensor<B, 2>>, Tensor<B, 2>, |layer, x, probe| {
+    let p = probe.param(layer);
+    probe.add(x, p)
+});
+model_of!(TokensModel, Param<Tensor<B, 3>>, Tensor<B, 3>, |layer, x, probe| {
     let p = probe.param(layer);
     probe.add(x, p)
 });
@@ -95,7 +104,8 @@ struct ScaleSite<B: Backend> {
 
 impl<B: Backend> Site<B> for ScaleSite<B> {
     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-        gradients.add(self.gamma, (self.x.clone() * g).sum_dim(0));
+        let [_, d] = g.dims();
+        gradients.add(self.gamma, (self.x.clone() * g).sum_dim(0).reshape([d]));
     }
 
     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
@@ -139,9 +149,49 @@ fn linear() {
 }
 
 #[test]
+fn tied_linear() {
+    let layer = Param::from_tensor(Tensor::<AB, 2>::zeros([3, 4], &Default::default()).require_grad());
+    contract(TiedModel { layer }, values([ROWS, 2, 4], 0.5), values([ROWS, 2, 4], 0.5));
+}
+
+#[test]
 fn layer_norm() {
     let layer = LayerNormConfig::new(5).init(&Default::default());
     contract(LayerNormModel::<AB> { layer }, values([ROWS, 2, 5], 0.5), values([ROWS, 2, 5], 0.5));
+}
+
+/// A batch normalisation whose parameters and running statistics have no pattern.
+fn batch_norm_layer(channels: usize) -> BatchNorm<AB> {
+    let mut layer =
+        BatchNormConfig::new(channels).with_epsilon(1e-3).init::<AB>(&Default::default()).map(&mut Fill(0.0));
+    layer.running_mean = RunningState::new(values([channels], 0.3));
+    layer.running_var = RunningState::new(values([channels], 0.7).powi_scalar(2) + 0.2);
+    layer
+}
+
+#[test]
+fn batch_norm() {
+    let layer = batch_norm_layer(4);
+    check_site(&BatchNormModel::<AB> { layer }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+    let layer = batch_norm_layer(2);
+    check_site(&BatchNorm1dModel::<AB> { layer }, values([ROWS, 2, 5], 0.5), values([ROWS, 2, 5], 0.5));
+}
+
+/// It is Burn's inference on every backend, and changes no running statistics.
+#[test]
+fn batch_norm_uses_its_running_statistics() {
+    let (layer, x) = (batch_norm_layer(2), || values::<B, 4>([ROWS, 2, 3, 4], 0.5));
+    let expected = layer.valid().forward(x()).into_data();
+    let probed = |probe: &mut Probe<B>| probe.batch_norm(&layer.valid(), x()).into_data();
+    assert_eq!(probed(&mut Probe::clean()), expected);
+    let trained = trained_parameters(&layer);
+    assert_eq!(trained, Arc::new(HashSet::from([layer.gamma.id, layer.beta.id])));
+    let with_graph = |probe: &mut Probe<AB>| probe.batch_norm(&layer, values([ROWS, 2, 3, 4], 0.5)).into_data();
+    assert_eq!(with_graph(&mut Probe::clean()), expected);
+    assert_eq!(with_graph(&mut Probe::trace(trained, None, false)), expected);
+    let statistics = [layer.running_mean.value_sync(), layer.running_var.value_sync()].map(|s| s.into_data());
+    let before = [values::<B, 1>([2], 0.3), values::<B, 1>([2], 0.7).powi_scalar(2) + 0.2].map(|s| s.into_data());
+    assert_eq!(statistics, before);
 }
 
 #[test]
@@ -172,6 +222,12 @@ fn embedding() {
 fn param() {
     let layer = Param::from_tensor(Tensor::<AB, 2>::zeros([1, 4], &Default::default()).require_grad());
     contract(ParamModel { layer }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+}
+
+#[test]
+fn a_param_with_tokens() {
+    let layer = Param::from_tensor(Tensor::<AB, 3>::zeros([1, 2, 3], &Default::default()).require_grad());
+    contract(TokensModel { layer }, values([ROWS, 2, 3], 0.5), values([ROWS, 2, 3], 0.5));
 }
 
 #[test]
@@ -213,4 +269,58 @@ fn a_wrong_derivative_is_found() {
 fn a_layer_of_a_user() {
     let gamma = Param::from_tensor(Tensor::<AB, 1>::zeros([4], &Default::default()).require_grad());
     contract(ScaleModel { layer: Scale { gamma } }, values([ROWS, 4], 0.5), values([ROWS, 4], 0.5));
+}
+
+/// A layer on tokens whose squared score norm is one number a row: it cannot follow a mask.
+#[derive(Module, Debug)]
+struct Unsplit<B: Backend> {
+    gamma: Param<Tensor<B, 1>>,
+    /// Whether it says that its second axis is no tokens.
+    opts_out: bool,
+}
+
+impl<B: Backend> Unsplit<B> {
+    fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let y = x.clone() * self.gamma.val().unsqueeze();
+        let site = |_: &HashSet<ParamId>| UnsplitSite { x, gamma: self.gamma.id };
+        if self.opts_out {
+            return probe.unmasked(|probe| probe.site(&[self.gamma.id], y, site));
+        }
+        probe.site(&[self.gamma.id], y, site)
+    }
+}
+
+struct UnsplitSite<B: Backend> {
+    x: Tensor<B, 3>,
+    gamma: ParamId,
+}
+
+impl<B: Backend> Site<B> for UnsplitSite<B> {
+    fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+        let d = self.x.dims()[2];
+        gradients.add(self.gamma, (self.x.clone() * g.reshape(self.x.dims())).sum_dim(1).sum_dim(0).reshape([d]));
+    }
+
+    fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
+        let [rows, tokens, d] = self.x.dims();
+        SquaredScoreNorm::of_inputs(self.x.clone().reshape([rows, tokens * d]), 1.0)
+    }
+}
+
+model_of!(UnsplitModel, Unsplit<B>, Tensor<B, 3>, |layer, x, probe| layer.forward(x, probe));
+
+fn unsplit(opts_out: bool) {
+    let gamma = Param::from_tensor(Tensor::<AB, 1>::zeros([4], &Default::default()).require_grad());
+    contract(UnsplitModel { layer: Unsplit { gamma, opts_out } }, values([ROWS, 2, 4], 0.5), values([ROWS, 2, 4], 0.5));
+}
+
+#[test]
+#[should_panic(expected = "NormByToken")]
+fn a_norm_that_no_mask_can_split_is_found() {
+    unsplit(false);
+}
+
+#[test]
+fn a_layer_may_leave_the_mask() {
+    unsplit(true);
 }

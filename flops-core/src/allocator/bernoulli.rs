@@ -313,9 +313,9 @@ mod tests {
         let wanted: Vec<f64> = law.keep.iter().map(|p| 1.0 + 76.0 * p / sum).collect();
         let counts = law.mean(&budget(20)).unwrap();
         assert!(counts.counts().iter().zip(wanted).all(|(&a, w)| (a as f64 - w).abs() < 1.0), "{counts:?}");
-        let mut rng = StdRng::seed_from_u64(3);
-        let kept = law.draw(&mut rng.clone());
-        let drawn = law.allocate(true, &budget(20), &mut rng).unwrap();
+        let rng = || StdRng::seed_from_u64(3);
+        let kept = law.draw(&mut rng());
+        let drawn = law.allocate(true, &budget(20), &mut rng()).unwrap();
         assert_eq!(drawn, law.allocation(&kept, &budget(20)).unwrap());
     }
 

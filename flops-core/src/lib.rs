@@ -36,8 +36,8 @@
 //!
 //! | method, as [`Recipe`] | space | noise | sampling | allocator |
 //! |---|---|---|---|---|
-//! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`GaussianAllocator`](allocator::GaussianAllocator) |
-//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [its own form](allocator::GaussianAllocatorConfig::paper) |
+//! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`Neyman`](allocator::Neyman) |
+//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [learned](allocator::GaussianAllocatorConfig::paper) |
 //! | [`Mezo`](Recipe::Mezo); SPSA with `Rademacher` | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
 //! | [`Fzoo`](Recipe::Fzoo) | `Weights`, step over the losses' spread | `Rademacher` | `OneSided` | `Uniform` |
 //! | [`Es`](Recipe::Es), evolution strategies | `Weights` | `Gaussian` | `OneSided` | `Uniform` |

@@ -13,7 +13,7 @@ use burn::tensor::Distribution;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::allocator::{Allocator, DatumFeatures, QueryBudget, variance_objective};
+use crate::allocator::{Allocator, DatumFeatures, QueryBudget, Shown, variance_objective};
 use crate::batch::Batch;
 use crate::losses::cross_entropy;
 use crate::model::ForwardModel;
@@ -186,7 +186,8 @@ pub fn skewed_losses(n: usize, seed: u64) -> Vec<f64> {
     data.iter::<f64>().map(|z| 0.5 * z.exp()).collect()
 }
 
-/// The mean J of 100 allocations, after the allocator has learned for `steps` steps on one batch.
+/// The mean J of 100 allocations, after the allocator has learned for `steps` steps on one batch,
+/// whose queries show the variances of the features without noise.
 pub fn train_allocator<A: Allocator<B>>(
     mut allocator: A,
     features: &DatumFeatures<'_>,
@@ -197,7 +198,7 @@ pub fn train_allocator<A: Allocator<B>>(
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..steps {
         let update = allocator.allocate(features, budget, &mut rng).unwrap().1;
-        allocator = allocator.apply(update);
+        allocator = allocator.apply(update, &Shown::new(features.variances));
     }
     let draw = |_| variance_objective(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
     (0..100).map(draw).sum::<f64>() / 100.0

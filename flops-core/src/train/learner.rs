@@ -20,7 +20,7 @@ use super::prefixes::PrefixCaches;
 use super::site_checks::SiteChecks;
 use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, Shown};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::estimator::trained_parameters;
@@ -64,15 +64,14 @@ use crate::variance::VarianceSource;
 /// # }
 /// use burn::optim::AdamConfig;
 /// use burn::train::TrainStep;
-/// use flops_core::allocator::GaussianAllocatorConfig;
+/// use flops_core::allocator::Neyman;
 /// use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
 ///
 /// type AB = Autodiff<Flex>;
 /// let device = Default::default();
 /// let model = Model::<AB> { fc: nn::LinearConfig::new(4, 3).init(&device) };
 /// let config = ForwardConfig::new(QueryBudget::new(20, 1)?).with_seed(7);
-/// let allocator = GaussianAllocatorConfig::new().init(&device)?;
-/// let learner = ForwardLearner::new(model, allocator, config)?;
+/// let learner = ForwardLearner::new(model, Neyman, config)?;
 ///
 /// // burn-train does this with every batch, which lies on the backend without a graph
 /// let input = Tensor::<Flex, 2>::ones([2, 4], &device);
@@ -200,7 +199,9 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                 state.gradient_predictor.observe(observed);
             }
             match p.update.map(|update| update.downcast::<A::Update>()) {
-                Some(Ok(update)) => self.allocator = self.allocator.clone().apply(*update),
+                Some(Ok(update)) => {
+                    self.allocator = self.allocator.clone().apply(*update, &Shown::new(&p.shown));
+                }
                 Some(Err(_)) => {
                     self.monitor.fail(Error::ForeignUpdate { allocator: self.allocator.name() });
                     failed = true;

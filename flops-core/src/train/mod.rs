@@ -6,6 +6,8 @@
 //!
 //! No other library code names burn-train, so a change of its API stays in here.
 
+#[cfg(test)]
+mod allocating;
 mod backprop;
 #[cfg(test)]
 mod clones;

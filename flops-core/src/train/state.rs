@@ -41,6 +41,8 @@ pub(super) struct Pending {
     /// The allocator's [`Update`](crate::allocator::Allocator::Update); `None` if nothing was
     /// allocated.
     pub update: Option<Box<dyn Any + Send>>,
+    /// Second moments that the allocated queries measured, without pilots; NaN where none survived.
+    pub shown: Vec<f64>,
     /// Ids of the batch.
     pub ids: Vec<u64>,
     /// Clean losses.

@@ -134,6 +134,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let pending = Pending {
             first: ids[0],
             update: None,
+            shown: vec![],
             ids: ids.clone(),
             losses: clean.losses.clone(),
             variance_covariate: clean.variance_covariate.clone(),
@@ -243,8 +244,11 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             (None, _) => state.variances.predict(&batch.ids, &clean.variance_covariate),
         };
         let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
-        let embedded = clean.embeddings.as_ref().map(matrix);
-        let extra = self.model.allocation_features(&clean.output, &clean.target).as_ref().map(matrix);
+        // what the allocator does not look at stays on the device
+        let needs = allocator.needs();
+        let embedded = clean.embeddings.as_ref().filter(|_| needs.embeddings).map(matrix);
+        let extra = needs.extra.then(|| self.model.allocation_features(&clean.output, &clean.target)).flatten();
+        let extra = extra.as_ref().map(matrix);
         let features = DatumFeatures {
             losses: &clean.losses,
             variances: &variances,
@@ -271,6 +275,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let mut estimate = clean.estimate_with_seed(self.seed(), &allocation, self.state.step)?;
         pending.costs.push((Phase::Query, allocation.total() as u64, estimate.queries));
         pending.costs.push((Phase::Update, 0, estimate.update));
+        pending.shown = estimate.second_moments.clone();
         let measured = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
         if let Some(pilots) = pilots {
             let weight = pilots.queries as f64 / budget.queries_per_datum() as f64;

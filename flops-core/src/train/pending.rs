@@ -231,13 +231,13 @@ mod tests {
         for round in 0..3 {
             let sent = main.clone();
             std::thread::scope(|scope| {
-                [1, 2].map(|worker| {
+                for worker in [1, 2] {
                     let learner = sent.clone();
                     scope.spawn(move || {
                         assert_eq!(learner.earlier().steps, 2 * round, "earlier rounds, and nothing of this one");
                         learner.push(step(worker));
-                    })
-                });
+                    });
+                }
             });
         }
         let mut clone = main.clone();

@@ -37,7 +37,7 @@ mod tests {
     use burn::nn::{Initializer, Linear, LinearConfig};
     use burn::optim::SgdConfig;
     use burn::prelude::*;
-    use burn::train::{InferenceStep, TrainStep};
+    use burn::train::{InferenceStep, Interrupter, TrainStep};
 
     use super::*;
     use crate::allocator::{QueryBudget, Uniform};
@@ -85,7 +85,10 @@ mod tests {
         let fc =
             LinearConfig::new(3, 2).with_initializer(Initializer::Constant { value: 0.5 }).init(&Default::default());
         let config = ForwardConfig::new(QueryBudget::new(2, 1).unwrap()).with_space(space);
-        ForwardLearner::new(Penalised { fc, penalty, skips, passes: Arc::default() }, Uniform, config).unwrap()
+        let model = Penalised { fc, penalty, skips, passes: Arc::default() };
+        let learner = ForwardLearner::new(model, Uniform, config).unwrap();
+        learner.monitor().stop_with(Interrupter::new());
+        learner
     }
 
     fn batch(ids: u64, rows: usize) -> Batch<Tensor<B, 2>, ()> {

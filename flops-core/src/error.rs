@@ -245,10 +245,13 @@ impl Error {
     /// A batch may be broken, a remote part may answer again, a loss may become finite. All other
     /// errors are of the configuration, the model or the form of the batches: they never pass.
     pub fn may_pass(&self) -> bool {
-        match self {
-            Self::EmptyBatch | Self::NonFiniteData { .. } | Self::Diverged { .. } => true,
-            Self::Model { .. } | Self::Value { .. } => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::EmptyBatch
+                | Self::NonFiniteData { .. }
+                | Self::Diverged { .. }
+                | Self::Model { .. }
+                | Self::Value { .. }
+        )
     }
 }

@@ -98,7 +98,8 @@ fn rows_to_check(examples: usize, chunk: usize) -> Vec<usize> {
 /// Whether losses differ by more than `tolerance`, or in being finite.
 fn differ(a: &[f64], b: &[f64], tolerance: f64) -> bool {
     a.iter().zip(b).any(|(a, b)| match (a.is_nan(), b.is_nan()) {
-        (false, false) => a != b && !((a - b).abs() <= tolerance),
+        // the difference of two infinite losses of unlike sign is no number, or infinite
+        (false, false) => a != b && ((a - b).is_nan() || (a - b).abs() > tolerance),
         (a, b) => a != b,
     })
 }

@@ -120,7 +120,7 @@ pub fn check_site<AB, M>(
 
 /// A mask that hides every other token, others in the next row.
 fn some_masked<B: Backend>(rows: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2, Int> {
-    let mask = (0..rows * tokens).map(|i| i32::from((i / tokens + i % tokens) % 2 == 0)).collect();
+    let mask = (0..rows * tokens).map(|i| i32::from((i / tokens + i % tokens).is_multiple_of(2))).collect();
     Tensor::from_data(TensorData::new(mask, [rows, tokens]), device)
 }
 

@@ -20,12 +20,15 @@ pub struct PrefixCache {
     kept: Mutex<Kept>,
 }
 
+/// The outputs of an example, each with the number of its layout.
+type Outputs = Vec<(usize, Box<dyn State>)>;
+
 #[derive(Default)]
 struct Kept {
     trained: Arc<HashSet<ParamId>>,
     layouts: Vec<Layout>,
-    /// Outputs of the last frozen stage by the id of the example, each with its layout.
-    states: HashMap<u64, Vec<(usize, Box<dyn State>)>>,
+    /// Outputs of the last frozen stage by the id of the example.
+    states: HashMap<u64, Outputs>,
     /// Outputs in all.
     len: usize,
 }

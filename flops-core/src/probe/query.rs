@@ -101,8 +101,8 @@ impl<B: Backend> Query<B> {
     fn draw(&mut self, index: usize, len: usize, mask: Option<&TokenMask<B>>, values: &mut [f32]) {
         let (rows, prediction, explained) = (&self.rows, &self.prediction, &mut self.explained);
         self.noise.perturb(index, &rows.keys, len, |r, start, noise| {
-            let runs = mask.map_or(vec![0..noise.len()], |mask| mask.real_runs(r, len, start, noise.len()));
-            for run in runs {
+            let whole = || std::iter::once(0..noise.len()).collect();
+            for run in mask.map_or_else(whole, |mask| mask.real_runs(r, len, start, noise.len())) {
                 let (start, noise) = (start + run.start, &noise[run]);
                 values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                 if let Some(prediction) = prediction {

@@ -48,8 +48,7 @@ fn step(
 fn a_prefix_is_stale_after_the_trained_set_changed() {
     let full = zoo(1);
     let run = |cache: usize| {
-        let mut learner = learner(full.clone().no_grad(), cache);
-        learner.model.head = full.head.clone();
+        let mut learner = learner(Zoo { head: full.head.clone(), ..full.clone().no_grad() }, cache);
         let (mut optimizer, mut seen) = (SgdConfig::new().init(), vec![]);
         let mut mix = vec![weights(&learner.model.mix.valid())];
         for phase in 0..3 {

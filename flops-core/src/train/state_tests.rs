@@ -116,8 +116,7 @@ fn a_run_over_several_lengths_resumes_on_the_same_bits() {
 #[test]
 fn a_layer_that_joins_leaves_the_state_of_the_head() {
     let full = zoo(1);
-    let mut before = learner(full.clone().no_grad());
-    before.model.head = full.head.clone();
+    let before = learner(Zoo { head: full.head.clone(), ..full.clone().no_grad() });
     let mut optimizer = SgdConfig::new().init();
     let mut head = train(before, &mut optimizer, &[3; 6]);
     assert_eq!(kept(&head), [(3, true)]);

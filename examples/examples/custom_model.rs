@@ -9,7 +9,7 @@
 //! has no gradient.
 //!
 //! Weight noise goes with uniform allocation: each direction is shared by all examples of the
-//! batch, so a learned allocation gains nothing. Activation noise goes with a learned allocation.
+//! batch, so unequal shares gain nothing. Activation noise goes with Neyman allocation.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
@@ -142,8 +142,8 @@ fn main() -> Result<()> {
     println!("{:<34}{:>9}{:>9}{:>11}", "", "before", "after", "queries");
     for (name, zero_one, config, allocator) in [
         ("weight noise", false, config().with_space(Space::weights()), AllocatorKind::Uniform),
-        ("activation noise", false, config(), AllocatorKind::Gaussian),
-        ("activation noise, 0-1 loss", true, smooth, AllocatorKind::Gaussian),
+        ("activation noise", false, config(), AllocatorKind::Neyman),
+        ("activation noise, 0-1 loss", true, smooth, AllocatorKind::Neyman),
     ] {
         let train: EpochLoader<AB, _, PointBatch<B>> =
             EpochLoader::new(Arc::new(spirals(0, 512)), InnerBatcher(Batcher), 64, device.clone())?.shuffled(args.seed);

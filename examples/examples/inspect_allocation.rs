@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example inspect_allocation
-//! cargo run --release --example inspect_allocation -- --allocator neyman --steps 600
+//! cargo run --release --example inspect_allocation -- --allocator gaussian --steps 600
 //! ```
 //!
 //! The model is trained for a while, so that its losses are uneven. Then one step's allocation is
@@ -34,7 +34,7 @@ struct Args {
     #[command(flatten)]
     testbed: TestbedArgs,
     /// The allocator: uniform, neyman, gaussian, bernoulli or gaussian-paper.
-    #[arg(long, default_value = "gaussian")]
+    #[arg(long, default_value = "neyman")]
     allocator: String,
     /// The source of its variance estimates: running, loss or pilot:N.
     #[arg(long, default_value = "running")]

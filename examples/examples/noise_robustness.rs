@@ -6,7 +6,7 @@
 //! ```
 //!
 //! For each law and each loss (smooth, non-smooth, heavy-tailed) a small network is trained twice:
-//! with the Gaussian allocator, and with uniform allocation. Each uses its own queries. Reported
+//! with the Neyman allocator, and with uniform allocation. Each uses its own queries. Reported
 //! are:
 //!
 //! - the excess kurtosis of one example's estimate along a random direction (0 for a Gaussian),
@@ -82,7 +82,7 @@ struct Row {
     kurtosis_one: f64,
     /// Excess kurtosis of the mean of the budget's queries.
     kurtosis_mean: f64,
-    /// Of the Gaussian allocator, over the second half of the steps.
+    /// Of the Neyman allocator, over the second half of the steps.
     relative_variance: f64,
     floor: f64,
     final_loss: f64,
@@ -193,9 +193,9 @@ impl Setting<'_> {
     }
 
     fn measure(&self) -> Result<Row> {
-        let gaussian = self.train(AllocatorKind::Gaussian)?;
+        let neyman = self.train(AllocatorKind::Neyman)?;
         let uniform = self.train(AllocatorKind::Uniform)?;
-        let [kurtosis_one, kurtosis_mean] = self.kurtosis(&gaussian.model)?;
+        let [kurtosis_one, kurtosis_mean] = self.kurtosis(&neyman.model)?;
         Ok(Row {
             seed: self.seed,
             noise: self.noise,
@@ -203,9 +203,9 @@ impl Setting<'_> {
             sigma: sigma(self.loss),
             kurtosis_one,
             kurtosis_mean,
-            relative_variance: gaussian.relative_variance,
-            floor: gaussian.floor,
-            final_loss: gaussian.loss,
+            relative_variance: neyman.relative_variance,
+            floor: neyman.floor,
+            final_loss: neyman.loss,
             final_loss_uniform: uniform.loss,
         })
     }
@@ -275,7 +275,7 @@ impl Table {
             [heat("of one query", |r| r.kurtosis_one, 1), heat("of the mean of the budget", |r| r.kurtosis_mean, 2)];
         let kurtoses = heat_maps("Excess kurtosis of one datum's estimate", &kurtoses, 2)?;
         let variances = [heat("reached", |r| r.relative_variance, 2), heat("floor, in hindsight", |r| r.floor, 2)];
-        let variances = heat_maps("Variance over uniform's, Gaussian allocator", &variances, 2)?;
+        let variances = heat_maps("Variance over uniform's, Neyman allocator", &variances, 2)?;
         artifacts.write("kurtosis.svg", kurtoses.as_bytes())?;
         artifacts.write("variance.svg", variances.as_bytes())
     }

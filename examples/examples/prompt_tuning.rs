@@ -157,7 +157,7 @@ struct Args {
     #[arg(long, default_value_t = 320)]
     test: usize,
     /// Allocator of the queries: uniform, neyman, gaussian, bernoulli or gaussian-paper [default:
-    /// the method's, gaussian].
+    /// the method's, neyman].
     #[arg(long)]
     allocator: Option<String>,
     /// Where the noise goes: activation, weights or lowrank:R [default: lowrank:1 for a visual

@@ -121,7 +121,7 @@ impl Setting {
     /// Measures ‖ĝ − g‖²/‖g‖² of the untrained model.
     fn relative_error(self, testbed: &mut Testbed) -> Result<f64> {
         let config = config(self.sigma, self.queries, self.seed)?;
-        let mut learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Gaussian)?;
+        let mut learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Neyman)?;
         let mut batches = testbed.batches(self.batch_size, self.seed)?;
         let mut errors = vec![];
         for _ in 0..LOOKS {
@@ -138,7 +138,7 @@ impl Setting {
     /// Trains, and returns the test accuracy in percent, or nothing if training diverged.
     fn accuracy(self, testbed: &Testbed, lr: f64, total: u64) -> Result<Option<f64>> {
         let config = config(self.sigma, self.queries, self.seed)?;
-        let learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Gaussian)?;
+        let learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Neyman)?;
         let steps = (total / (self.queries * self.batch_size) as u64).max(1) as usize;
         let run = Run::new(learner, Optim::adam(), lr, steps);
         match run.finish(&mut testbed.batches(self.batch_size, self.seed)?, |_, _| {}) {

@@ -7,9 +7,12 @@
 //! 1. *Train.* θ is trained with uniform allocation, then held.
 //! 2. *Variances.* Tr Σ_j of each example follows in closed form from its gradient
 //!    ([`flops_examples::experiment::mlp::ExactDatum::trace`]).
-//! 3. *Learn.* The learned allocators learn on batches with these variances.
+//! 3. *Learn.* The learned allocators learn on batches whose queries show these variances.
 //! 4. *Measure.* Each allocator's gradient is estimated many times. Its squared error against the
 //!    exact gradient is compared with that of uniform allocation at the same budget.
+//! 5. *Leave out.* The Gaussian allocator learns without one parameter or another; J is compared.
+//! 6. *Sample data instead.* As many queries fall on examples drawn by importance, with weights 1/p.
+//!    Its variance has a closed form, as Neyman's has.
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
@@ -21,7 +24,8 @@ use burn::optim::AdamConfig;
 use burn::train::TrainStep;
 use clap::Parser;
 use flops_core::allocator::{
-    AllocationReport, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings, variance_objective,
+    AllocationReport, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, Embeddings, GaussianAllocatorConfig,
+    MeanModel, Shown, variance_objective,
 };
 use flops_core::estimator::trained_parameters;
 use flops_core::{Allocation, Estimator, ForwardConfig, ForwardLearner, QueryBudget, Space};
@@ -82,6 +86,26 @@ struct Row {
     floor: f64,
 }
 
+/// A row of `parameters.csv`: the Gaussian allocator with some of its parameters.
+#[derive(Clone, Serialize)]
+struct Variant {
+    seed: u64,
+    parameters: &'static str,
+    /// J from the known covariances over that of uniform allocation, at [`MAIN`] queries.
+    relative_objective: f64,
+}
+
+/// A row of `sampling.csv`: variances over uniform allocation's, in closed form for real numbers of
+/// queries.
+#[derive(Clone, Serialize)]
+struct Sampling {
+    seed: u64,
+    /// (mean √S)² / mean S, with S_j = Tr Σ_j.
+    neyman: f64,
+    /// ((mean √m)² − ‖g‖²) / mean S, with m_j = S_j + ‖g_j‖² and g the mean of the gradients g_j.
+    importance: f64,
+}
+
 /// Draws the indices of a batch.
 fn draw_batch(n: usize, rng: &mut StdRng) -> Vec<usize> {
     (0..n).map(|_| rng.random_range(0..EXAMPLES)).collect()
@@ -129,12 +153,14 @@ impl Problem {
         index.iter().map(|&i| self.exact[i].trace()).collect()
     }
 
-    /// Lets an allocator learn on `batches`. Returns its allocation for the last one.
+    /// Lets an allocator learn on `batches`, with the inputs as embeddings if it is to have any.
+    /// Returns its allocation for the last one.
     fn learn(
         &self,
         mut allocator: AnyAllocator<B>,
         batches: &[Vec<usize>],
         budget: &QueryBudget,
+        embedded: bool,
     ) -> Result<Allocation> {
         let width = mlp::SIZES[0];
         let mut rng = StdRng::seed_from_u64(self.seed + 2);
@@ -144,10 +170,10 @@ impl Problem {
             let variances = self.variances(index);
             let inputs: Vec<f32> =
                 index.iter().flat_map(|&i| &self.inputs[i * width..(i + 1) * width]).copied().collect();
-            let embeddings = Some(Embeddings::new(&inputs, width)?);
+            let embeddings = if embedded { Some(Embeddings::new(&inputs, width)?) } else { None };
             let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
             let (allocation, update) = allocator.allocate(&features, budget, &mut rng)?;
-            allocator = allocator.apply(update);
+            allocator = allocator.apply(update, &Shown::new(&variances));
             last = Some(allocation);
         }
         last.context("there is a batch")
@@ -184,16 +210,62 @@ impl Problem {
         sum
     }
 
+    /// Returns the batch that is measured.
+    fn test_batch(&self, args: &Args) -> Vec<usize> {
+        draw_batch(args.batch_size, &mut StdRng::seed_from_u64(self.seed + 1))
+    }
+
+    /// Returns the batches that allocators learn on, and last the one that is measured.
+    fn batches(&self, args: &Args) -> Vec<Vec<usize>> {
+        let mut rng = StdRng::seed_from_u64(self.seed + 1);
+        let test = draw_batch(args.batch_size, &mut rng);
+        (0..args.steps).map(|_| draw_batch(args.batch_size, &mut rng)).chain([test]).collect()
+    }
+
+    /// Leaves parameters of the Gaussian allocator out.
+    fn variants(&self, args: &Args, device: &Device) -> Result<Vec<Variant>> {
+        let (budget, batches, test) = (QueryBudget::new(MAIN, 1)?, self.batches(args), self.test_batch(args));
+        let (variances, full) = (self.variances(&test), GaussianAllocatorConfig::new());
+        let uniform = variance_objective(&variances, &Allocation::uniform(test.len(), &budget));
+        // Without embeddings all distances are 1: the covariance then adds common noise, which the
+        // projection undoes, and γ has nothing to shape. A floor above σ's bound pins it at 0.5.
+        let variants = [
+            ("β₁, ψ, σ, γ", full.clone(), true),
+            ("without γ", full.clone(), false),
+            ("without learning σ", full.clone().with_sigma_floor(1e3), true),
+            ("without γ and learning σ", full.clone().with_sigma_floor(1e3), false),
+            ("without ψ", full.clone().with_mean(MeanModel::Loss), true),
+            ("without learning", full.clone().with_updates_per_step(0), true),
+            ("β₁, σ, γ, and a draw: the paper", GaussianAllocatorConfig::paper(), true),
+        ];
+        let row = |(parameters, config, embedded): (&'static str, GaussianAllocatorConfig, bool)| {
+            let allocator = AnyAllocator::Gaussian(config.init(device)?);
+            let allocation = self.learn(allocator, &batches, &budget, embedded)?;
+            let relative_objective = variance_objective(&variances, &allocation) / uniform;
+            Ok(Variant { seed: self.seed, parameters, relative_objective })
+        };
+        variants.into_iter().map(row).collect()
+    }
+
+    /// Compares Neyman allocation with importance sampling of the examples of a batch.
+    fn sampling(&self, index: &[usize]) -> Sampling {
+        let n = index.len() as f64;
+        let squared = |g: &[f64]| g.iter().map(|v| v * v).sum::<f64>();
+        let mean = |value: &dyn Fn(&ExactDatum) -> f64| index.iter().map(|&i| value(&self.exact[i])).sum::<f64>() / n;
+        let uniform = mean(&|d| d.trace());
+        let roots = mean(&|d| (d.trace() + squared(&d.gradient)).sqrt());
+        let importance = (roots.powi(2) - squared(&self.exact_gradient(index))) / uniform;
+        Sampling { seed: self.seed, neyman: mean(&|d| d.trace().sqrt()).powi(2) / uniform, importance }
+    }
+
     /// Compares the allocators at one budget.
     fn compare(&self, queries: usize, args: &Args, device: &Device) -> Result<Vec<Row>> {
         let budget = QueryBudget::new(queries, 1)?;
-        let mut rng = StdRng::seed_from_u64(self.seed + 1);
-        let test = draw_batch(args.batch_size, &mut rng);
-        let mut batches: Vec<Vec<usize>> = (0..args.steps).map(|_| draw_batch(args.batch_size, &mut rng)).collect();
-        batches.push(test.clone());
+        let batches = self.batches(args);
+        let test = self.test_batch(args);
         let mut found = vec![];
         for kind in AllocatorKind::ALL {
-            let allocation = self.learn(AnyAllocator::new(kind, device)?, &batches, &budget)?;
+            let allocation = self.learn(AnyAllocator::new(kind, device)?, &batches, &budget, true)?;
             found.push((kind, self.error(&test, &allocation, args.repeats())?, allocation));
         }
         let variances = self.variances(&test);
@@ -289,6 +361,30 @@ impl Table {
     }
 }
 
+/// Prints what each parameter of the Gaussian allocator is worth, and returns it.
+fn print_variants(variants: &[Variant]) -> Value {
+    let mut names: Vec<&str> = vec![];
+    variants.iter().filter(|v| !names.contains(&v.parameters)).for_each(|v| names.push(v.parameters));
+    let spread = |name: &str| {
+        let mine = variants.iter().filter(|v| v.parameters == name).map(|v| v.relative_objective);
+        Spread::of(&mine.collect::<Vec<_>>())
+    };
+    println!("\nJ of the Gaussian allocator over uniform's, by its parameters, {MAIN} queries per datum");
+    let rows: Vec<_> = names.iter().map(|name| vec![name.to_string(), spread(name).text(3)]).collect();
+    print_table(&["parameters", "J over uniform's"], &rows);
+    names.iter().map(|name| (name.to_string(), json!(spread(name)))).collect::<Map<_, _>>().into()
+}
+
+/// Prints how Neyman allocation compares with importance sampling of the data, and returns it.
+fn print_sampling(sampling: &[Sampling]) -> Value {
+    let spread = |value: fn(&Sampling) -> f64| Spread::of(&sampling.iter().map(value).collect::<Vec<_>>());
+    let (neyman, importance) = (spread(|s| s.neyman), spread(|s| s.importance));
+    println!("\nvariance over uniform allocation's, in closed form, any number of queries");
+    let rows = [("Neyman allocation", neyman.text(3)), ("importance sampling of the examples", importance.text(3))];
+    print_table(&["method", "variance"], &rows.map(|(name, text)| vec![name.to_string(), text]));
+    json!({ "neyman": neyman, "importance": importance })
+}
+
 fn run(args: Args) -> Result<()> {
     ensure!((1..=EXAMPLES).contains(&args.batch_size), "--batch-size {}: use 1 to {EXAMPLES}", args.batch_size);
     let (seeds, threads) = (args.experiment.seeds()?, args.experiment.threads()?);
@@ -296,10 +392,13 @@ fn run(args: Args) -> Result<()> {
     let device = backend::device()?;
     ensure!(args.repeats() > 0, "--repeats 0: use at least 1");
     let mut table = Table(vec![]);
+    let (mut variants, mut sampling) = (vec![], vec![]);
     let mut progress = Progress::default();
     let all = seeds.len() * QUERIES.len();
     for &seed in &seeds {
         let problem = Problem::new(seed, threads, args.batch_size, &device)?;
+        variants.extend(problem.variants(&args, &device)?);
+        sampling.push(problem.sampling(&problem.test_batch(&args)));
         for queries in QUERIES {
             let done = table.0.len() / AllocatorKind::ALL.len();
             progress.at(done, all, || format!("seed {seed}, {queries} queries"));
@@ -310,8 +409,17 @@ fn run(args: Args) -> Result<()> {
     let names = AllocatorKind::ALL.map(|kind| kind.name());
     table.print(&names);
     table.write(&artifacts, &names)?;
-    let figures = table.figures(&names, args.batch_size);
-    args.experiment.finish(&artifacts, progress.started(), figures, "variance.svg, variance.csv")
+    let mut figures = table.figures(&names, args.batch_size);
+    figures["parameters"] = print_variants(&variants);
+    figures["sampling"] = print_sampling(&sampling);
+    artifacts.write_csv("parameters.csv", &variants)?;
+    artifacts.write_csv("sampling.csv", &sampling)?;
+    args.experiment.finish(
+        &artifacts,
+        progress.started(),
+        figures,
+        "variance.svg, variance.csv, parameters.csv, sampling.csv",
+    )
 }
 
 fn main() -> ExitCode {

@@ -4,6 +4,8 @@
 use burn::prelude::*;
 use burn::tensor::{BasicOps, TensorKind};
 
+use crate::error::Error;
+
 /// Something with one row per example, whose rows can be gathered in any order and number.
 ///
 /// Implemented for tensors (rows along the first axis), vectors, tuples of up to four and `()`.
@@ -19,6 +21,30 @@ pub trait Rows: Clone + Send + 'static {
     /// # Panics
     /// Where `parts` is empty.
     fn cat(parts: Vec<Self>) -> Self;
+
+    /// Sizes of a row, which tell rows of different padding apart.
+    ///
+    /// A cached prefix is used for inputs of the sizes that it was computed from, and rows of
+    /// different sizes are never concatenated. A tensor gives its axes but the first, and a tuple
+    /// gives those of its parts. The default says that all rows are alike: a type that holds
+    /// tensors should give theirs.
+    fn row_shape(&self) -> Vec<usize> {
+        vec![]
+    }
+
+    /// Checks that there are `rows` rows, in every part.
+    ///
+    /// A type of several parts asks each of them: `self.images.check_rows(rows)?;` and so on. What
+    /// has no rows, as `()`, fits any number.
+    ///
+    /// # Errors
+    /// The number of rows found.
+    fn check_rows(&self, rows: usize) -> Result<(), usize>;
+}
+
+/// Whether two numbers of rows agree; otherwise the one that was found.
+fn same(got: usize, rows: usize) -> Result<(), usize> {
+    if got == rows { Ok(()) } else { Err(got) }
 }
 
 impl<B: Backend, const D: usize, K> Rows for Tensor<B, D, K>
@@ -44,11 +70,22 @@ where
     fn cat(mut parts: Vec<Self>) -> Self {
         if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
     }
+
+    fn row_shape(&self) -> Vec<usize> {
+        self.dims()[1..].to_vec()
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        same(self.dims()[0], rows)
+    }
 }
 
 impl Rows for () {
     fn rows(&self, _: &[usize]) -> Self {}
     fn cat(_: Vec<Self>) -> Self {}
+    fn check_rows(&self, _: usize) -> Result<(), usize> {
+        Ok(())
+    }
 }
 
 macro_rules! rows_for_tuples {
@@ -69,6 +106,19 @@ macro_rules! rows_for_tuples {
                 }
                 ($($name::cat($part),)+)
             }
+
+            fn row_shape(&self) -> Vec<usize> {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                [$($name.row_shape()),+].concat()
+            }
+
+            fn check_rows(&self, rows: usize) -> Result<(), usize> {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                $($name.check_rows(rows)?;)+
+                Ok(())
+            }
         }
     };
 }
@@ -84,6 +134,10 @@ impl<T: Clone + Send + 'static> Rows for Vec<T> {
     fn cat(parts: Vec<Self>) -> Self {
         parts.concat()
     }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        same(self.len(), rows)
+    }
 }
 
 /// The examples of one training step.
@@ -97,4 +151,52 @@ pub struct Batch<I, T> {
     pub input: I,
     /// Targets that the loss compares the outputs with, one row per example.
     pub target: T,
+}
+
+impl<I: Rows, T: Rows> Batch<I, T> {
+    /// Checks that there are examples, and an input and a target for each.
+    ///
+    /// # Errors
+    /// [`Error::EmptyBatch`] or [`Error::Length`].
+    pub fn check(&self) -> Result<(), Error> {
+        let expected = self.ids.len();
+        if expected == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        let length = |name| move |got| Error::Length { name, got, expected };
+        self.input.check_rows(expected).map_err(length("the input of the batch"))?;
+        self.target.check_rows(expected).map_err(length("the target of the batch"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    fn rows(n: usize) -> Tensor<Flex, 2> {
+        Tensor::zeros([n, 3], &Default::default())
+    }
+
+    /// Every part of inputs and targets is looked at.
+    #[test]
+    fn ids_inputs_and_targets_have_one_row_for_each_example() {
+        let check = |ids: u64, input: (Tensor<Flex, 2>, Vec<u8>), target: ((), Tensor<Flex, 2>)| {
+            Batch { ids: (0..ids).collect(), input, target }.check()
+        };
+        assert_eq!(check(2, (rows(2), vec![0; 2]), ((), rows(2))), Ok(()));
+        assert_eq!(check(0, (rows(0), vec![]), ((), rows(0))), Err(Error::EmptyBatch));
+        for (ids, a, b, target, part, got) in [
+            (3, 2, 2, 2, "input", 2),
+            (8, 5, 8, 8, "input", 5),
+            (8, 8, 1, 8, "input", 1),
+            (8, 8, 8, 5, "target", 5),
+            (2, 2, 2, 0, "target", 0),
+        ] {
+            let error = check(ids, (rows(a), vec![0; b]), ((), rows(target))).unwrap_err();
+            let expected = ids as usize;
+            assert!(matches!(error, Error::Length { got: g, expected: e, .. } if g == got && e == expected), "{error}");
+            assert!(error.to_string().starts_with(&format!("the {part} of the batch has {got} entries")), "{error}");
+        }
+    }
 }

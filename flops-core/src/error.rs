@@ -61,9 +61,11 @@ pub enum Error {
     },
     /// Trained parameters that noise on layers (activation and low-rank space) cannot reach.
     #[error(
-        "{missed} of {trained} trained parameters belong to no layer called through the probe, and the activation and low-rank spaces perturb only those; call their layers as probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) sites by Probe::site, freeze them, or use the weight space"
+        "{missed} of {trained} trained parameters belong to no layer called through the probe ({paths}), and the activation and low-rank spaces perturb only those; call their layers as probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) sites by Probe::site, freeze them, or use the weight space"
     )]
     NotSites {
+        /// The paths of the first of them.
+        paths: String,
         /// The number of trained parameters out of reach.
         missed: usize,
         /// The number of all trained parameters.
@@ -88,11 +90,92 @@ pub enum Error {
     },
     /// Parameters with a gradient in closed form that are called through the probe as well.
     #[error(
-        "{count} parameters have exact gradients and are called through the probe; call their layers without it, so that no query perturbs them"
+        "{count} parameters have exact gradients and are called through the probe ({paths}); call their layers without it, so that no query perturbs them"
     )]
     ExactSites {
+        /// The paths of the first of them.
+        paths: String,
         /// The number of such parameters.
         count: usize,
+    },
+    /// Trained parameters that also act on the losses outside the layers called through the probe.
+    #[error(
+        "the losses depend on trained parameters outside the layers called through the probe, and that part of the gradient would be lost: {paths}; call every use through the probe (probe.tied_linear for an output that shares the weight of an embedding), move a weight penalty to the optimizer's weight decay, or use the weight space"
+    )]
+    ActsOutsideSites {
+        /// The paths of the first of them.
+        paths: String,
+    },
+    /// A gradient of another shape than its parameter.
+    #[error(
+        "a gradient of {path} has the shape {gradient:?}, and the parameter has {parameter:?}; add every gradient in the shape of its parameter, in Site::backward and WeightNoise::add_gradients (transpose it where the layer's weight is stored transposed), and exact gradients with as many elements"
+    )]
+    GradientShape {
+        /// The path of the parameter.
+        path: String,
+        /// The shape of the gradient.
+        gradient: Vec<usize>,
+        /// The shape of the parameter.
+        parameter: Vec<usize>,
+    },
+    /// A bare parameter that is not stored with one row.
+    #[error(
+        "{path} is a bare parameter of shape {shape:?}, and its first axis must be 1, the row that all examples share; store it as [1, …], such as [1, tokens, d], and join it to the rows by probe.add or probe.cat"
+    )]
+    BareParameter {
+        /// The path of the parameter.
+        path: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A tensor whose first axis is not the rows of the pass.
+    #[error(
+        "{what} has the shape {shape:?} in a pass of {rows} rows; the first axis must be the rows, or 1 for what does not depend on the input: reshape it to [rows, tokens, …] before the call, with tokens on an axis of their own"
+    )]
+    RowAxis {
+        /// The tensor: the output of a layer, by the path of its parameter, or an argument of the
+        /// probe's methods.
+        what: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Rows of the pass.
+        rows: usize,
+    },
+    /// A layer whose output changes its shape with the number of rows.
+    #[error(
+        "the output of the layer of {path} has {few} values a row in a pass of {few_rows} rows, and {many} in one of {many_rows}: its first axis is not the rows; reshape the input of the layer to [rows, tokens, …], and give bare parameters a first axis of 1"
+    )]
+    RowShape {
+        /// The path of the layer's parameter.
+        path: String,
+        /// Rows of the smaller pass.
+        few_rows: usize,
+        /// Values of a row in it.
+        few: usize,
+        /// Rows of the larger pass.
+        many_rows: usize,
+        /// Values of a row in it.
+        many: usize,
+    },
+    /// Layers that are called in some passes, and not in others.
+    #[error(
+        "the layers called through the probe differ between two passes of one step, from that of {path} on; call the same layers in the same order whatever the rows, and multiply what a row does not use by 0"
+    )]
+    SitesVary {
+        /// The path of the parameter of the first layer that differs.
+        path: String,
+    },
+    /// A pass that returns another number of rows than it was given.
+    #[error(
+        "{what} of the model: {got} rows where the pass has {rows}; a pass has one row per example, and then one per query where it is perturbed: keep rows on the first axis, and join tensors by probe.align, probe.add or probe.cat"
+    )]
+    RowCount {
+        /// What has the wrong number: output, losses, …
+        what: &'static str,
+        /// Its rows.
+        got: usize,
+        /// Rows of the pass.
+        rows: usize,
     },
     /// An allocator that gives examples unequal numbers of queries, although they share their
     /// noise.
@@ -124,9 +207,9 @@ pub enum Error {
     /// A model without a trained parameter.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,
-    /// Examples whose unperturbed loss is not finite.
+    /// Examples whose unperturbed loss is not finite, though training has not diverged.
     #[error(
-        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets"
+        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets, or in the initial parameters if every example is named"
     )]
     NonFiniteData {
         /// The number of such examples.
@@ -134,13 +217,13 @@ pub enum Error {
         /// The first of their ids.
         ids: String,
     },
-    /// Many steps in a row without a finite loss.
+    /// Losses that were finite and no longer are, or many steps in a row without a finite loss.
     #[error(
-        "no finite loss in {steps} steps in a row: training has diverged (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
+        "training has diverged: {evidence} (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
     )]
     Diverged {
-        /// The number of steps.
-        steps: usize,
+        /// What shows it.
+        evidence: String,
         /// The smoothing scale.
         sigma: f64,
         /// The learning rate of the last update.
@@ -154,4 +237,18 @@ pub enum Error {
         /// Name of the allocator.
         allocator: &'static str,
     },
+}
+
+impl Error {
+    /// Whether a later step may succeed where this one failed.
+    ///
+    /// A batch may be broken, a remote part may answer again, a loss may become finite. All other
+    /// errors are of the configuration, the model or the form of the batches: they never pass.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::EmptyBatch | Self::NonFiniteData { .. } | Self::Diverged { .. } => true,
+            Self::Model { .. } | Self::Value { .. } => true,
+            _ => false,
+        }
+    }
 }

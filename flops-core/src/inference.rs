@@ -4,8 +4,8 @@ use burn::prelude::*;
 
 use crate::batch::{Batch, Rows};
 use crate::model::ForwardModel;
-use crate::parallel::{balanced_chunk, num_workers, run_ordered};
-use crate::probe::{Prefix, PrefixCache, Probe, Stages};
+use crate::parallel::{num_workers, run_ordered};
+use crate::probe::{Passes, Prefix, PrefixCache, Probe, Stages};
 
 /// Runs the model on the `rows` rows of `input`, at most `max_rows` of them at a time.
 ///
@@ -22,17 +22,19 @@ pub fn infer<B: Backend, M: ForwardModel<B>>(
     max_rows: usize,
     threads: usize,
 ) -> M::Output {
-    passes(model, (input, rows), (max_rows, threads), None, |_| Probe::clean(), drop)
+    assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
+    run(model, input, Passes::new(rows, None, max_rows), threads, |_| Probe::clean(), drop)
 }
 
 /// [`infer`] on a batch that is evaluated repeatedly, as after every epoch.
 ///
 /// Stages in front of the first trained parameter run once per example. Later calls start from the
-/// outputs that `cache` holds of them. A batch that does not fit the cache is evaluated in full.
+/// outputs that `cache` holds of them. Of a batch with some examples in the cache, only the others
+/// run these stages.
 ///
-/// The cache identifies examples by `batch.ids`. It must have been told which parameters are
-/// trained; until then nothing is cached. All other parameters must keep their values, and every
-/// trained one must be called through the probe.
+/// The cache identifies examples by `batch.ids` and the [sizes](Rows::row_shape) of their input
+/// rows. It must have been told which parameters are trained; until then nothing is cached. All
+/// other parameters must keep their values, and every trained one must be called through the probe.
 ///
 /// # Panics
 /// Where the batch is empty or `max_rows` is 0.
@@ -43,48 +45,51 @@ pub fn infer_cached<B: Backend, M: ForwardModel<B>>(
     threads: usize,
     cache: &PrefixCache,
 ) -> M::Output {
-    let (n, trained) = (batch.ids.len(), cache.trained());
-    let prefix = cache.get(&batch.ids, &trained);
-    if trained.is_empty() || prefix.is_none() && !cache.has_room(n) {
-        return infer(model, &batch.input, n, max_rows, threads);
+    let Batch { ids, input, .. } = batch;
+    let (n, trained, shape) = (ids.len(), cache.trained(), input.row_shape());
+    if trained.is_empty() || n == 0 || max_rows == 0 {
+        return infer(model, input, n, max_rows, threads);
     }
-    let cached = prefix.is_some();
+    let passes = Passes::new(n, cache.get(ids, &shape, &trained), max_rows);
+    let fresh: Vec<u64> = passes.fresh().iter().map(|&row| ids[row]).collect();
+    let keep = cache.has_room(fresh.iter().copied());
     let mut stages = vec![];
-    let trace = |prefix| Probe::trace(trained.clone(), prefix, false);
-    let output = passes(model, (&batch.input, n), (max_rows, threads), prefix, trace, |probe| {
-        stages.push(probe.traced().stages);
-    });
-    if !cached {
-        cache.insert(&batch.ids, &trained, &Stages::cat(stages, None).frozen());
+    let probe = |prefix: Option<Prefix>| match prefix {
+        Some(prefix) => Probe::resume(prefix),
+        None if keep => Probe::trace(trained.clone(), None, false),
+        None => Probe::clean(),
+    };
+    let output = run(model, input, passes, threads, probe, |probe| stages.extend(probe.into_stages()));
+    if keep {
+        // the passes that begin with the input come first, and only they trace
+        let places: Vec<usize> = (0..fresh.len()).collect();
+        cache.insert(&fresh, &shape, &trained, &Stages::cat(stages, None, &places).frozen());
     }
     output
 }
 
-/// Runs the passes of [`infer`] in order.
+/// Runs passes in order and returns the outputs in the order of the batch.
 ///
-/// `probe` makes the probe of each pass from its rows of `prefix`; `seen` takes it afterwards.
-fn passes<B: Backend, M: ForwardModel<B>>(
+/// `probe` makes the probe of each pass from what the pass begins with; `seen` takes it afterwards.
+fn run<B: Backend, M: ForwardModel<B>>(
     model: &M,
-    (input, rows): (&M::Input, usize),
-    (max_rows, threads): (usize, usize),
-    prefix: Option<Prefix>,
+    input: &M::Input,
+    passes: Passes,
+    threads: usize,
     probe: impl Fn(Option<Prefix>) -> Probe<B> + Sync,
     mut seen: impl FnMut(Probe<B>) + Send,
 ) -> M::Output {
-    assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
-    let width = balanced_chunk(rows, max_rows);
-    let mut outputs = Vec::with_capacity(rows.div_ceil(width));
-    let context = (model.clone(), input.clone(), prefix);
-    let work = |(model, input, prefix): &(M, M::Input, Option<Prefix>), job: usize| {
-        let index: Vec<usize> = (job * width..rows.min((job + 1) * width)).collect();
-        let mut probe = probe(prefix.as_ref().map(|p| p.rows(&index)));
-        let output = model.forward(input.rows(&index), &mut probe);
+    let mut outputs = Vec::with_capacity(passes.len());
+    let context = (model.clone(), input.clone(), passes.clone());
+    let work = |(model, input, passes): &(M, M::Input, Passes), job: usize| {
+        let mut probe = probe(passes.prefix(job));
+        let output = model.forward(input.rows(passes.rows(job)), &mut probe);
         Ok((output, probe))
     };
-    run_ordered(rows.div_ceil(width), num_workers(model, threads), context, work, |_, (output, probe)| {
+    run_ordered(passes.len(), num_workers(model, threads), context, work, |_, (output, probe)| {
         outputs.push(output);
         seen(probe);
     })
     .expect("a plain pass gives no error");
-    M::Output::cat(outputs)
+    passes.in_order(outputs)
 }

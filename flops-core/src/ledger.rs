@@ -55,6 +55,11 @@ impl Ledger {
         self.costs[phase as usize].add(Cost { queries, row_forwards, seconds: elapsed.as_secs_f64() });
     }
 
+    /// Adds the costs of another ledger, phase by phase.
+    pub fn merge(&mut self, other: &Self) {
+        self.costs.iter_mut().zip(other.costs).for_each(|(cost, other)| cost.add(other));
+    }
+
     /// The cost of `phase`.
     pub fn of(&self, phase: Phase) -> Cost {
         self.costs[phase as usize]
@@ -80,6 +85,10 @@ mod tests {
         ledger.add(Phase::Clean, 0, 7, Duration::from_millis(250));
         assert_eq!(ledger.of(Phase::Query), Cost { queries: 21, row_forwards: 42, seconds: 0.75 });
         assert_eq!(ledger.total(), Cost { queries: 21, row_forwards: 49, seconds: 1.0 });
+        let mut both = ledger.clone();
+        both.merge(&ledger);
+        assert_eq!(both.of(Phase::Query), Cost { queries: 42, row_forwards: 84, seconds: 1.5 });
+        assert_eq!((both.of(Phase::Clean).row_forwards, both.total().seconds), (14, 2.0));
         let json = serde_json::to_string(&ledger).unwrap();
         assert_eq!(serde_json::from_str::<Ledger>(&json).unwrap(), ledger);
     }

@@ -16,8 +16,8 @@
 //!    Optimizers, schedulers, metrics and checkpointers are Burn's own. Parameters are trained
 //!    unless frozen with `no_grad`.
 //!
-//! Layers with a method of [`Probe`]: `linear`, `layer_norm`, `batch_norm`, `conv2d` (one group),
-//! `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
+//! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `batch_norm`, `conv2d`
+//! (one group), `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
 //!
 //! - **Padding.** Call layers on padded tokens inside [`Probe::masked`]: estimate and variance are
 //!   then those of the batch without padding.
@@ -36,8 +36,8 @@
 //!
 //! | method, as [`Recipe`] | space | noise | sampling | allocator |
 //! |---|---|---|---|---|
-//! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`GaussianAllocator`](allocator::GaussianAllocator) |
-//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [its own form](allocator::GaussianAllocatorConfig::paper) |
+//! | [`Default`](Recipe::Default) | `Activation` | `Rademacher` | `OneSided` | [`Neyman`](allocator::Neyman) |
+//! | [`Flops`](Recipe::Flops), the paper | `Activation` | `Gaussian` | `Antithetic` | [learned](allocator::GaussianAllocatorConfig::paper) |
 //! | [`Mezo`](Recipe::Mezo); SPSA with `Rademacher` | `Weights` | `Gaussian` | `Antithetic` | `Uniform` |
 //! | [`Fzoo`](Recipe::Fzoo) | `Weights`, step over the losses' spread | `Rademacher` | `OneSided` | `Uniform` |
 //! | [`Es`](Recipe::Es), evolution strategies | `Weights` | `Gaussian` | `OneSided` | `Uniform` |
@@ -87,6 +87,7 @@ mod names;
 pub mod noise;
 pub mod ops;
 mod parallel;
+mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;

@@ -20,7 +20,8 @@ use crate::probe::Probe;
 ///    trained stage instead of the input.
 ///
 /// Example i of the input is row i of the output, and no row may influence another. Batch
-/// normalisation by statistics of the batch breaks this. [`probe.batch_norm`](Probe::batch_norm)
+/// normalisation by statistics of the batch breaks this. The first axis of every tensor is its rows
+/// (see [`Probe`](Probe#rows)). [`probe.batch_norm`](Probe::batch_norm)
 /// goes by running statistics instead. Call dropout as [`probe.dropout`](Probe::dropout), and layers
 /// on padded tokens inside [`probe.masked`](Probe::masked).
 ///
@@ -97,7 +98,8 @@ pub trait ForwardModel<B: Backend>: Module<B> {
 
     /// Returns gradients of the mean loss that are known in closed form, flat, by parameter.
     ///
-    /// They belong to parameters behind everything that is perturbed. No query perturbs these: call
+    /// Each has as many elements as its parameter, in its order. They belong to parameters behind
+    /// everything that is perturbed. No query perturbs these: call
     /// their layers without the probe. `target` is what [`couple`](Self::couple) returned, if
     /// anything.
     fn exact_gradients(&self, output: &Self::Output, target: &Self::Target) -> Vec<(ParamId, Tensor<B, 1>)> {
@@ -125,6 +127,16 @@ pub trait ForwardModel<B: Backend>: Module<B> {
     /// an evaluation. A failed step is abandoned: nothing is learned from it.
     fn failure(&self) -> Option<String> {
         None
+    }
+
+    /// Whether a learner leaves out the [check of sites](crate::estimator::CleanPass::check_sites) of
+    /// its first step; `false`, unless overridden.
+    ///
+    /// The check sends up to 8 examples through the model twice. Return `true` where each row costs
+    /// money, as behind a remote service, or where a trained parameter acts outside its sites on
+    /// purpose, as a constant.
+    fn skips_site_check(&self) -> bool {
+        false
     }
 
     /// Features from which an allocator predicts how hard an example's gradient is to estimate.

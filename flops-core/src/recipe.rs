@@ -18,8 +18,7 @@ pub enum Recipe {
     /// This crate's defaults.
     ///
     /// One-sided Rademacher noise falls on the activations of one layer per query. The control
-    /// variate is learned, and so is the allocation, by
-    /// [`GaussianAllocator`](crate::allocator::GaussianAllocator).
+    /// variate is learned, and queries are allocated by [`Neyman`](crate::allocator::Neyman).
     Default,
     /// FLOPS (Ren et al. 2025, arXiv 2410.05966): antithetic Gaussian noise on the activations of
     /// all layers, σ = 10⁻³.
@@ -106,7 +105,7 @@ impl Recipe {
     /// The allocator of the method.
     pub fn allocator(self) -> AllocatorKind {
         match self {
-            Self::Default => AllocatorKind::Gaussian,
+            Self::Default => AllocatorKind::Neyman,
             Self::Flops => AllocatorKind::GaussianPaper,
             Self::Mezo | Self::Fzoo | Self::Es | Self::Eggroll => AllocatorKind::Uniform,
         }
@@ -129,6 +128,14 @@ mod tests {
             assert_eq!(weights.normalisation() == Normalisation::LossSpread, recipe == Recipe::Fzoo);
             assert_eq!(recipe.config(QueryBudget::new(2, 1).unwrap()).estimator.space, recipe.space());
         }
+    }
+
+    /// A learned allocation gains nothing over the closed form with the same estimates.
+    #[test]
+    fn only_the_paper_s_recipe_learns_its_allocation() {
+        let allocators = Recipe::ALL.map(Recipe::allocator);
+        assert_eq!(allocators[..2], [AllocatorKind::Neyman, AllocatorKind::GaussianPaper]);
+        assert!(allocators[2..].iter().all(|a| a.is_uniform()));
     }
 
     #[test]

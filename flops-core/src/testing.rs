@@ -1,5 +1,7 @@
 //! A model with every kind of site, small enough for thousands of gradient estimates.
 
+pub mod pair;
+
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Param, ParamId};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -11,7 +13,7 @@ use burn::tensor::Distribution;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::allocator::{Allocator, DatumFeatures, QueryBudget, variance_objective};
+use crate::allocator::{Allocator, DatumFeatures, QueryBudget, Shown, variance_objective};
 use crate::batch::Batch;
 use crate::losses::cross_entropy;
 use crate::model::ForwardModel;
@@ -154,7 +156,7 @@ pub fn weights<M: Module<B>>(model: &M) -> Vec<f64> {
 }
 
 /// The gradient of the mean loss, by autodiff.
-pub fn true_gradient(model: &Zoo<AB>, batch: ZooBatch<AB>) -> Vec<f64> {
+pub fn true_gradient<M: ForwardModel<AB>>(model: &M, batch: Batch<M::Input, M::Target>) -> Vec<f64> {
     let output = model.forward(batch.input, &mut Probe::clean());
     let grads = model.losses(output, batch.target).mean().backward();
     struct Visit<'a>(&'a <AB as burn::tensor::backend::AutodiffBackend>::Gradients, Vec<f64>);
@@ -184,7 +186,8 @@ pub fn skewed_losses(n: usize, seed: u64) -> Vec<f64> {
     data.iter::<f64>().map(|z| 0.5 * z.exp()).collect()
 }
 
-/// The mean J of 100 allocations, after the allocator has learned for `steps` steps on one batch.
+/// The mean J of 100 allocations, after the allocator has learned for `steps` steps on one batch,
+/// whose queries show the variances of the features without noise.
 pub fn train_allocator<A: Allocator<B>>(
     mut allocator: A,
     features: &DatumFeatures<'_>,
@@ -195,8 +198,28 @@ pub fn train_allocator<A: Allocator<B>>(
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..steps {
         let update = allocator.allocate(features, budget, &mut rng).unwrap().1;
-        allocator = allocator.apply(update);
+        allocator = allocator.apply(update, &Shown::new(features.variances));
     }
     let draw = |_| variance_objective(features.variances, &allocator.allocate(features, budget, &mut rng).unwrap().0);
     (0..100).map(draw).sum::<f64>() / 100.0
+}
+
+/// Examples of these ids, each with two words of its own, padded with the fourth to `words` words.
+///
+/// An example is the same in every batch, but for its padding. The model sees the padding.
+pub fn padded_batch<B: Backend>(ids: &[u64], words: usize) -> ZooBatch<B> {
+    let (n, device) = (ids.len(), Default::default());
+    let image = |id: u64| (0..16).map(move |i| (0.7 * i as f32 + 1.3 * id as f32).sin());
+    let images: Vec<f32> = ids.iter().flat_map(|&id| image(id)).collect();
+    let word = |id: u64, i: usize| if i < 2 { ((id as usize * 5 + i) % 3) as i32 } else { 3 };
+    let tokens: Vec<i32> = ids.iter().flat_map(|&id| (0..words).map(move |i| word(id, i))).collect();
+    let labels: Vec<i32> = ids.iter().map(|id| (id % 3) as i32).collect();
+    Batch {
+        ids: ids.to_vec(),
+        input: (
+            Tensor::from_data(TensorData::new(images, [n, 1, 4, 4]), &device),
+            Tensor::from_data(TensorData::new(tokens, [n, words]), &device),
+        ),
+        target: Tensor::from_data(TensorData::new(labels, [n]), &device),
+    }
 }

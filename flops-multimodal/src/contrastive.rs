@@ -41,6 +41,15 @@ impl<B: Backend> Rows for PairEmbeddings<B> {
         let (images, texts) = parts.into_iter().map(|p| (p.images, p.texts)).unzip();
         Self { images: Rows::cat(images), texts: Rows::cat(texts), scale }
     }
+
+    fn row_shape(&self) -> Vec<usize> {
+        [self.images.row_shape(), self.texts.row_shape()].concat()
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        self.images.check_rows(rows)?;
+        self.texts.check_rows(rows)
+    }
 }
 
 /// What the query losses of a batch need from its clean pass.
@@ -104,6 +113,10 @@ impl<B: Backend> Rows for Pairs<B> {
     fn cat(parts: Vec<Self>) -> Self {
         let clean = parts[0].clean.clone();
         Self { index: parts.into_iter().flat_map(|p| p.index).collect(), clean }
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        self.index.check_rows(rows)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::*;
-use flops_core::allocator::{Allocator, DatumFeatures, Neyman};
+use flops_core::allocator::{Allocator, DatumFeatures, Neyman, Shown};
 use flops_core::{Allocation, Error, QueryBudget};
 use rand::rngs::StdRng;
 
@@ -40,7 +40,7 @@ impl<P: Backend> Allocator<P> for OracleAllocator {
         Allocator::<P>::allocate(&Neyman, &DatumFeatures { variances, ..*features }, budget, rng)
     }
 
-    fn apply(self, (): ()) -> Self {
+    fn apply(self, (): (), _: &Shown<'_>) -> Self {
         self
     }
 

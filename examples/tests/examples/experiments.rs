@@ -31,7 +31,12 @@ const TINY: [&str; 6] = ["--weights", "tiny.safetensors", "--limit", "48", "--ba
 fn variance_synthetic() {
     let dir = tempfile::tempdir().unwrap();
     let flags = ["--seeds", "2", "--steps", "40", "--repeats", "30", "--batch-size", "32"];
-    let summary = summary("variance_synthetic", dir.path(), &flags, &["variance.svg", "variance.csv"]);
+    let files = ["variance.svg", "variance.csv", "parameters.csv", "sampling.csv"];
+    let summary = summary("variance_synthetic", dir.path(), &flags, &files);
+    let sampled = |name: &str| summary["sampling"][name]["mean"].as_f64().unwrap();
+    // sampling the data costs the variance of the data besides: it never gets below Neyman's
+    assert!(sampled("neyman") <= sampled("importance") && sampled("importance") < 1.0, "{summary}");
+    assert_eq!(summary["parameters"].as_object().unwrap().len(), 7);
     let relative = &summary["relative_variance"];
     let of = |name: &str| relative[name].as_f64().unwrap();
     assert_eq!(of("uniform"), 1.0);

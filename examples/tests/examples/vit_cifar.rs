@@ -75,8 +75,7 @@ fn a_run_writes_its_files_and_spends_its_budget() {
     }
     let run = dir.path().join("artifacts/vit_cifar");
     let summary = summary(&run);
-    for (key, value) in [("method", "forward"), ("dataset", "digits"), ("scope", "cls_tail"), ("allocator", "gaussian")]
-    {
+    for (key, value) in [("method", "forward"), ("dataset", "digits"), ("scope", "cls_tail"), ("allocator", "neyman")] {
         assert_eq!(summary[key], value, "{key}");
     }
     assert_eq!(summary["steps"], 10);

@@ -103,6 +103,12 @@ impl Allocation {
         Ok(Self { counts: exchange(counts, &variances, total, floor) })
     }
 
+    /// The allocation of these counts.
+    #[cfg(test)]
+    pub(crate) fn of(counts: &[usize]) -> Self {
+        Self { counts: counts.to_vec() }
+    }
+
     /// The allocation with `queries` more for each example.
     pub(crate) fn with_more(mut self, queries: usize) -> Self {
         self.counts.iter_mut().for_each(|count| *count += queries);

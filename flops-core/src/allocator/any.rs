@@ -7,10 +7,11 @@ use rand::rngs::StdRng;
 use super::allocation::Allocation;
 use super::bernoulli::{BernoulliAllocator, BernoulliAllocatorConfig};
 use super::budget::QueryBudget;
-use super::features::DatumFeatures;
+use super::features::{DatumFeatures, Needs};
 use super::gaussian::{GaussianAllocator, GaussianAllocatorConfig};
 use super::likelihood_ratio::LearnedUpdate;
 use super::neyman::Neyman;
+use super::shown::Shown;
 use super::traits::Allocator;
 use super::uniform::Uniform;
 use crate::error::Error;
@@ -113,11 +114,20 @@ impl<B: Backend> Allocator<B> for AnyAllocator<B> {
         })
     }
 
-    fn apply(self, update: Self::Update) -> Self {
+    fn apply(self, update: Self::Update, shown: &Shown<'_>) -> Self {
         match (self, update) {
-            (Self::Gaussian(a), Some(update)) => Self::Gaussian(a.apply(update)),
-            (Self::Bernoulli(a), Some(update)) => Self::Bernoulli(a.apply(update)),
+            (Self::Gaussian(a), Some(update)) => Self::Gaussian(a.apply(update, shown)),
+            (Self::Bernoulli(a), Some(update)) => Self::Bernoulli(a.apply(update, shown)),
             (this, _) => this,
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        match self {
+            Self::Uniform(a) => Allocator::<B>::needs(a),
+            Self::Neyman(a) => Allocator::<B>::needs(a),
+            Self::Gaussian(a) => a.needs(),
+            Self::Bernoulli(a) => a.needs(),
         }
     }
 

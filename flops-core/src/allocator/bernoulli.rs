@@ -1,17 +1,21 @@
 //! The learned Bernoulli allocator.
 
+use std::sync::Arc;
+
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::prelude::{Backend, Tensor};
+use rand::Rng;
 use rand::rngs::StdRng;
 use rand_distr::{Binomial, Distribution};
 
 use super::allocation::Allocation;
 use super::budget::QueryBudget;
-use super::features::DatumFeatures;
+use super::features::{DatumFeatures, Needs};
 use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
 use super::params::{set_values, values};
+use super::shown::Shown;
 use super::traits::Allocator;
 use crate::error::Error;
 use crate::ops;
@@ -26,23 +30,16 @@ pub struct BernoulliAllocatorConfig {
     /// The features in which the logit is linear.
     #[config(default = "MeanModel::Loss")]
     pub mean: MeanModel,
-    /// Steps from one update of λ to the next, at least 1.
-    ///
-    /// In the steps between, the most likely allocation is used. With one candidate it is a draw.
-    #[config(default = 1)]
-    pub update_every: usize,
-    /// Likelihood-ratio updates of λ in a step that updates it. 0 freezes λ.
+    /// Whether the allocation is a draw, as in the paper. Otherwise it is the mean's, which does not
+    /// pay for exploring.
+    #[config(default = false)]
+    pub draws: bool,
+    /// Likelihood-ratio updates of λ after a step. 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
     /// Allocations drawn per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations to choose from, at least 1. The one with the least estimated variance is used.
-    ///
-    /// The first candidate is the most likely allocation, and the others are draws. A single
-    /// candidate is a draw, as in the paper.
-    #[config(default = 16)]
-    pub candidates: usize,
     /// Learning rate of λ, in (0, 1].
     #[config(default = 0.05)]
     pub lr: f64,
@@ -58,13 +55,7 @@ impl BernoulliAllocatorConfig {
     /// If a setting is out of range.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<BernoulliAllocator<B>, Error> {
         within("keep", self.keep, (1e-3, 0.999))?;
-        let learning = Learning {
-            every: self.update_every,
-            updates: self.updates_per_step,
-            samples: self.samples,
-            candidates: self.candidates,
-            lr: self.lr,
-        };
+        let learning = Learning { updates: self.updates_per_step, samples: self.samples, lr: self.lr };
         learning.validate()?;
         let beta: Vec<f32> =
             self.mean.start((self.keep / (1.0 - self.keep)).ln(), 0.0)?.into_iter().map(|b| b as f32).collect();
@@ -73,6 +64,7 @@ impl BernoulliAllocatorConfig {
             beta: Param::from_tensor(ops::from_host(beta, [n], device)),
             state: Persist::new(LearningState::default()),
             mean: self.mean,
+            draws: self.draws,
             learning,
         })
     }
@@ -88,16 +80,16 @@ impl BernoulliAllocatorConfig {
 /// All B(A₀ − A_min) are shared in proportion to what was kept: A_j = A_min + B(A₀ − A_min)·K_j/ΣK.
 /// Rounding by largest remainders meets the budget exactly. If nothing was kept, the shares are
 /// equal. The largest ratio of two shares is not bounded by A₀, because small p_j can have any
-/// ratio.
+/// ratio. By default the mean of K is shared, (A₀ − A_min)·p_j, and with `draws` a draw.
 ///
 /// # Learning
-/// λ = β minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio, with the score
+/// λ = β minimises E[J(A)], J(A) = Σ_j m_j / A_j, by the likelihood ratio. m_j are the second
+/// moments that the step's queries [showed](super::Shown). The score is
 ///
 /// ∂ ln P/∂β = Σ_j (K_j − (A₀ − A_min)·p_j)·x_j.
 ///
-/// Gradient and optimizer are those of the [Gaussian allocator](super::GaussianAllocator). By
-/// default every step updates λ. No covariance is needed: an update with M samples costs O(M·B)
-/// plus the rounding.
+/// Gradient and optimizer are those of the [Gaussian allocator](super::GaussianAllocator). No
+/// covariance is needed: an update with M samples costs O(M·B) plus the rounding.
 ///
 /// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966),
 /// section 4. There an example keeps or loses half of its queries at once. Here each query is kept
@@ -109,6 +101,8 @@ pub struct BernoulliAllocator<B: Backend> {
     state: Persist<B, LearningState>,
     #[module(skip)]
     mean: MeanModel,
+    #[module(skip)]
+    draws: bool,
     #[module(skip)]
     learning: Learning,
 }
@@ -132,22 +126,44 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
         features.validate()?;
         self.mean.check(self.beta.val().dims()[0])?;
         let design = self.mean.design(features)?;
-        let spare = (budget.queries_per_datum() - budget.min_per_datum()) as u64;
-        let bounds = |lambda: &mut [f64]| lambda.iter_mut().for_each(|b| *b = b.clamp(LOGIT.0, LOGIT.1));
-        let law = |lambda: &[f64]| Bernoulli::new(lambda, &design, spare);
-        let start = (self.lambda(), self.state.value.clone());
-        self.learning.allocate(start, bounds, law, (features.variances, budget), rng)
+        let mut lambda = self.lambda();
+        clamp(&mut lambda);
+        let allocation = Bernoulli::new(&lambda, &design, spare(budget)).allocate(self.draws, budget, rng)?;
+        let design = Arc::new(design);
+        Ok((allocation, LearnedUpdate { design, distances: None, budget: *budget, seed: rng.next_u64() }))
     }
 
-    fn apply(mut self, update: LearnedUpdate) -> Self {
-        self.beta = set_values(self.beta, &update.lambda);
-        self.state.value = update.state;
+    fn apply(mut self, update: LearnedUpdate, shown: &Shown<'_>) -> Self {
+        // a record of another mean may have come between; the next allocation says so
+        if self.mean.check(self.beta.val().dims()[0]).is_err() {
+            return self;
+        }
+        let law = |lambda: &[f64]| Bernoulli::new(lambda, &update.design, spare(&update.budget));
+        let start = (self.lambda(), self.state.value.clone());
+        // an allocation of finite features and bounded λ exists: there is no error to hear of
+        let Ok((lambda, state)) = self.learning.learn(start, clamp, law, (&update, shown)) else { return self };
+        self.beta = set_values(self.beta, &lambda);
+        self.state.value = state;
         self
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { extra: self.mean.needs_features(), ..Needs::default() }
     }
 
     fn name(&self) -> &'static str {
         "bernoulli"
     }
+}
+
+/// Keeps λ within its bounds.
+fn clamp(lambda: &mut [f64]) {
+    lambda.iter_mut().for_each(|b| *b = b.clamp(LOGIT.0, LOGIT.1));
+}
+
+/// A₀ − A_min.
+fn spare(budget: &QueryBudget) -> u64 {
+    (budget.queries_per_datum() - budget.min_per_datum()) as u64
 }
 
 /// The law of the kept queries K for one λ and one batch.
@@ -164,6 +180,17 @@ impl<'a> Bernoulli<'a> {
         let keep = design.mean(beta).into_iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
         Self { design, keep, spare }
     }
+
+    /// What is to be shared, in proportion to `kept`.
+    fn share(&self, kept: &[f64], budget: &QueryBudget) -> Result<Allocation, Error> {
+        let (n, sum) = (kept.len(), kept.iter().sum::<f64>());
+        if sum == 0.0 {
+            return Ok(Allocation::uniform(n, budget));
+        }
+        let spare = (self.spare * n as u64) as f64;
+        let raw: Vec<f64> = kept.iter().map(|k| budget.min_per_datum() as f64 + spare * k / sum).collect();
+        Allocation::project(&raw, budget)
+    }
 }
 
 impl Law for Bernoulli<'_> {
@@ -175,19 +202,12 @@ impl Law for Bernoulli<'_> {
         self.keep.iter().map(|&p| Binomial::new(self.spare, p).map_or(0, |law| law.sample(rng))).collect()
     }
 
-    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
-        let mode = |p: &f64| (((self.spare as f64 + 1.0) * p) as u64).min(self.spare);
-        self.allocation(&self.keep.iter().map(mode).collect(), budget)
+    fn mean(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
+        self.share(&self.keep, budget)
     }
 
     fn allocation(&self, kept: &Vec<u64>, budget: &QueryBudget) -> Result<Allocation, Error> {
-        let (n, sum) = (kept.len(), kept.iter().sum::<u64>() as f64);
-        if sum == 0.0 {
-            return Ok(Allocation::uniform(n, budget));
-        }
-        let spare = (self.spare * n as u64) as f64;
-        let raw: Vec<f64> = kept.iter().map(|&k| budget.min_per_datum() as f64 + spare * k as f64 / sum).collect();
-        Allocation::project(&raw, budget)
+        self.share(&kept.iter().map(|&k| k as f64).collect::<Vec<_>>(), budget)
     }
 
     fn score(&self, kept: &Vec<u64>) -> Vec<f64> {
@@ -284,12 +304,27 @@ mod tests {
     }
 
     #[test]
+    fn the_mean_shares_in_proportion_to_the_probabilities_and_a_draw_to_what_was_kept() {
+        let losses = [1.0, 2.0, 3.0, 6.0];
+        let features = DatumFeatures { losses: &losses, variances: &[1.0; 4], ..Default::default() };
+        let design = MeanModel::Loss.design(&features).unwrap();
+        let law = Bernoulli::new(&[-4.0, 1.0], &design, 19);
+        let sum: f64 = law.keep.iter().sum();
+        let wanted: Vec<f64> = law.keep.iter().map(|p| 1.0 + 76.0 * p / sum).collect();
+        let counts = law.mean(&budget(20)).unwrap();
+        assert!(counts.counts().iter().zip(wanted).all(|(&a, w)| (a as f64 - w).abs() < 1.0), "{counts:?}");
+        let rng = || StdRng::seed_from_u64(3);
+        let kept = law.draw(&mut rng());
+        let drawn = law.allocate(true, &budget(20), &mut rng()).unwrap();
+        assert_eq!(drawn, law.allocation(&kept, &budget(20)).unwrap());
+    }
+
+    #[test]
     fn errors_name_the_setting() {
         let fail = |c: BernoulliAllocatorConfig| c.init::<Flex>(&Default::default()).unwrap_err().to_string();
         let config = BernoulliAllocatorConfig::new;
         assert!(fail(config().with_keep(1.0)).contains("keep = 1"));
         assert!(fail(config().with_samples(1)).contains("samples = 1"));
-        assert!(fail(config().with_candidates(0)).contains("candidates = 0"));
         assert!(fail(config().with_lr(f64::NAN)).contains("lr = NaN"));
         assert!(fail(config().with_mean(MeanModel::Ranks(1))).contains("ranks = 1"));
     }

@@ -23,6 +23,7 @@ pub(super) const JITTER: f64 = 0.1;
 const LANDMARK_JITTER: f64 = 1e-6;
 
 /// Cosine distances within a batch: all of them, or those to the landmarks.
+#[derive(Debug)]
 pub(super) enum Distances {
     /// The lower triangle, row-major `[n, n]`.
     Exact { n: usize, all: Vec<f64> },

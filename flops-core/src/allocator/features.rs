@@ -28,6 +28,15 @@ impl<'a> Embeddings<'a> {
     }
 }
 
+/// The features that an allocator looks at beside losses and variances; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// [`DatumFeatures::embeddings`].
+    pub embeddings: bool,
+    /// [`DatumFeatures::extra`].
+    pub extra: bool,
+}
+
 /// What an allocator may look at, one entry per example of the batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DatumFeatures<'a> {
@@ -35,9 +44,10 @@ pub struct DatumFeatures<'a> {
     pub losses: &'a [f64],
     /// Estimates of Tr Σ_j.
     pub variances: &'a [f64],
-    /// Embeddings, if the model gives any.
+    /// Embeddings, if the model gives any and the allocator [needs](super::Allocator::needs) them.
     pub embeddings: Option<Embeddings<'a>>,
-    /// The user's own features, for [`MeanModel::Features`](super::MeanModel::Features).
+    /// The user's own features, for [`MeanModel::Features`](super::MeanModel::Features). Also only
+    /// where they are needed.
     pub extra: Option<Embeddings<'a>>,
 }
 

@@ -1,20 +1,23 @@
 //! The learned Gaussian allocator.
 
 use std::cell::LazyCell;
+use std::sync::Arc;
 
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::prelude::{Backend, Tensor};
 use burn::tensor::{Distribution, TensorData};
+use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::allocation::Allocation;
 use super::budget::QueryBudget;
 use super::covariance::{Covariance, Distances};
-use super::features::DatumFeatures;
+use super::features::{DatumFeatures, Needs};
 use super::likelihood_ratio::{Law, LearnedUpdate, Learning, LearningState, within};
 use super::mean::{Design, MeanModel};
 use super::params::{set_values, values};
+use super::shown::Shown;
 use super::traits::Allocator;
 use crate::error::Error;
 use crate::linalg::dot;
@@ -37,24 +40,16 @@ pub struct GaussianAllocatorConfig {
     /// The features in which the mean is linear. The paper uses [`MeanModel::Loss`].
     #[config(default = "MeanModel::Variance")]
     pub mean: MeanModel,
-    /// Steps from one update of λ to the next, at least 1.
-    ///
-    /// In the steps between, the mean itself is allocated, at almost no cost. With one candidate it
-    /// is a draw.
-    #[config(default = 16)]
-    pub update_every: usize,
-    /// Likelihood-ratio updates of λ in a step that updates it. 0 freezes λ.
+    /// Whether the allocation is a draw, as in the paper. Otherwise it is the mean's, which does not
+    /// pay for exploring.
+    #[config(default = false)]
+    pub draws: bool,
+    /// Likelihood-ratio updates of λ after a step. 0 freezes λ.
     #[config(default = 2)]
     pub updates_per_step: usize,
     /// Allocations drawn per update, at least 2.
     #[config(default = 32)]
     pub samples: usize,
-    /// Allocations to choose from, at least 1. The one with the least estimated variance is used.
-    ///
-    /// The first candidate is the most likely allocation, and the others are draws. A single
-    /// candidate is a draw, as in the paper.
-    #[config(default = 16)]
-    pub candidates: usize,
     /// Learning rate of λ, in (0, 1].
     #[config(default = 0.015)]
     pub lr: f64,
@@ -82,25 +77,32 @@ pub struct GaussianAllocatorConfig {
 impl GaussianAllocatorConfig {
     /// The paper's form.
     ///
-    /// The mean follows only the losses, λ is updated in every step, and the allocation is a single
-    /// draw.
+    /// The mean follows only the losses, and the allocation is a draw.
     #[must_use]
     pub fn paper() -> Self {
-        Self::new().with_mean(MeanModel::Loss).with_candidates(1).with_update_every(1)
+        Self::new().with_mean(MeanModel::Loss).with_draws(true)
     }
 
     fn learning(&self) -> Learning {
-        Learning {
-            every: self.update_every,
-            updates: self.updates_per_step,
-            samples: self.samples,
-            candidates: self.candidates,
-            lr: self.lr,
+        Learning { updates: self.updates_per_step, samples: self.samples, lr: self.lr }
+    }
+
+    /// Keeps λ within its bounds.
+    fn clamp(&self, lambda: &mut [f64], budget: &QueryBudget) {
+        let floor = (self.sigma_floor / budget.queries_per_datum() as f64).clamp(SIGMA.0, SIGMA.1);
+        let betas = lambda.len() - 2;
+        // coefficients of ranks are all bounded alike; otherwise β₀ has bounds of its own
+        let level = if matches!(self.mean, MeanModel::Ranks(_)) { 0 } else { 1 };
+        for (k, b) in lambda[..betas].iter_mut().enumerate() {
+            let (low, high) = if k < level { BETA0 } else { BETA };
+            *b = b.clamp(low, high);
         }
+        lambda[betas] = lambda[betas].clamp(floor.ln(), SIGMA.1.ln());
+        lambda[betas + 1] = lambda[betas + 1].clamp(GAMMA.0.ln(), GAMMA.1.ln());
     }
 
     fn is_paper(&self) -> bool {
-        self.mean == MeanModel::Loss && self.candidates == 1
+        self.mean == MeanModel::Loss && self.draws
     }
 
     /// An allocator that has learned nothing yet.
@@ -131,7 +133,7 @@ impl GaussianAllocatorConfig {
     }
 }
 
-/// Draws the allocation from a Gaussian, whose mean and covariance it learns during training.
+/// Allocates from a Gaussian, whose mean and covariance it learns during training.
 ///
 /// # The distribution
 /// In units of A₀ the raw allocation is a ∼ N(μ, K), with
@@ -149,24 +151,24 @@ impl GaussianAllocatorConfig {
 /// parameterisation.
 ///
 /// # Learning
-/// λ = (β, log σ, log γ) minimises E[J(A)], J(A) = Σ_j Tr Σ_j / A_j, by the likelihood ratio:
+/// λ = (β, log σ, log γ) minimises E[J(A)], J(A) = Σ_j m_j / A_j, by the likelihood ratio:
 ///
 /// ∇_λ E[J(A)] = E[J(A) ∇_λ ln P(a|λ)].
 ///
-/// The score is taken at the raw draw a and J at its projection. The gradient is therefore
-/// unbiased, although the projection has no derivative. The mean of the other samples' J is
-/// subtracted from each J, and the difference is divided by their spread. Adam, with a learning
-/// rate of its own, takes the step. Learning spends no query of the model.
+/// m_j are the second moments that the step's queries [showed](super::Shown). The draws a are
+/// independent of them, so J is unbiased for the true variances, which the estimates v_j may miss.
+/// The score is taken at the raw draw and J at its projection. The gradient is therefore unbiased,
+/// although the projection has no derivative. The mean of the other samples' J is subtracted from
+/// each J, and the difference is divided by their spread. Adam, with a learning rate of its own,
+/// takes the step. Learning spends no query of the model.
 ///
-/// As in the paper λ is updated first, and A is drawn from the result. By default A is the best of
-/// 16 by the estimated J: the mean and 15 draws. The choice is made before any noise is drawn, so
-/// the gradient estimate stays unbiased. By default only every 16th step updates λ, which changes
-/// slowly. The other steps allocate the mean and need no covariance.
+/// The queries of a step are allocated before they show anything: by the λ that earlier steps left.
+/// By default A is the projection of A₀·μ, and with `draws` of a draw, as in the paper.
 ///
 /// # Cost
 /// One update with M samples costs O(B³/6 + M·B²) on the host, for batches of up to 1,024 examples.
 /// For larger ones K is a Nyström approximation from 64 examples of the batch, with an exact
-/// diagonal. It costs O(64²·B + 64·M·B + M·B log B).
+/// diagonal. It costs O(64²·B + 64·M·B + M·B log B). [`Neyman`](super::Neyman) costs a hundredth.
 ///
 /// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966),
 /// section 4.3.
@@ -192,20 +194,6 @@ impl<B: Backend> GaussianAllocator<B> {
     pub fn lambda(&self) -> Vec<f64> {
         [&self.beta, &self.log_sigma, &self.log_gamma].into_iter().flat_map(values).collect()
     }
-
-    fn clamp(&self, lambda: &mut [f64], budget: &QueryBudget) {
-        let config = &self.config.0;
-        let floor = (config.sigma_floor / budget.queries_per_datum() as f64).clamp(SIGMA.0, SIGMA.1);
-        let betas = lambda.len() - 2;
-        // coefficients of ranks are all bounded alike; otherwise β₀ has bounds of its own
-        let level = if matches!(config.mean, MeanModel::Ranks(_)) { 0 } else { 1 };
-        for (k, b) in lambda[..betas].iter_mut().enumerate() {
-            let (low, high) = if k < level { BETA0 } else { BETA };
-            *b = b.clamp(low, high);
-        }
-        lambda[betas] = lambda[betas].clamp(floor.ln(), SIGMA.1.ln());
-        lambda[betas + 1] = lambda[betas + 1].clamp(GAMMA.0.ln(), GAMMA.1.ln());
-    }
 }
 
 impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
@@ -218,25 +206,42 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         rng: &mut StdRng,
     ) -> Result<(Allocation, LearnedUpdate), Error> {
         features.validate()?;
-        let config = &self.config.0;
-        let lambda = self.lambda();
+        let (config, mut lambda) = (&self.config.0, self.lambda());
         config.mean.check(lambda.len() - 2)?;
         let design = config.mean.design(features)?;
-        let embeddings = features.embeddings.as_ref();
-        let distances =
-            LazyCell::new(|| Distances::new(design.batch_size(), embeddings, config.exact_up_to, config.landmarks));
-        let law = |lambda: &[f64]| Gaussian::new(lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
-        let start = (lambda, self.state.value.clone());
-        config.learning().allocate(start, |l| self.clamp(l, budget), law, (features.variances, budget), rng)
+        let (n, embeddings) = (design.batch_size(), features.embeddings.as_ref());
+        let distances = Distances::new(n, embeddings, config.exact_up_to, config.landmarks);
+        config.clamp(&mut lambda, budget);
+        let law = Gaussian::new(&lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
+        let allocation = law.allocate(config.draws, budget, rng)?;
+        drop(law);
+        let (design, distances) = (Arc::new(design), Some(Arc::new(distances)));
+        Ok((allocation, LearnedUpdate { design, distances, budget: *budget, seed: rng.next_u64() }))
     }
 
-    fn apply(mut self, update: LearnedUpdate) -> Self {
-        let betas = update.lambda.len() - 2;
-        self.beta = set_values(self.beta, &update.lambda[..betas]);
-        self.log_sigma = set_values(self.log_sigma, &update.lambda[betas..=betas]);
-        self.log_gamma = set_values(self.log_gamma, &update.lambda[betas + 1..]);
-        self.state.value = update.state;
+    fn apply(mut self, update: LearnedUpdate, shown: &Shown<'_>) -> Self {
+        let (config, lambda) = (&self.config.0, self.lambda());
+        let Some(distances) = update.distances.as_deref() else { return self };
+        // a record of another mean may have come between; the next allocation says so
+        if config.mean.check(lambda.len() - 2).is_err() {
+            return self;
+        }
+        let design = &*update.design;
+        let law = |l: &[f64]| Gaussian::new(l, design, |log_gamma| Covariance::new(distances, log_gamma));
+        let bounds = |l: &mut [f64]| config.clamp(l, &update.budget);
+        let start = (lambda, self.state.value.clone());
+        // an allocation of finite features and bounded λ exists: there is no error to hear of
+        let Ok((lambda, state)) = config.learning().learn(start, bounds, law, (&update, shown)) else { return self };
+        let betas = lambda.len() - 2;
+        self.beta = set_values(self.beta, &lambda[..betas]);
+        self.log_sigma = set_values(self.log_sigma, &lambda[betas..=betas]);
+        self.log_gamma = set_values(self.log_gamma, &lambda[betas + 1..]);
+        self.state.value = state;
         self
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { embeddings: true, extra: self.config.0.mean.needs_features() }
     }
 
     fn name(&self) -> &'static str {
@@ -276,7 +281,7 @@ impl Law for Gaussian<'_> {
         standard_normal(self.covariance.dim(), rng)
     }
 
-    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
+    fn mean(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
         nearest(&self.mean, budget)
     }
 
@@ -446,8 +451,7 @@ mod tests {
                     DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
                 let equal = uniform(&variances, &queries(20));
                 for steps in [0, 20, 300] {
-                    let start =
-                        allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_update_every(1));
+                    let start = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss));
                     let j = train_allocator(start, &features, &queries(20), seed, steps);
                     assert!(j <= 1.05 * equal, "seed {seed}, {steps} steps: {j} against {equal}");
                 }
@@ -465,13 +469,7 @@ mod tests {
         for mean in [MeanModel::Loss, MeanModel::Variance, MeanModel::Ranks(N), MeanModel::Features(2)] {
             let j = |variances: &[f64]| {
                 let features = DatumFeatures { losses: &losses, variances, extra, ..Default::default() };
-                train_allocator(
-                    allocator(GaussianAllocatorConfig::new().with_mean(mean).with_update_every(1)),
-                    &features,
-                    &budget,
-                    2,
-                    300,
-                )
+                train_allocator(allocator(GaussianAllocatorConfig::new().with_mean(mean)), &features, &budget, 2, 300)
             };
             let (explained, best) = (j(&variances), neyman(&variances, &budget));
             assert!(explained <= 1.15 * best, "{mean:?}: {explained} against {best}");
@@ -490,10 +488,10 @@ mod tests {
             variances.shuffle(&mut StdRng::seed_from_u64(seed + 100));
             let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
             let (budget, best) = (queries(per_datum), neyman(&variances, &queries(per_datum)));
-            for (steps, every) in [(0, 16), (300, 16), (300, 1)] {
-                let start = allocator(GaussianAllocatorConfig::new().with_update_every(every));
+            for steps in [0, 300] {
+                let start = allocator(GaussianAllocatorConfig::new());
                 let j = train_allocator(start, &features, &budget, seed, steps);
-                assert!(j <= 1.03 * best, "{per_datum} queries, {steps} steps by {every}: {j} against {best}");
+                assert!(j <= 1.03 * best, "{per_datum} queries, {steps} steps: {j} against {best}");
             }
         }
     }
@@ -505,9 +503,7 @@ mod tests {
         let embeddings = Some(Embeddings::new(&embeddings, 8).unwrap());
         let features = DatumFeatures { losses: &losses, variances: &variances, embeddings, ..Default::default() };
         let [exact, low] = [1024, 0].map(|exact_up_to| {
-            let start = allocator(
-                GaussianAllocatorConfig::new().with_update_every(1).with_exact_up_to(exact_up_to).with_landmarks(16),
-            );
+            let start = allocator(GaussianAllocatorConfig::new().with_exact_up_to(exact_up_to).with_landmarks(16));
             train_allocator(start, &features, &queries(20), 1, 200)
         });
         assert!((low / exact - 1.0).abs() < 0.03, "{low} against {exact}");
@@ -518,26 +514,76 @@ mod tests {
         let features = DatumFeatures { losses: &[1.0, 2.0], variances: &[0.0, 0.0], ..Default::default() };
         let start = allocator(GaussianAllocatorConfig::new());
         let (_, update) = start.allocate(&features, &queries(20), &mut StdRng::seed_from_u64(0)).unwrap();
-        assert_eq!(start.clone().apply(update).lambda(), start.lambda());
+        assert_eq!(start.clone().apply(update, &Shown::new(&[0.0, 0.0])).lambda(), start.lambda());
     }
 
+    /// A step's queries are allocated by the λ of earlier steps. What they show changes the next.
     #[test]
-    fn lambda_is_updated_in_every_nth_step_and_the_mean_allocates_between() {
+    fn measurements_change_the_next_allocation_and_not_their_own() {
         let (losses, _) = batch(4);
-        let variances = explained_by(&losses);
-        let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
-        let (budget, mut rng) = (queries(20), StdRng::seed_from_u64(1));
-        let mut now = allocator(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_update_every(3));
-        for step in 0..7 {
-            let before = now.lambda();
-            let (allocation, update) = now.allocate(&features, &budget, &mut rng).unwrap();
-            now = now.apply(update);
-            assert_eq!(now.lambda() != before, step % 3 == 0, "{step}");
-            if step % 3 != 0 {
-                let design = MeanModel::Loss.design(&features).unwrap();
-                assert_eq!(allocation, nearest(&design.mean(&before[..2]), &budget).unwrap());
+        let features = DatumFeatures { losses: &losses, variances: &[1.0; N], ..Default::default() };
+        let (budget, rng) = (queries(20), || StdRng::seed_from_u64(1));
+        for draws in [false, true] {
+            let config = GaussianAllocatorConfig::new().with_mean(MeanModel::Loss).with_draws(draws);
+            let start = allocator(config);
+            let (allocation, update) = start.allocate(&features, &budget, &mut rng()).unwrap();
+            let design = MeanModel::Loss.design(&features).unwrap();
+            let mean = nearest(&design.mean(&start.lambda()[..2]), &budget).unwrap();
+            assert_eq!(allocation == mean, !draws);
+            let after = |moments: &[f64]| start.clone().apply(update.clone(), &Shown::new(moments));
+            let falling: Vec<f64> = losses.iter().map(|l| 1.0 / (0.1 + l)).collect();
+            let (up, down) = (after(&losses), after(&falling));
+            // more for large losses, or more for small ones: β₁ moves to where the measurements point
+            assert!(up.lambda()[1] > start.lambda()[1] && down.lambda()[1] < start.lambda()[1]);
+            assert_eq!(after(&[f64::NAN; N]).lambda(), start.lambda(), "nothing was measured");
+            assert_eq!(after(&[1.0; 3]).lambda(), start.lambda(), "another batch");
+            assert_eq!(start.allocate(&features, &budget, &mut rng()).unwrap().0, allocation);
+            let next = up.allocate(&features, &budget, &mut rng()).unwrap().0;
+            if !draws {
+                let mean = nearest(&design.mean(&up.lambda()[..2]), &budget).unwrap();
+                assert!(next == mean && next != allocation);
             }
         }
+    }
+
+    /// However far Adam would go, λ ends within its bounds.
+    #[test]
+    fn lambda_stays_within_its_bounds() {
+        let (losses, _) = batch(5);
+        let variances = explained_by(&losses);
+        let features = DatumFeatures { losses: &losses, variances: &variances, ..Default::default() };
+        let mut now = allocator(GaussianAllocatorConfig::new().with_lr(1.0));
+        for step in 0..40 {
+            let update = now.allocate(&features, &queries(20), &mut StdRng::seed_from_u64(step)).unwrap().1;
+            now = now.apply(update, &Shown::new(if step % 2 == 0 { &variances } else { &losses }));
+            let lambda = now.lambda();
+            let near = |x: f64, (low, high): (f64, f64)| x >= low - 1e-6 && x <= high + 1e-6;
+            assert!(near(lambda[0], BETA0) && near(lambda[1], BETA) && near(lambda[2], BETA), "{lambda:?}");
+            // A₀·σ is at least one query
+            assert!(near(lambda[3].exp(), (0.05, SIGMA.1)) && near(lambda[4].exp(), GAMMA), "{lambda:?}");
+        }
+    }
+
+    /// β₀ has no effect: the projection removes what all examples share.
+    #[test]
+    fn beta_0_changes_no_allocation() {
+        let (losses, embeddings) = batch(6);
+        let embeddings = Embeddings::new(&embeddings, 8).ok();
+        let features = DatumFeatures { losses: &losses, variances: &losses, embeddings, ..Default::default() };
+        let design = MeanModel::Variance.design(&features).unwrap();
+        let distances = Distances::new(N, embeddings.as_ref(), 1024, 64);
+        // multiples of 1/4 and a budget of 4 are exact in binary: equality is to the bit
+        let counts = |beta_0: f64, draws: bool| {
+            let lambda = [beta_0, 0.0, 0.0, 0.25f64.ln(), 0.5f64.ln()];
+            let law = Gaussian::new(&lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
+            law.allocate(draws, &queries(4), &mut StdRng::seed_from_u64(7)).unwrap()
+        };
+        for draws in [false, true] {
+            for beta_0 in [0.0, 0.5, 2.0] {
+                assert_eq!(counts(beta_0, draws), counts(1.0, draws));
+            }
+        }
+        assert_ne!(counts(1.0, true), counts(1.0, false));
     }
 
     #[test]
@@ -546,9 +592,7 @@ mod tests {
         let config = GaussianAllocatorConfig::new;
         assert!(fail(config().with_sigma(-0.1)).contains("sigma = -0.1"));
         assert!(fail(config().with_sigma_floor(0.0)).contains("sigma_floor = 0"));
-        assert!(fail(config().with_update_every(0)).contains("update_every = 0"));
         assert!(fail(config().with_samples(1)).contains("samples = 1"));
-        assert!(fail(config().with_candidates(0)).contains("candidates = 0"));
         assert!(fail(config().with_lr(f64::NAN)).contains("lr = NaN"));
         assert!(fail(config().with_gamma(99.0)).contains("gamma = 99"));
         assert!(fail(config().with_landmarks(0)).contains("landmarks = 0"));

@@ -1,11 +1,17 @@
 //! How a learned allocator learns: by the likelihood ratio, with an Adam of its own.
 
+use std::sync::Arc;
+
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::allocation::Allocation;
 use super::budget::QueryBudget;
+use super::covariance::Distances;
+use super::mean::Design;
 use super::objective::variance_objective;
+use super::shown::Shown;
 use crate::error::Error;
 
 /// The law of a batch's allocation for one λ.
@@ -16,27 +22,28 @@ pub(super) trait Law {
     /// Draws once.
     fn draw(&self, rng: &mut StdRng) -> Self::Draw;
 
-    /// The allocation of the most likely draw.
-    fn most_likely(&self, budget: &QueryBudget) -> Result<Allocation, Error>;
+    /// The allocation of the mean of the draws.
+    fn mean(&self, budget: &QueryBudget) -> Result<Allocation, Error>;
 
     /// The allocation of a draw.
     fn allocation(&self, draw: &Self::Draw, budget: &QueryBudget) -> Result<Allocation, Error>;
 
     /// ∇_λ ln P(draw|λ), up to a constant common to all draws.
     fn score(&self, draw: &Self::Draw) -> Vec<f64>;
+
+    /// The allocation of a batch: a draw, or the mean's.
+    fn allocate(&self, draws: bool, budget: &QueryBudget, rng: &mut StdRng) -> Result<Allocation, Error> {
+        if draws { self.allocation(&self.draw(rng), budget) } else { self.mean(budget) }
+    }
 }
 
-/// How often and how fast a learned allocator learns, and from how many draws it chooses.
+/// How fast a learned allocator learns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learning {
-    /// Batches from one update of λ to the next.
-    pub every: usize,
-    /// Updates of λ on a batch that has any.
+    /// Updates of λ after a step.
     pub updates: usize,
     /// Draws per update.
     pub samples: usize,
-    /// Allocations to choose from.
-    pub candidates: usize,
     /// Learning rate of λ.
     pub lr: f64,
 }
@@ -44,42 +51,33 @@ pub(super) struct Learning {
 impl Learning {
     /// Checks that every setting lies in its range.
     pub fn validate(&self) -> Result<(), Error> {
-        within("update_every", self.every as f64, (1.0, 1e6))?;
         within("updates_per_step", self.updates as f64, (0.0, 1e6))?;
         within("samples", self.samples as f64, (2.0, 1e6))?;
-        within("candidates", self.candidates as f64, (1.0, 1e6))?;
         within("lr", self.lr, (f64::MIN_POSITIVE, 1.0))
     }
 
-    /// Updates λ on every `every`-th batch, keeps it within `bounds`, and allocates.
+    /// λ and the state of learning after a step, from the second moments that it showed.
     ///
-    /// On those batches the allocation is drawn from the `law` of the new λ. On the others it is
-    /// the most likely one, unless there is a single candidate, which is always a draw.
-    pub fn allocate<L: Law>(
+    /// λ is kept within `bounds`. It stays as it is where nothing was measured. So it does if
+    /// `update` belongs to a batch of another size.
+    pub fn learn<L: Law>(
         &self,
         (mut lambda, mut state): (Vec<f64>, LearningState),
         bounds: impl Fn(&mut [f64]),
         law: impl Fn(&[f64]) -> L,
-        (variances, budget): (&[f64], &QueryBudget),
-        rng: &mut StdRng,
-    ) -> Result<(Allocation, LearnedUpdate), Error> {
+        (update, shown): (&LearnedUpdate, &Shown<'_>),
+    ) -> Result<(Vec<f64>, LearningState), Error> {
+        let second_moments = shown.relative().filter(|m| m.len() == update.design.batch_size());
+        let Some(second_moments) = second_moments else { return Ok((lambda, state)) };
+        let mut rng = StdRng::seed_from_u64(update.seed);
         bounds(&mut lambda);
-        let mut current = law(&lambda);
-        let learns = state.batches.is_multiple_of(self.every as u64);
-        state.batches += 1;
-        if learns {
-            for _ in 0..self.updates {
-                let Some(gradient) = gradient(&current, variances, budget, self.samples, rng)? else { break };
-                state.adam.step(&mut lambda, &gradient, self.lr);
-                bounds(&mut lambda);
-                current = law(&lambda);
-            }
+        for _ in 0..self.updates {
+            let objective = (&second_moments[..], &update.budget);
+            let Some(gradient) = gradient(&law(&lambda), objective, self.samples, &mut rng)? else { break };
+            state.adam.step(&mut lambda, &gradient, self.lr);
+            bounds(&mut lambda);
         }
-        let allocation = match learns || self.candidates == 1 {
-            true => best_of(&current, variances, budget, self.candidates, rng)?,
-            false => current.most_likely(budget)?,
-        };
-        Ok((allocation, LearnedUpdate { lambda, state }))
+        Ok((lambda, state))
     }
 }
 
@@ -91,8 +89,7 @@ impl Learning {
 /// sum to zero, so constants of the score cancel.
 fn gradient<L: Law>(
     law: &L,
-    variances: &[f64],
-    budget: &QueryBudget,
+    (variances, budget): (&[f64], &QueryBudget),
     samples: usize,
     rng: &mut StdRng,
 ) -> Result<Option<Vec<f64>>, Error> {
@@ -118,37 +115,9 @@ fn gradient<L: Law>(
     Ok(Some(gradient))
 }
 
-/// One draw, or the best of several `candidates` by the estimated variances.
-///
-/// Of several candidates the first is the most likely allocation, and the others are draws. The
-/// choice is made before any noise is drawn, as for every allocation.
-fn best_of<L: Law>(
-    law: &L,
-    variances: &[f64],
-    budget: &QueryBudget,
-    candidates: usize,
-    rng: &mut StdRng,
-) -> Result<Allocation, Error> {
-    if candidates == 1 {
-        return law.allocation(&law.draw(rng), budget);
-    }
-    let mut best = law.most_likely(budget)?;
-    let mut least = variance_objective(variances, &best);
-    for _ in 1..candidates {
-        let other = law.allocation(&law.draw(rng), budget)?;
-        let cost = variance_objective(variances, &other);
-        if cost < least {
-            (best, least) = (other, cost);
-        }
-    }
-    Ok(best)
-}
-
 /// The state of learning λ, part of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LearningState {
-    /// Batches allocated so far.
-    batches: u64,
     adam: Adam,
 }
 
@@ -179,11 +148,17 @@ impl Adam {
     }
 }
 
-/// What a learned allocator learned in one step: the new λ and the state of learning.
-#[derive(Clone, Debug, PartialEq)]
+/// What a learned allocator needs of a batch to learn from it after the step.
+#[derive(Clone, Debug)]
 pub struct LearnedUpdate {
-    pub(super) lambda: Vec<f64>,
-    pub(super) state: LearningState,
+    /// The features of the mean.
+    pub(super) design: Arc<Design>,
+    /// Distances of the embeddings, if the law has a covariance.
+    pub(super) distances: Option<Arc<Distances>>,
+    /// The budget that was allocated.
+    pub(super) budget: QueryBudget,
+    /// Seed of the draws.
+    pub(super) seed: u64,
 }
 
 /// Checks that a setting lies within its range, ends included.

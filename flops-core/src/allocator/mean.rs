@@ -42,6 +42,11 @@ impl MeanModel {
         }
     }
 
+    /// Whether the mean is linear in the user's own features.
+    pub(super) fn needs_features(self) -> bool {
+        matches!(self, Self::Features(_))
+    }
+
     /// Coefficients that give every example the mean `level`, with `variance` as the coefficient of
     /// ψ.
     ///
@@ -103,6 +108,7 @@ impl MeanModel {
 }
 
 /// The matrix X of μ = Xβ, stored by rows without zeros.
+#[derive(Debug)]
 pub(super) struct Design {
     coefficients: usize,
     ends: Vec<usize>,

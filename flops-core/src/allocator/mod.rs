@@ -9,8 +9,11 @@
 //! |---|---|
 //! | [`Uniform`] | A₀ |
 //! | [`Neyman`] | ∝ √(Tr Σ_j), from estimates |
-//! | [`GaussianAllocator`] | drawn from a Gaussian with a learned mean, which follows losses and estimates |
+//! | [`GaussianAllocator`] | from a Gaussian with a learned mean, which follows losses and estimates |
 //! | [`BernoulliAllocator`] | each query kept or given up with a learned probability, which follows the losses |
+//!
+//! [`Neyman`] is the default. The learned allocators are for research: after each step they learn
+//! from the second moments that its queries [showed](Shown), which the estimates may have missed.
 //!
 //! Every allocator works with every [source](crate::variance::VarianceSource) of the estimates of
 //! Tr Σ_j.
@@ -28,6 +31,9 @@ mod neyman;
 mod objective;
 mod params;
 mod report;
+mod shown;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 mod traits;
@@ -37,12 +43,13 @@ pub use allocation::Allocation;
 pub use any::{AllocatorKind, AnyAllocator};
 pub use bernoulli::{BernoulliAllocator, BernoulliAllocatorConfig};
 pub use budget::QueryBudget;
-pub use features::{DatumFeatures, Embeddings};
+pub use features::{DatumFeatures, Embeddings, Needs};
 pub use gaussian::{GaussianAllocator, GaussianAllocatorConfig};
 pub use likelihood_ratio::{LearnedUpdate, LearningState};
 pub use mean::MeanModel;
 pub use neyman::Neyman;
 pub use objective::variance_objective;
 pub use report::AllocationReport;
+pub use shown::Shown;
 pub use traits::Allocator;
 pub use uniform::Uniform;

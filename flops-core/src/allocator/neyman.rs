@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use super::allocation::Allocation;
 use super::budget::QueryBudget;
 use super::features::DatumFeatures;
+use super::shown::Shown;
 use super::traits::Allocator;
 use crate::error::Error;
 
@@ -35,7 +36,7 @@ impl<B: Backend> Allocator<B> for Neyman {
         Ok((Allocation::neyman(&weights, budget)?, ()))
     }
 
-    fn apply(self, (): ()) -> Self {
+    fn apply(self, (): (), _: &Shown<'_>) -> Self {
         self
     }
 

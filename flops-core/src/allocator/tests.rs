@@ -23,6 +23,8 @@ struct Fixture {
     losses: Vec<f64>,
     variances: Vec<f64>,
     embeddings: Vec<f32>,
+    /// Measurements that the variances do not foretell.
+    moments: Vec<f64>,
 }
 
 impl Fixture {
@@ -34,7 +36,13 @@ impl Fixture {
         let losses: Vec<f64> = (0..n).map(|_| 0.05 - 0.7 * uniform().max(1e-9).ln()).collect();
         let variances = losses.iter().map(|l| (0.1 + l) * (0.1 + l)).collect();
         let embeddings = (0..n * Self::DIM).map(|k| ((k / Self::DIM % 3 + 1) * (k % Self::DIM)) as f32 % 5.0).collect();
-        Self { losses, variances, embeddings }
+        let moments =
+            losses.iter().enumerate().map(|(j, l)| if j % 5 == 0 { f64::NAN } else { 1.0 / (0.1 + l) }).collect();
+        Self { losses, variances, embeddings, moments }
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        Shown::new(&self.moments)
     }
 
     fn features(&self) -> DatumFeatures<'_> {
@@ -73,7 +81,7 @@ where
         for _ in 0..5 {
             let (a, update) = allocator.allocate(&features, &b, &mut rng).unwrap();
             met(&a, 37, &b);
-            allocator = allocator.apply(update);
+            allocator = allocator.apply(update, &fixture.shown());
         }
     }
 
@@ -89,7 +97,12 @@ where
         let features = DatumFeatures { losses, variances, ..Default::default() };
         let (a, update) = make().allocate(&features, &budget(), &mut rng()).unwrap();
         met(&a, losses.len(), &budget());
-        make().apply(update).allocate(&features, &budget(), &mut rng()).unwrap();
+        // whatever the queries showed, the allocator goes on
+        let (n, extreme) = (losses.len(), [f64::MAX, 1e-300, 0.0, f64::NAN, f64::INFINITY, 1.0]);
+        for moments in [variances, &vec![f64::NAN; n], &vec![0.0; n], &extreme.repeat(n)[..n], &[1.0], &[]] {
+            let after = make().apply(update.clone(), &Shown::new(moments));
+            met(&after.allocate(&features, &budget(), &mut rng()).unwrap().0, n, &budget());
+        }
     }
     let same = vec![1.0; 8 * Fixture::DIM];
     let embeddings = Some(Embeddings::new(&same, Fixture::DIM).unwrap());
@@ -118,7 +131,10 @@ where
     let mut learning = rng();
     for _ in 0..10 {
         let update = allocator.allocate(&features, &budget(), &mut learning).unwrap().1;
-        allocator = allocator.apply(update);
+        // the update and the measurements decide, and nothing else
+        let again = allocator.clone().apply(update.clone(), &fixture.shown());
+        allocator = allocator.apply(update, &fixture.shown());
+        assert_eq!(run(&again), run(&allocator));
     }
     let device = Default::default();
     let holder = |allocator| Holder { weight: Param::from_tensor(Tensor::<Diff, 1>::zeros([1], &device)), allocator };
@@ -132,7 +148,7 @@ where
         let (b, same) = restored.allocate(&features, &budget(), &mut rng()).unwrap();
         assert_eq!(a, b);
         assert_eq!(format!("{update:?}"), format!("{same:?}"));
-        (allocator, restored) = (allocator.apply(update), restored.apply(same));
+        (allocator, restored) = (allocator.apply(update, &fixture.shown()), restored.apply(same, &fixture.shown()));
     }
 }
 
@@ -194,6 +210,42 @@ fn only_uniform_allocators_say_that_they_are() {
     for kind in AllocatorKind::ALL {
         assert_eq!(any(kind.name()).is_uniform(), kind == AllocatorKind::Uniform, "{kind}");
     }
+}
+
+/// A learned allocator learns from the measurements: after 30 steps it follows them, not the
+/// estimates. The others are the same as before.
+#[test]
+fn learned_allocators_follow_what_was_shown() {
+    let fixture = Fixture::new(37);
+    let falling: Vec<f64> = fixture.losses.iter().map(|l| (0.1 + l).powi(-2)).collect();
+    for kind in AllocatorKind::ALL {
+        let j = |moments: &[f64]| {
+            let (mut allocator, mut rng) = (any(kind.name()), StdRng::seed_from_u64(3));
+            for _ in 0..30 {
+                let update = allocator.allocate(&fixture.features(), &budget(), &mut rng).unwrap().1;
+                allocator = allocator.apply(update, &Shown::new(moments));
+            }
+            let allocation = allocator.allocate(&fixture.features(), &budget(), &mut rng).unwrap().0;
+            variance_objective(&falling, &allocation)
+        };
+        let learns = !matches!(kind, AllocatorKind::Uniform | AllocatorKind::Neyman);
+        let (by_measurements, by_estimates) = (j(&falling), j(&fixture.variances));
+        assert_eq!(by_measurements < 0.9 * by_estimates, learns, "{kind}: {by_measurements} {by_estimates}");
+    }
+}
+
+/// A record of another mean that comes between step and update changes nothing, and does not panic.
+#[test]
+fn an_update_of_another_mean_is_left_out() {
+    let fixture = Fixture::new(5);
+    let make = |kind| AnyAllocator::<Flex>::new(kind, &Default::default()).unwrap();
+    let update = make(AllocatorKind::GaussianPaper)
+        .allocate(&fixture.features(), &budget(), &mut StdRng::seed_from_u64(0))
+        .unwrap()
+        .1;
+    let mixed = make(AllocatorKind::GaussianPaper).load_record(make(AllocatorKind::Gaussian).into_record());
+    let lambda = |a: &AnyAllocator<Flex>| crate::testing::weights(a);
+    assert_eq!(lambda(&mixed.clone().apply(update, &fixture.shown())), lambda(&mixed));
 }
 
 /// Deterministic. With A₀ = 20, integers and A_min add less than 10 % to the floor 1/(1 + CV²).

@@ -32,15 +32,12 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             let (coordinates, device) = (site.coordinates, &site.device);
             let seen_on_host = prediction.is_some_and(|p| p.looks_at(coordinates));
             let g = if noise.on_device && !seen_on_host {
-                if let Some(observed) = &mut observed {
-                    observed.sites.push(None);
-                }
                 let of_groups = || noise.device_scores(index, &rows.groups, &rows.keys, weights, max_rows, device);
                 noise.site_buffer(&mut numbers, of_groups).take(coordinates)
             } else {
                 let mut g = noise.weighted_scores(index, &rows.groups, &rows.keys, weights, coordinates);
                 if let (Some(prediction), Some(observed)) = (prediction, &mut observed) {
-                    observed.sites.push(prediction.add_back(index, positions, shares, &mut g));
+                    observed.sites.extend(prediction.add_back(index, positions, shares, &mut g));
                 }
                 ops::from_host(g, [positions.len(), coordinates], device)
             };

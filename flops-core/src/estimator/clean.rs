@@ -7,15 +7,17 @@ use std::time::Instant;
 use burn::module::ParamId;
 use burn::prelude::*;
 
-use super::context::{check_failure, check_len, to_host};
+use super::context::{check_failure, to_host};
 use super::estimate::PassCost;
+use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
-use crate::parallel::{balanced_chunk, num_workers, run_ordered};
-use crate::probe::{Prefix, Probe, Stages, StepKey, TokenMask, TracedSite};
+use crate::parallel::{num_workers, run_ordered};
+use crate::parameters::paths;
+use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
 ///
@@ -48,6 +50,8 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     pub(crate) sites: Vec<TracedSite>,
     /// Rows of each chunk, and the token mask of each site there that follows one.
     masks: Vec<(usize, Vec<Option<TokenMask<B>>>)>,
+    /// Where the chunks, one after the other, have each row of the batch.
+    places: Vec<usize>,
     pub(super) site_probabilities: Vec<f64>,
     site_costs: Vec<f64>,
     pub(super) prediction: Option<Arc<Prediction>>,
@@ -68,11 +72,34 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         Arc::new(self.trained.iter().filter(|id| !is_exact(id)).copied().collect())
     }
 
+    /// [`estimated`](Self::estimated), where all can be.
+    ///
+    /// # Errors
+    /// [`Error::NothingTrained`] or [`Error::NotSites`].
+    pub(super) fn reachable(&self) -> Result<Arc<HashSet<ParamId>>, Error> {
+        let estimated = self.estimated();
+        if estimated.is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let missed = estimated.difference(&self.reached).count();
+        if self.estimator.space.is_independent() && missed > 0 {
+            let is_missed = |id| estimated.contains(&id) && !self.reached.contains(&id);
+            let paths = paths::<B, M>(self.model, is_missed);
+            return Err(Error::NotSites { paths, missed, trained: estimated.len() });
+        }
+        Ok(estimated)
+    }
+
     /// Whether every parameter whose gradient is estimated was called through the probe.
     ///
     /// One that was not may act in any stage: none can be skipped.
     pub(crate) fn reaches_all(&self) -> bool {
         self.estimated().is_subset(&self.reached)
+    }
+
+    /// The sites of the step, in order. What is learned about a site is kept under its key.
+    pub fn sites(&self) -> &[TracedSite] {
+        &self.sites
     }
 
     /// Probability of each site where a direction falls on one; they sum to one. Equal, unless set.
@@ -86,8 +113,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         &self.site_costs
     }
 
-    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has good
-    /// ones.
+    /// Sets the probability of each site; [`SiteTracker`](crate::site_tracker::SiteTracker) has
+    /// good ones.
     ///
     /// # Errors
     /// [`Error::Length`] or [`Error::Value`], unless there is one positive number for each site.
@@ -111,6 +138,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     ///
     /// They are set to 0 at masked tokens.
     pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
+        let n = self.places.len();
         self.prediction = prediction.map(|mut prediction| {
             for (index, site) in self.sites.iter().enumerate() {
                 let of_chunk = |(rows, masks): &(usize, Vec<Option<TokenMask<B>>>)| {
@@ -119,7 +147,9 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
                 if prediction.looks_at(site.coordinates)
                     && let Some(mask) = self.masks.iter().map(of_chunk).collect::<Option<Vec<_>>>()
                 {
-                    prediction.mask(index, mask.concat());
+                    let mask = mask.concat();
+                    let row = |&place: &usize| &mask[place * mask.len() / n..(place + 1) * mask.len() / n];
+                    prediction.mask(index, self.places.iter().map(row).collect::<Vec<_>>().concat());
                 }
             }
             Arc::new(prediction)
@@ -150,7 +180,8 @@ impl Estimator {
     /// Dropout masks are those of step 0; [`clean_at`](Self::clean_at) takes another.
     ///
     /// # Errors
-    /// Where settings are unusable, the batch is empty, or the model cannot answer.
+    /// Where settings are unusable, the batch is empty or its parts differ in length, the model
+    /// cannot answer, or it breaks the [row contract](Probe#rows).
     pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
@@ -171,48 +202,55 @@ impl Estimator {
         trained: &'a Arc<HashSet<ParamId>>,
         step: u64,
     ) -> Result<CleanPass<'a, B, M>, Error> {
-        self.clean_from(model, batch, trained, (None, step))
+        let passes = Passes::new(batch.ids.len(), None, self.clean_rows(model));
+        self.clean_from(model, batch, trained, (passes, step))
     }
 
-    /// [`clean_at`](Self::clean_at) a step, from a prefix that an earlier epoch kept.
+    /// [`clean_at`](Self::clean_at) a step by these passes, which may begin behind prefixes that an
+    /// earlier epoch kept.
     pub(crate) fn clean_from<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
-        (prefix, step): (Option<Prefix>, u64),
+        (passes, step): (Passes, u64),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
+        batch.check()?;
         let n = batch.ids.len();
-        if n == 0 {
-            return Err(Error::EmptyBatch);
-        }
         let start = Instant::now();
-        let (late, width) = (self.is_single_site(), balanced_chunk(n, self.clean_rows(model)));
-        let chunks = self.chunks(model, batch, trained, (&prefix, step), width)?;
+        let late = self.is_single_site();
+        let chunks = self.chunks(model, batch, trained, (&passes, step))?;
         check_failure(model)?;
         let Chunks { losses, outputs, stages, embeddings, reached, sites, masks } = chunks;
-        let output = M::Output::cat(outputs);
+        let output = passes.in_order(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
-                let losses = check_len(model.losses(output.clone(), target.clone()), n)?;
+                let count = |got| Error::RowCount { what: "the coupled target", got, rows: n };
+                target.check_rows(n).map_err(count)?;
+                let losses = rows::losses(model, output.clone(), target.clone(), n)?;
                 (to_host(vec![losses]), target)
             }
-            None => (to_host(losses), batch.target.clone()),
+            None => (passes.in_order(vec![to_host(losses)]), batch.target.clone()),
         };
         let variance_covariate = match model.variance_covariate(&output, &target) {
-            Some(covariate) => to_host(vec![check_len(covariate, n)?]),
+            Some(covariate) => to_host(vec![check_len("the variance covariate", covariate, n)?]),
             None => losses.clone(),
         };
         let mut exact = model.exact_gradients(&output, &target);
         exact.retain(|(id, _)| trained.contains(id));
         let count = exact.iter().filter(|(id, _)| reached.contains(id)).count();
         if count > 0 {
-            return Err(Error::ExactSites { count });
+            let is_exact = |id| exact.iter().any(|(exact, _)| *exact == id) && reached.contains(&id);
+            return Err(Error::ExactSites { paths: paths::<B, M>(model, is_exact), count });
         }
-        let embeddings = (!embeddings.is_empty()).then(|| Tensor::cat(embeddings, 0)).filter(|e| e.dims()[0] == n);
-        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: width as u64 };
-        let stages = Stages::cat(stages, prefix);
+        let got = embeddings.iter().map(|e| e.dims()[0]).sum();
+        if got != n && !embeddings.is_empty() {
+            return Err(Error::RowCount { what: "the embeddings", got, rows: n });
+        }
+        let embeddings = (!embeddings.is_empty()).then(|| passes.in_order(embeddings));
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: passes.largest() as u64 };
+        let stages = passes.stages(stages);
         Ok(CleanPass {
             estimator: self,
             model,
@@ -230,35 +268,33 @@ impl Estimator {
             site_probabilities: vec![1.0 / sites.len().max(1) as f64; sites.len()],
             sites,
             masks,
+            places: passes.places(),
             prediction: None,
             reached,
             exact,
         })
     }
 
-    /// The passes of at most `width` rows.
+    /// Runs the passes.
     fn chunks<B: Backend, M: ForwardModel<B>>(
         &self,
         model: &M,
         batch: &Batch<M::Input, M::Target>,
         trained: &Arc<HashSet<ParamId>>,
-        (prefix, step): (&Option<Prefix>, u64),
-        width: usize,
+        (passes, step): (&Passes, u64),
     ) -> Result<Chunks<B, M::Output>, Error> {
-        let (n, late) = (batch.ids.len(), self.is_single_site());
+        let (late, sites) = (self.is_single_site(), self.space.is_independent());
         let key = StepKey { seed: self.seed, step, ids: &batch.ids };
-        let context = (model.clone(), batch.input.clone(), batch.target.clone(), prefix.clone());
-        let work = |(model, input, target, prefix): &(M, M::Input, M::Target, Option<Prefix>), job: usize| {
-            let index: Vec<usize> = (job * width..n.min((job + 1) * width)).collect();
-            let mut probe = Probe::trace(trained.clone(), prefix.as_ref().map(|p| p.rows(&index)), late)
-                .with_examples(key.examples(&index));
-            let output = model.forward(input.rows(&index), &mut probe);
-            let mut traced = probe.traced();
-            if let Some(fault) = traced.fault.take() {
-                return Err(fault);
-            }
-            let losses = check_len(model.losses(output.clone(), target.rows(&index)), index.len())?;
-            Ok((losses, output, traced))
+        let context = (model.clone(), batch.input.clone(), batch.target.clone(), passes.clone());
+        let work = |(model, input, target, passes): &(M, M::Input, M::Target, Passes), job: usize| {
+            let index = passes.rows(job);
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late)
+                .with_examples(key.examples(index))
+                .with_row_check(index.len(), sites);
+            let output = model.forward(input.rows(index), &mut probe);
+            check_probe(model, &mut probe, index.len())?;
+            let losses = rows::losses(model, output.clone(), target.rows(index), index.len())?;
+            Ok((losses, output, probe.traced()))
         };
         let mut chunks = Chunks {
             losses: vec![],
@@ -269,15 +305,22 @@ impl Estimator {
             sites: vec![],
             masks: vec![],
         };
-        let workers = num_workers(model, self.threads);
-        run_ordered(n.div_ceil(width), workers, context, work, |job, (losses, output, traced)| {
-            chunks.masks.push((width.min(n - job * width), traced.masks));
+        let (workers, mut others) = (num_workers(model, self.threads), vec![]);
+        let rows: Vec<usize> = (0..passes.len()).map(|job| passes.rows(job).len()).collect();
+        run_ordered(passes.len(), workers, context, work, |job, (losses, output, traced)| {
+            if job > 0 && sites {
+                others.push(std::mem::take(&mut chunks.sites));
+            }
+            chunks.masks.push((rows[job], traced.masks));
             chunks.losses.push(losses);
             (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
             chunks.outputs.push(output);
             chunks.stages.push(traced.stages);
             chunks.embeddings.extend(traced.embeddings);
         })?;
+        for (job, other) in others.iter().enumerate() {
+            check_sites(model, (other, rows[job]), (&chunks.sites, rows[others.len()]))?;
+        }
         Ok(chunks)
     }
 }

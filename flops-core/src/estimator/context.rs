@@ -70,14 +70,6 @@ pub(super) fn check_failure<B: Backend, M: ForwardModel<B>>(model: &M) -> Result
     model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
 }
 
-/// The losses of a pass, if there is one for each row.
-pub(super) fn check_len<B: Backend>(losses: Tensor<B, 1>, rows: usize) -> Result<Tensor<B, 1>, Error> {
-    match losses.dims()[0] {
-        got if got == rows => Ok(losses),
-        got => Err(Error::Length { name: "losses returned by the model", got, expected: rows }),
-    }
-}
-
 /// The values of several passes on the host, in turn: a device is waited for once.
 pub(super) fn to_host<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
     if parts.is_empty() {

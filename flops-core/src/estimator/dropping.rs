@@ -166,8 +166,10 @@ fn a_mask_belongs_to_an_example_wherever_it_is() {
     assert!((losses(&IDS[1..2])[0] - found[1]).abs() < 1e-6);
 }
 
-/// A key changes the mask in each of its parts. Of 200,000 values a part within 5 standard errors of
-/// p is dropped (false-failure rate 10⁻⁶, zero for this seed), and the others are 1/(1 − p).
+/// A key changes the mask in each of its parts.
+///
+/// Of 200,000 values the dropped part lies within 5 standard errors of p. The false-failure rate is
+/// 10⁻⁶, and zero for this seed. The others are 1/(1 − p).
 #[test]
 fn factors_are_functions_of_their_key() {
     let of = |seed, step, id, call, p, len| StepKey { seed, step, ids: &[id] }.examples(&[0]).factors(call, p, len);

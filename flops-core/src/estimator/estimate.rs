@@ -6,11 +6,13 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 
+use super::query_weights::LossChanges;
 use crate::allocator::Allocation;
 use crate::control_variate::Observation;
 #[cfg(doc)]
 use crate::noise::Placement;
 use crate::probe::Gradients;
+use crate::site_tracker::{self, SiteMoment};
 
 /// Rows and time of a pass.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,11 +52,11 @@ pub struct Estimate<B: Backend> {
     /// for signs on one token, and an approximation otherwise (`docs/method.md`, *What is
     /// measured*). NaN where no query of the example survived.
     pub second_moments: Vec<f64>,
-    /// Σ c²·E s²·E‖∂_s‖² over the queries on each site, and their number.
+    /// What the queries on each site show of its second moment, in the order of the sites.
     ///
     /// Empty, unless a direction falls on one site alone ([`Placement::Single`] and
     /// [`Placement::CostWeighted`]).
-    pub site_moments: Vec<(f64, u64)>,
+    pub site_moments: Vec<SiteMoment>,
     /// What the queries show of the control variate, where the clean pass had a prediction
     /// (activation space).
     pub observed: Option<Observation>,
@@ -62,6 +64,8 @@ pub struct Estimate<B: Backend> {
     pub survived: Vec<usize>,
     /// Queries that did not, and were dropped with their weight.
     pub dropped: u64,
+    /// How much the queries changed the loss.
+    pub changes: LossChanges,
     /// For a combination of two estimates: the queries of each example in the first, and its
     /// weight.
     pub(super) mixed: Option<(usize, f64)>,
@@ -112,9 +116,7 @@ impl<B: Backend> Estimate<B> {
         let mut gradients = self.gradients.scaled(weight);
         gradients.merge(other.gradients.scaled(1.0 - weight));
         let mut site_moments = self.site_moments;
-        for (a, b) in site_moments.iter_mut().zip(other.site_moments) {
-            *a = (a.0 + b.0, a.1 + b.1);
-        }
+        site_tracker::merge(&mut site_moments, other.site_moments);
         let observed = match (self.observed, other.observed) {
             (Some(mut a), Some(b)) => {
                 a.merge(b);
@@ -129,6 +131,7 @@ impl<B: Backend> Estimate<B> {
             observed,
             survived: self.survived.iter().zip(other.survived).map(|(a, b)| a + b).collect(),
             dropped: self.dropped + other.dropped,
+            changes: self.changes.and(other.changes),
             mixed: Some((first, weight)),
             loss_spread: other.loss_spread,
             queries: self.queries.and(other.queries),

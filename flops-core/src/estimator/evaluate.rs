@@ -7,7 +7,7 @@ use burn::prelude::*;
 use super::clean::CleanPass;
 use super::context::{EstimateContext, SpaceGradients, check_failure};
 use super::estimate::{Estimate, PassCost};
-use super::query_weights::loss_spread;
+use super::query_weights::{LossChanges, loss_spread};
 use super::space::Space;
 use super::{activation, low_rank, per_query, weights};
 use crate::allocator::Allocation;
@@ -18,21 +18,23 @@ use crate::ops;
 use crate::parallel::num_workers;
 use crate::probe::Stages;
 use crate::random::derive_seed;
+use crate::site_tracker::SiteMoment;
 
 impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// The gradient of the mean loss of the batch, estimated from `allocation`'s queries.
     ///
-    /// `step` keys the noise; dropout masks stay those of the clean pass. For a law that [has a score](crate::NoiseLaw::has_score) the estimate
-    /// is unbiased for the gradient of the loss smoothed by the law. The other laws are exact for
-    /// quadratic losses, with a bias of O(σ²) otherwise. Both hold for every allocation that was
-    /// fixed before this call. In the activation space every law has a further bias of O(σ²),
-    /// because gradients use the clean inputs.
+    /// `step` keys the noise; dropout masks stay those of the clean pass. For a law that [has a
+    /// score](crate::NoiseLaw::has_score) the estimate is unbiased for the gradient of the loss
+    /// smoothed by the law. The other laws are exact for quadratic losses, with a bias of O(σ²)
+    /// otherwise. Both hold for every allocation that was fixed before this call. In the activation
+    /// space every law has a further bias of O(σ²), because gradients use the clean inputs.
     ///
     /// Weight noise is shared by the examples of a pass: unequal allocations gain nothing there.
     ///
     /// # Errors
-    /// - [`Error::Length`]: the allocation is for another batch, or the model returns another
-    ///   number of losses than rows.
+    /// - [`Error::Length`]: the allocation is for another batch.
+    /// - [`Error::RowCount`]: the model returns another number of rows or losses than it was given.
+    /// - [`Error::GradientShape`]: a layer gives a gradient of another shape than its parameter.
     /// - [`Error::NothingTrained`]: no parameter is trained.
     /// - [`Error::NotSites`]: a trained parameter is not called through the probe (activation and
     ///   low-rank space).
@@ -55,21 +57,14 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         if allocation.counts().len() != n {
             return Err(Error::Length { name: "allocation", got: allocation.counts().len(), expected: n });
         }
-        let estimated = self.estimated();
-        if estimated.is_empty() {
-            return Err(Error::NothingTrained);
-        }
-        let missed = estimated.difference(&self.reached).count();
-        if self.estimator.space.is_independent() && missed > 0 {
-            return Err(Error::NotSites { missed, trained: estimated.len() });
-        }
+        let estimated = self.reachable()?;
         let no_stages = Stages::default();
         let context = EstimateContext {
             model: self.model,
             batch: self.batch,
             target: &self.target,
             trained: &estimated,
-            stages: if missed == 0 { &self.stages } else { &no_stages },
+            stages: if estimated.is_subset(&self.reached) { &self.stages } else { &no_stages },
             key: self.key(),
             allocation,
             noise: self.noise(seed, step),
@@ -101,14 +96,18 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     fn estimate_in(&self, context: &EstimateContext<'_, B, M>) -> Result<Estimate<B>, Error> {
         let estimator = self.estimator;
         let start = Instant::now();
-        let (losses, largest) = match estimator.space {
+        let (mut losses, explained, largest) = match estimator.space {
             Space::Activation { .. } => per_query::losses(context, None)?,
             Space::LowRank { rank, .. } => per_query::losses(context, Some(rank))?,
-            Space::Weights { .. } => weights::losses(context)?,
+            Space::Weights { .. } => weights::losses(context).map(|(losses, largest)| (losses, vec![], largest))?,
         };
         check_failure(self.model)?;
         let rows = losses.iter().map(|l| l.len() as u64).sum();
         let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
+        let changes = LossChanges::of(&losses, &self.losses);
+        for (losses, explained) in losses.iter_mut().zip(&explained) {
+            losses.iter_mut().zip(explained).for_each(|(loss, explained)| *loss -= explained);
+        }
         let weighted = estimator.query_weights(&losses, &self.losses);
         let start = Instant::now();
         let formed = match estimator.space {
@@ -118,8 +117,11 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         };
         let SpaceGradients { mut gradients, squared_score_norms, recorded, observed } = formed;
         let accum_dtype = ops::accum_dtype::<B>();
-        self.exact.iter().for_each(|(id, g)| gradients.add(*id, g.clone().cast(accum_dtype)));
-        let (second_moments, site_moments) = estimator.second_moments(&context.noise, &weighted, &squared_score_norms);
+        self.exact.iter().for_each(|(id, g)| gradients.add_flat(*id, g.clone().cast(accum_dtype)));
+        gradients.check(self.model)?;
+        let (second_moments, of_sites) = estimator.second_moments(&context.noise, &weighted, &squared_score_norms);
+        let site_moments =
+            self.sites.iter().zip(of_sites).map(|(site, sums)| SiteMoment::new(site.key, sums)).collect();
         Ok(Estimate {
             gradients,
             second_moments,
@@ -127,6 +129,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             observed,
             survived: weighted.survived,
             dropped: weighted.dropped,
+            changes,
             mixed: None,
             loss_spread: loss_spread(&losses, &self.losses),
             queries,

@@ -21,12 +21,16 @@ mod context;
 mod dropping;
 mod estimate;
 mod evaluate;
+#[cfg(test)]
+mod exact;
 mod low_rank;
 #[cfg(test)]
 mod padding;
 mod per_query;
 mod query_weights;
+mod rows;
 mod settings;
+mod site_check;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -34,7 +38,9 @@ mod tests;
 mod theory;
 mod weights;
 
+pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
 pub use estimate::{Estimate, PassCost};
-pub use settings::{Estimator, trained_parameters};
+pub use query_weights::LossChanges;
+pub use settings::Estimator;
 pub use space::{Normalisation, Space};

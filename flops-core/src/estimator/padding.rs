@@ -132,13 +132,14 @@ fn a_padded_batch_keeps_the_estimate_and_its_variance() {
     }
 }
 
-/// What the mask is for: without it, four words of twenty tokens pay for the noise on sixteen.
+/// What the mask is for: without it, a few words of twenty tokens pay for the noise on the others.
 #[test]
 fn padding_that_is_not_masked_raises_the_variance() {
     let estimator = estimator(Space::activation());
     let [_, masked, _] = figures(&estimator, true, 16, None);
     let [_, unmasked, _] = figures(&estimator, false, 16, None);
-    assert!(unmasked.iter().zip(&masked).all(|(u, m)| *u > 2.0 * m), "{unmasked:?}, masked {masked:?}");
+    assert!(unmasked.iter().zip(&masked).all(|(u, m)| u > m), "{unmasked:?}, masked {masked:?}");
+    assert!(unmasked.iter().sum::<f64>() > 2.0 * masked.iter().sum::<f64>(), "{unmasked:?}, masked {masked:?}");
 }
 
 /// A prediction at masked tokens is neither subtracted from losses nor added to gradients.
@@ -171,9 +172,12 @@ fn the_control_variate_does_not_look_at_padding() {
 }
 
 /// On a device the noise of later sites depends on the widths of earlier ones, so estimates agree
-/// in law alone. The mean of 400 estimates of 6 queries is the same within 5 standard errors of
-/// the difference; the squared distance of two means would exceed (1 + 5·√2)·Tr Σ·2/400 with
-/// probability < 10⁻³ for fresh seeds.
+/// in law alone.
+///
+/// Over 400 estimates of 6 queries each the means differ by a vector of squared length (Tr Σ + Tr
+/// Σ')/400 in the mean; 8 times that has a probability below 10⁻⁴ (Chernoff, Σ of rank one being
+/// the worst case). The variances agree within 30 %: their standard error is below 6 %. Unmasked,
+/// the variance doubles.
 #[test]
 fn device_noise_stays_off_padding() {
     let with_graph = text(true);
@@ -201,7 +205,6 @@ fn device_noise_stays_off_padding() {
     let spread = short.iter().map(|s| squared(s, &a)).sum::<f64>() / 400.0;
     let spread_of_long = long.iter().map(|s| squared(s, &b)).sum::<f64>() / 400.0;
     assert!(squared(&a, &b) < 8.0 * (spread + spread_of_long) / 400.0);
-    // unmasked, the variance is twice as large and more
     assert!((spread_of_long / spread - 1.0).abs() < 0.3, "{spread}, padded {spread_of_long}");
     assert!(distance(&of_short, &of_long) < 0.3, "{of_short:?}, padded {of_long:?}");
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::context::{EstimateContext, SpaceGradients, check_len, to_host};
+use super::context::{EstimateContext, SpaceGradients, to_host};
 use super::query_weights::WeightedQueries;
+use super::rows::losses as row_losses;
 use crate::batch::Rows;
 use crate::control_variate::Observation;
 use crate::error::Error;
@@ -94,14 +95,19 @@ fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Ch
     chunks
 }
 
-/// Losses of all queries of each example, less what the control variate explains of them, and the
-/// rows of the largest pass. `rank` is that of noise on weights.
+/// Losses of the queries, what the control variate explains of each, and the rows of the largest
+/// pass.
+type QueryLosses = (Vec<Vec<f64>>, Vec<Vec<f64>>, usize);
+
+/// Losses of all queries of each example, what the control variate explains of them, and the rows
+/// of the largest pass. `rank` is that of noise on weights.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     rank: Option<usize>,
-) -> Result<(Vec<Vec<f64>>, usize), Error> {
+) -> Result<QueryLosses, Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
+    let mut explains: Vec<Vec<f64>> = counts.iter().map(|&a| vec![0.0; a]).collect();
     let (noise, prediction) = (&p.noise, p.prediction);
     let starts = starts(noise, p.stages, counts);
     let jobs: Vec<(usize, Chunk)> = starts
@@ -123,27 +129,31 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         let (start, Chunk { positions, .. }) = &jobs[job];
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
-        let query = Query::new(rows, noise.clone(), prediction.cloned(), rank);
+        let query = Query::new(rows.clone(), noise.clone(), prediction.cloned(), rank);
         let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query)
             .with_examples(key.examples(positions));
-        let output = model.forward(input.rows(positions), &mut probe);
-        Ok((check_len(model.losses(output, target.rows(&of_rows)), of_rows.len())?, probe.explained()))
+        let mut output = model.forward(input.rows(positions), &mut probe);
+        // what no noise reaches, as where a layer's output is not used, has a row per example
+        if output.check_rows(rows.len()).is_err() && output.check_rows(positions.len()).is_ok() {
+            output = output.rows(&rows.datum);
+        }
+        Ok((row_losses(model, output, target.rows(&of_rows), rows.len())?, probe.explained()))
     };
     let (mut found, mut explained) = (Vec::with_capacity(jobs.len()), vec![]);
     run_ordered(jobs.len(), p.threads, context, work, |_, (losses, of_rows)| {
         found.push(losses);
         explained.extend(of_rows);
     })?;
-    let mut values = to_host(found).into_iter().zip(explained).map(|(loss, explained)| loss - explained);
+    let mut values = to_host(found).into_iter().zip(explained);
     for (job, (_, chunk)) in jobs.iter().enumerate() {
         for (&j, queries) in chunk.positions.iter().zip(queries(job)) {
             for (&query, value) in queries.iter().zip(&mut values) {
-                losses[j][query] = value;
+                (losses[j][query], explains[j][query]) = value;
             }
         }
     }
     let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
-    Ok((losses, jobs.iter().map(rows).max().unwrap_or(0)))
+    Ok((losses, explains, jobs.iter().map(rows).max().unwrap_or(0)))
 }
 
 /// A job of the update pass: some examples with all their queries.

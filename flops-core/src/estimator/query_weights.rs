@@ -3,6 +3,61 @@
 use super::settings::Estimator;
 use crate::noise::NoiseSource;
 
+/// How much the queries of a step changed the loss of their examples.
+///
+/// Every query with a finite loss counts for the square. The counts leave out examples whose clean
+/// loss is exactly zero, for there a loss that cannot fall further is no fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct LossChanges {
+    /// Queries with a finite loss.
+    pub finite: u64,
+    /// Those of examples whose clean loss is not zero.
+    pub queries: u64,
+    /// Of these, how many left the loss exactly as it was.
+    pub unmoved: u64,
+    /// Of these, how many moved it by at most 4 units in the last place of single precision.
+    pub unresolved: u64,
+    /// Mean of (ℓ_jq − ℓ_j)² over all queries with a finite loss; 0 without any.
+    pub mean_square: f64,
+}
+
+/// Units in the last place up to which a change is rounding rather than signal.
+const ROUNDING: f64 = 4.0;
+
+impl LossChanges {
+    /// Counts the changes from the `clean` losses to those of the queries.
+    pub(super) fn of(losses: &[Vec<f64>], clean: &[f64]) -> Self {
+        let mut out = Self::default();
+        for (queried, &clean) in losses.iter().zip(clean) {
+            let resolution = ROUNDING * f32::EPSILON as f64 * clean.abs();
+            for change in queried.iter().map(|l| (l - clean).abs()).filter(|change| change.is_finite()) {
+                out.finite += 1;
+                out.mean_square += change * change;
+                if clean != 0.0 {
+                    out.queries += 1;
+                    out.unmoved += u64::from(change == 0.0);
+                    out.unresolved += u64::from(change > 0.0 && change <= resolution);
+                }
+            }
+        }
+        out.mean_square /= out.finite.max(1) as f64;
+        out
+    }
+
+    /// The changes of pilots and of allocated queries together.
+    pub(super) fn and(self, other: Self) -> Self {
+        let (n, m) = (self.finite as f64, other.finite as f64);
+        Self {
+            finite: self.finite + other.finite,
+            queries: self.queries + other.queries,
+            unmoved: self.unmoved + other.unmoved,
+            unresolved: self.unresolved + other.unresolved,
+            mean_square: (n * self.mean_square + m * other.mean_square) / (n + m).max(1.0),
+        }
+    }
+}
+
 /// The queries that share a direction, and their squared coefficient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Direction {
@@ -128,6 +183,22 @@ mod tests {
         assert_eq!(w.directions[0], [direction(0, 4.0, 2), direction(2, 1.0, 1)]);
         assert_eq!(w.weights[1], [0.0, 0.0]);
         assert!(w.directions[1].is_empty());
+    }
+
+    /// ε = 2⁻²³: a change of 4 units of the loss's own last place is rounding, one of 5 is not.
+    #[test]
+    fn changes_that_single_precision_cannot_show_are_counted() {
+        let ulp = f32::EPSILON as f64;
+        let losses = [vec![2.0, 2.0 + 8.0 * ulp, 2.0 + 10.0 * ulp, f64::NAN], vec![0.0, 3.0], vec![-1.0, -1.0 - ulp]];
+        let changes = LossChanges::of(&losses, &[2.0, 0.0, -1.0]);
+        assert_eq!((changes.finite, changes.queries, changes.unmoved, changes.unresolved), (7, 5, 2, 2));
+        // seven finite queries; the example whose loss is zero is in the square alone
+        let square = (64.0 + 100.0 + 1.0) * ulp * ulp + 9.0;
+        assert!((changes.mean_square - square / 7.0).abs() < 1e-15);
+        let both = changes.and(LossChanges { finite: 7, queries: 5, unmoved: 1, ..LossChanges::default() });
+        assert_eq!((both.queries, both.unmoved, both.unresolved), (10, 3, 2));
+        assert!((both.mean_square - square / 14.0).abs() < 1e-15);
+        assert_eq!(LossChanges::of(&[vec![f64::NAN]], &[1.0]), LossChanges::default());
     }
 
     /// FZOO's step: the gradient over the spread of the losses, so that its length does not depend

@@ -1,9 +1,6 @@
 //! The settings of an estimate.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::Module;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -63,24 +60,6 @@ pub struct Estimator {
     pub max_rows: usize,
     /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it.
     pub threads: usize,
-}
-
-/// Ids of the trained parameters: those that require a gradient in a module of an autodiff backend.
-///
-/// Ask the module that burn-train holds, not its `valid()` one, where no parameter requires a
-/// gradient.
-pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<ParamId>> {
-    struct Collect(HashSet<ParamId>);
-    impl<B: Backend> ModuleVisitor<B> for Collect {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if param.is_require_grad() {
-                self.0.insert(param.id);
-            }
-        }
-    }
-    let mut collect = Collect(HashSet::new());
-    module.visit(&mut collect);
-    Arc::new(collect.0)
 }
 
 impl Estimator {

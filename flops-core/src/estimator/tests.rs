@@ -9,7 +9,6 @@ use burn::prelude::*;
 use super::*;
 use crate::allocator::{Allocation, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, QueryBudget};
 use crate::batch::{Batch, Rows};
-use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::forced;
@@ -63,17 +62,6 @@ fn fixture(data: usize) -> Fixture {
     }
 }
 
-/// A batch in which all examples but the first are learned: their labels are the model's own.
-fn uneven() -> Fixture {
-    let mut f = fixture(4);
-    f.model.head.weight = f.model.head.weight.map(|w| w * 6.0);
-    let logits = f.model.forward(f.batch.input.clone(), &mut Probe::clean());
-    let named = logits.argmax(1).reshape([4]);
-    let wrong: Tensor<B, 1, Int> = (named.clone().narrow(0, 0, 1) + 1).remainder_scalar(3);
-    f.batch.target = Tensor::cat(vec![wrong, named.narrow(0, 1, 3)], 0);
-    f
-}
-
 impl Fixture {
     fn estimates(
         &self,
@@ -108,6 +96,9 @@ fn mean_and_variance(samples: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
 /// the gradient lies within 4.5, which a biased scale would miss. There are 66 coordinates and 32
 /// cases a law. The false-failure rate is about 10⁻³ for fresh seeds, and zero for these. At σ =
 /// 10⁻² the smoothing bias, O(σ²), is below 10⁻⁴ of the gradient.
+///
+/// A wrong scale shows from 13 to 25 % on, by the law and the space. `exact.rs` sees any bias, for
+/// signs and a quadratic loss; this test is for the other laws, layers and allocators.
 #[test]
 fn unbiased_for_every_space_law_sampling_and_allocator() {
     // every allocator on the two variants that the recipes use, the default one on the others
@@ -176,85 +167,6 @@ fn unbiased(spaces: &[Space], takes: impl Fn(AllocatorKind, (Sampling, Placement
     cases
 }
 
-/// No prediction biases the mean, not even arbitrary values as large as the gradients.
-///
-/// n = 200 estimates of 64 queries, unequal allocation, all laws × 5 variants. Tolerances are as
-/// above; the false-failure rate is below 10⁻³.
-#[test]
-fn unbiased_with_any_control_variate() {
-    let f = fixture(4);
-    let target = true_gradient(&f.with_graph, zoo_batch(4, 2));
-    let norm = target.iter().map(|g| g * g).sum::<f64>().sqrt();
-    let allocation = Allocation::project(&[1.0, 30.0, 7.0, 0.1], &QueryBudget::new(16, 1).unwrap()).unwrap();
-    for noise in NoiseLaw::ALL {
-        for (sampling, placement) in VARIANTS {
-            let name = format!("{noise} × {sampling:?} × {placement:?}");
-            let estimator =
-                Estimator { noise, sampling, max_rows: 64, seed: 12, ..Estimator::new(activation(placement)) };
-            let mut clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
-            // a first estimate tells how wide the sites are
-            clean.set_prediction(Some(Prediction::fixed(vec![1.0; 4], 1, vec![])));
-            let widths = clean.estimate(&allocation, 0).unwrap().observed.unwrap().widths();
-            let sites = widths
-                .iter()
-                .map(|&len| (0.7, (0..4 * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect()));
-            clean.set_prediction(Some(Prediction::fixed(vec![1.0; 4], 1, sites.collect())));
-            let samples: Vec<Vec<f64>> =
-                (0..200).map(|step| vector(&f.model, &clean.estimate(&allocation, step).unwrap())).collect();
-            let (mean, variance) = mean_and_variance(&samples);
-            for (i, ((m, v), g)) in mean.iter().zip(&variance).zip(&target).enumerate() {
-                let se = (v / 200.0).sqrt();
-                assert!((m - g).abs() < 5.5 * se + 1e-4 * norm, "{name}: coordinate {i}: {m} ± {se}, autodiff {g}");
-            }
-        }
-    }
-}
-
-/// Pilots decide the allocation of the other queries, and do not bias the estimate.
-///
-/// Their weight does not depend on the allocation. n = 400 estimates of 4 pilots and 12 more
-/// queries per example. Tolerances are as above; the false-failure rate is below 10⁻³.
-#[test]
-fn unbiased_with_pilots() {
-    let f = fixture(4);
-    let target = true_gradient(&f.with_graph, zoo_batch(4, 2));
-    let norm = target.iter().map(|g| g * g).sum::<f64>().sqrt();
-    let (pilots, budget) = (4, QueryBudget::new(16, 1).unwrap());
-    let shares = Allocation::uniform(4, &QueryBudget::new(pilots, 1).unwrap());
-    for sampling in [Sampling::OneSided, Sampling::Antithetic] {
-        let first = Estimator { sampling, seed: 21, ..Estimator::new(Space::activation()) };
-        let clean = first.clean(&f.model, &f.batch, &f.trained).unwrap();
-        let mut unequal = false;
-        let (mut expected, mut squares) = (0.0, 0.0);
-        let samples: Vec<Vec<f64>> = (0..400)
-            .map(|step| {
-                let pilot = clean.estimate(&shares, step).unwrap();
-                let roots: Vec<f64> = pilot.second_moments.iter().map(|m| m.sqrt()).collect();
-                let rest = Allocation::neyman(&roots, &budget.after_pilots(pilots).unwrap()).unwrap();
-                unequal |= rest.min() < rest.max();
-                let rest_of_it = clean.estimate_with_seed(22, &rest, step).unwrap();
-                // the pilots' own moments decided the allocation and would flatter it
-                let fresh = rest_of_it.second_moments.clone();
-                let e = pilot.combine(rest_of_it, 0.25);
-                assert_eq!(e.survived, rest.clone().with_more(pilots).counts());
-                expected += e.variance_objective(&fresh, &rest.with_more(pilots)) / 16.0;
-                let g = vector(&f.model, &e);
-                assert!((e.squared_norm() / g.iter().map(|g| g * g).sum::<f64>() - 1.0).abs() < 1e-4);
-                squares += g.iter().zip(&target).map(|(g, t)| (g - t).powi(2)).sum::<f64>();
-                g
-            })
-            .collect();
-        assert!(unequal);
-        let (mean, variance) = mean_and_variance(&samples);
-        for (i, ((m, v), g)) in mean.iter().zip(&variance).zip(&target).enumerate() {
-            let se = (v / 400.0).sqrt();
-            assert!((m - g).abs() < 5.5 * se + 1e-4 * norm, "{sampling:?}: coordinate {i}: {m} ± {se}, autodiff {g}");
-        }
-        // the reported variance is the measured one, within the tails of 400 squares
-        assert!((squares / expected - 1.0).abs() < 0.3, "{sampling:?}: {squares} of {expected}");
-    }
-}
-
 /// A budget of whole passes is met on average, and each site gets its share of every example.
 ///
 /// Queries on late sites are cheap. n = 300 steps of 12 examples; the relative standard error of
@@ -301,66 +213,20 @@ fn cost_weighted_queries_meet_the_budget_in_passes() {
     assert!(counts.iter().all(|&n| (n as f64 / even - 1.0).abs() < 0.02), "{counts:?}");
 }
 
-/// With independent noise E‖ĝ − E ĝ‖² = (1/B²) Σ_j Tr Σ_j/A_j.
-///
-/// Tr Σ_j is measured from n = 3,000 single-query estimates of each example alone, the left side
-/// from n = 1,500 estimates. Each has a relative standard error of about 3 % (kurtosis of a sum of
-/// squares). The tolerance of 12 % is about 3 of both together. The false-failure rate for fresh
-/// seeds is below 1 % a case.
-#[test]
-fn variance_follows_the_allocation() {
-    let f = uneven();
-    let estimator = Estimator { seed: 5, ..Estimator::new(Space::activation()) };
-    let one = QueryBudget::new(1, 1).unwrap();
-    let traces: Vec<f64> = (0..4)
-        .map(|j| {
-            let batch =
-                Batch { ids: vec![j as u64], input: f.batch.input.rows(&[j]), target: f.batch.target.rows(&[j]) };
-            let alone =
-                Fixture { batch, with_graph: f.with_graph.clone(), model: f.model.clone(), trained: f.trained.clone() };
-            let samples = alone.estimates(&estimator, 3000, |_, _| Allocation::uniform(1, &one));
-            mean_and_variance(&samples).1.iter().sum()
-        })
-        .collect();
-    let budget = QueryBudget::new(20, 1).unwrap();
-    let roots: Vec<f64> = traces.iter().map(|v| v.sqrt()).collect();
-    let neyman = Allocation::neyman(&roots, &budget).unwrap();
-    let uniform = Allocation::uniform(4, &budget);
-    let skewed = Allocation::project(&[1.0, 3.0, 9.0, 67.0], &budget).unwrap();
-    let mut measured = vec![];
-    for allocation in [uniform, neyman, skewed] {
-        let samples = f.estimates(&estimator, 1500, |_, _| allocation.clone());
-        let variance: f64 = mean_and_variance(&samples).1.iter().sum();
-        let predicted = crate::allocator::variance_objective(&traces, &allocation) / 16.0;
-        assert!((variance / predicted - 1.0).abs() < 0.12, "{allocation:?}: {variance} against {predicted}");
-        measured.push(variance);
-    }
-    let mean = roots.iter().sum::<f64>() / 4.0;
-    let floor = 4.0 * mean * mean / traces.iter().sum::<f64>();
-    assert!(floor < 0.9, "the examples must be uneven for this test to say anything: {floor}");
-    assert!(measured[1] / measured[0] < 1.1 * floor, "Neyman {} of uniform, floor {floor}", measured[1] / measured[0]);
-}
-
 /// Second moments from coefficients and squared score norms match the norms of single-query
-/// estimates.
+/// estimates, for the laws whose squares are not constant.
 ///
-/// n = 4,000. With noise on all sites 10 % is about 4 standard errors. On a single site it is 20 %:
-/// the weights 1/p² make the tails heavier.
-///
-/// The formula takes the squared coefficient and the norm of the noise for independent. That is
-/// exact for signs. For Gaussian noise on D coordinates it is short by a part of 2/(D + 2), too
-/// much for the three coordinates of a site here. So single sites are tested with signs alone.
+/// Signs have an exact test (`second_moments_are_those_of_single_queries`). n = 4,000; 10 % is about
+/// 4 standard errors. Noise falls on all sites: the formula takes the squared coefficient and the
+/// norm of the noise for independent. For Gaussian noise on D coordinates it is short by a part of
+/// 2/(D + 2), too much for the three coordinates of a single site here.
 #[test]
-fn second_moments_match_single_queries() {
+fn second_moments_of_every_law_match_single_queries() {
     let f = fixture(2);
-    for noise in NoiseLaw::ALL {
-        for (sampling, placement) in VARIANTS {
-            if placement != Placement::Joint && noise != NoiseLaw::Rademacher {
-                continue;
-            }
+    for noise in NoiseLaw::ALL.into_iter().filter(|&law| law != NoiseLaw::Rademacher) {
+        for sampling in [Sampling::OneSided, Sampling::Antithetic] {
             let queries = sampling.group();
-            let tolerance = if placement == Placement::Joint { 0.1 } else { 0.2 };
-            let estimator = Estimator { noise, sampling, seed: 9, ..Estimator::new(activation(placement)) };
+            let estimator = Estimator { noise, sampling, seed: 9, ..Estimator::new(activation(Placement::Joint)) };
             let batch = Batch { ids: vec![1], input: f.batch.input.rows(&[1]), target: f.batch.target.rows(&[1]) };
             let clean = estimator.clean(&f.model, &batch, &f.trained).unwrap();
             let allocation = Allocation::uniform(1, &QueryBudget::new(queries, 1).unwrap());
@@ -372,7 +238,7 @@ fn second_moments_match_single_queries() {
                 moments += e.second_moments[0];
             }
             let ratio = moments / norms;
-            assert!((ratio - 1.0).abs() < tolerance, "{noise} {sampling:?} {placement:?}: {ratio}");
+            assert!((ratio - 1.0).abs() < 0.1, "{noise} {sampling}: {ratio}");
         }
     }
 }
@@ -520,7 +386,9 @@ fn a_model_without_sites_trains_in_the_weights_space_alone() {
     let e = estimate(Space::weights(), &trained).unwrap();
     assert!(e.gradient(&model.fc.weight).unwrap().abs().sum().into_scalar() > 0.0);
     for space in [Space::activation(), Space::low_rank(1)] {
-        assert!(matches!(estimate(space, &trained), Err(Error::NotSites { missed: 2, trained: 2 })));
+        assert!(
+            matches!(estimate(space, &trained), Err(Error::NotSites { missed: 2, trained: 2, paths }) if paths == "model.fc.weight, model.fc.bias")
+        );
     }
     assert!(matches!(estimate(Space::weights(), &Arc::default()), Err(Error::NothingTrained)));
 }

@@ -10,7 +10,8 @@
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
-use super::context::{EstimateContext, SpaceGradients, check_len, to_host};
+use super::context::{EstimateContext, SpaceGradients, to_host};
+use super::rows;
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
@@ -100,7 +101,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         for positions in directions[query].chunks(balanced_chunk(directions[query].len(), max_rows)) {
             let mut probe = Probe::resume(prefix.rows(positions)).with_examples(step.examples(positions));
             let output = perturbed.forward(input.rows(positions), &mut probe);
-            values.push(check_len(perturbed.losses(output, target.rows(positions)), positions.len())?);
+            values.push(rows::losses(&perturbed, output, target.rows(positions), positions.len())?);
         }
         Ok(values)
     };
@@ -135,13 +136,13 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let mut gradients = Gradients::default();
     if noise.on_device {
         let mut sums = noise.device_scores(0, groups, &keys, &totals, queries, &device).with_total(dimensions);
-        found.iter().for_each(|&(id, len)| gradients.add(id, sums.take(len)));
+        found.iter().for_each(|&(id, len)| gradients.add_flat(id, sums.take(len).reshape([len])));
     } else {
         let sum = |device: &B::Device, site: usize| {
             let len = found[site].1;
             Ok(ops::from_host::<B, 1>(noise.weighted_scores(site, groups, &keys, &totals, len), [len], device))
         };
-        run_ordered(found.len(), p.threads, device, sum, |site, g| gradients.add(found[site].0, g))?;
+        run_ordered(found.len(), p.threads, device, sum, |site, g| gradients.add_flat(found[site].0, g))?;
     }
     Ok(SpaceGradients {
         gradients,

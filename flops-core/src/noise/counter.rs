@@ -1,8 +1,8 @@
 //! Counter-based noise in Burn's operations, for any backend.
 //!
-//! Value i of a stream is a hash of i and of the stream's 64-bit id, in arithmetic modulo 2³². The
-//! hash uses sums, products, quotients and comparisons, which Burn can fuse. Bit operations would
-//! each be a kernel of their own.
+//! Value i of a segment is a hash of i and of the segment's 64-bit id, in arithmetic modulo 2³².
+//! The hash uses sums, products, quotients and comparisons, which Burn can fuse. Bit operations
+//! would each be a kernel of their own.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
@@ -78,8 +78,8 @@ pub(super) struct HashedNoise<B: Backend> {
     consumed: usize,
     /// Values of each row that the buffer holds.
     width: usize,
-    /// Values of each row that will be consumed in all, where known.
-    total: usize,
+    /// Values of each row that will be consumed in all, at most 2³².
+    total: u64,
 }
 
 impl<B: Backend> HashedNoise<B> {
@@ -98,21 +98,21 @@ impl<B: Backend> HashedNoise<B> {
             Streams::new(rows.iter().flat_map(slab), &device)
         });
         let streams = streams.collect();
-        Self { streams, groups, device, buffer: None, consumed: 0, width: 0, total: usize::MAX }
+        Self { streams, groups, device, buffer: None, consumed: 0, width: 0, total: 1 << 32 }
     }
 
-    /// Announces that `total` values of each row will be consumed in all.
-    pub fn set_total(&mut self, total: usize) {
+    /// Announces that `total` values of each row will be consumed in all, at most 2³².
+    pub fn set_total(&mut self, total: u64) {
         self.total = total;
     }
 
     /// Returns `len` values of each row from index `next` on, which follows the previous call's.
-    pub fn take(&mut self, law: NoiseLaw, next: usize, len: usize) -> Tensor<B, 2> {
+    pub fn take(&mut self, law: NoiseLaw, next: u32, len: usize) -> Tensor<B, 2> {
         let buffer = match self.buffer.take() {
             Some(buffer) if self.width - self.consumed >= len => buffer,
             _ => {
                 let rows = self.groups.unwrap_or(self.widest()).max(1);
-                let left = self.total.saturating_sub(next);
+                let left = usize::try_from(self.total.saturating_sub(next.into())).unwrap_or(usize::MAX);
                 // twice as many each time, since the total may be unknown
                 self.width = (2 * self.width).min(AT_ONCE / rows).min(left).max(len);
                 self.consumed = 0;
@@ -130,7 +130,7 @@ impl<B: Backend> HashedNoise<B> {
         self.streams.iter().map(Streams::rows).max().unwrap_or(0)
     }
 
-    fn generate(&self, law: NoiseLaw, next: usize, width: usize) -> Tensor<B, 2> {
+    fn generate(&self, law: NoiseLaw, next: u32, width: usize) -> Tensor<B, 2> {
         if self.streams.is_empty() || width == 0 {
             let rows = self.groups.unwrap_or(self.widest());
             return Tensor::zeros([rows, width], (&self.device, DType::F32));
@@ -139,7 +139,7 @@ impl<B: Backend> HashedNoise<B> {
         let piece = if self.groups.is_some() { (AT_ONCE / self.widest().max(1)).clamp(1, width) } else { width };
         let pieces = (0..width).step_by(piece).map(|start| {
             let here = piece.min(width - start);
-            let index = indices((next as u32).wrapping_add(start as u32), here, &self.device);
+            let index = indices(next + start as u32, here, &self.device);
             let parts = self.streams.iter().map(|streams| self.part(law, streams, index.clone()));
             parts.reduce(|a, b| a + b).expect("there are streams")
         });

@@ -21,7 +21,7 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorI
 
 use super::law::NoiseLaw;
 
-/// What a launch computes: `width` values of each row from index `first` on.
+/// What a launch computes: `width` values of each row from index `first` of a segment on.
 #[derive(Clone, Copy, Debug)]
 struct Request {
     law: NoiseLaw,
@@ -372,12 +372,19 @@ mod tests {
         let mut sums = source.device_scores::<B>(0, &groups, &group_keys, &weights, 8, device);
         let takes = [7, 64, 1, 5000].into_iter();
         let taken: Vec<_> = takes.flat_map(|len| [values(noise.take(len)), values(sums.take(len))].concat()).collect();
-        let onto = [1, keys.len()].map(|given| {
-            let x: Vec<f32> = (0..given * 33).map(|i| i as f32 - 50.0).collect();
-            let x = Tensor::<B, 3>::from_data(TensorData::new(x, [given, 11, 3]), device).swap_dims(1, 2);
-            values(noise.add(x, [keys.len(), 3, 11]))
+        // then across the end of a segment: 33 values twice, and 20 at once
+        let mut late = source.device_noise::<B>(0, &keys, device).starting_at((1 << 32) - 40);
+        let onto = [&mut noise, &mut late].map(|noise| {
+            let sums = [1, keys.len()].map(|given| {
+                let x: Vec<f32> = (0..given * 33).map(|i| i as f32 - 50.0).collect();
+                let x = Tensor::<B, 3>::from_data(TensorData::new(x, [given, 11, 3]), device).swap_dims(1, 2);
+                values(noise.add(x, [keys.len(), 3, 11]))
+            });
+            [sums.concat(), values(noise.take(20))].concat()
         });
-        [taken, onto.concat()].concat()
+        let mut late = source.device_scores::<B>(0, &groups, &group_keys, &weights, 8, device);
+        late = late.starting_at((1 << 32) - 15);
+        [taken, onto.concat(), values(late.take(20))].concat()
     }
 
     #[test]

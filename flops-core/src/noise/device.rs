@@ -5,6 +5,10 @@
 //! the backend has one (`cubecl.rs`), and Burn's operations do it elsewhere (`counter.rs`). The
 //! sites of a pass consume the values of a stream in order.
 //!
+//! Hashes count in 32 bits. A stream is therefore a chain of segments of 2³² values, and each
+//! segment after the first has an id of its own, derived from the stream's. The parameters of a
+//! model of any size take their noise from one stream without repeating it.
+//!
 //! Laws are those of the host, and values do not depend on the chunks either. The values themselves
 //! differ. The key of a stream leaves out the site: sites consume one stream in order.
 
@@ -27,16 +31,27 @@ pub(crate) fn makes_noise<B: Backend>(device: &B::Device) -> bool {
     ops::is_gpu::<B>(device)
 }
 
+/// Values of a segment, the part of a stream that one id names.
+const SEGMENT: u64 = 1 << 32;
+
 /// Noise of some rows, or sums of scores, that sites consume in order.
 pub(crate) struct DeviceNoise<B: Backend> {
     law: NoiseLaw,
-    rows: usize,
-    /// Index of the next value of every stream.
-    next: usize,
+    /// The streams of each row, as (id, factor).
+    rows: Vec<Vec<(u64, f32)>>,
+    /// For sums of scores, the most streams that are generated at a time.
+    sums: Option<usize>,
+    device: B::Device,
+    /// Position of the next value of every stream.
+    next: u64,
+    /// Position behind the last value that will be consumed, where known.
+    end: u64,
+    /// The segment that the generator makes.
+    segment: u64,
     generator: Generator<B>,
 }
 
-/// How values are generated.
+/// How the values of a segment are generated.
 enum Generator<B: Backend> {
     /// By a kernel, where the backend has one.
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -45,42 +60,77 @@ enum Generator<B: Backend> {
     Operations(HashedNoise<B>),
 }
 
+impl<B: Backend> Generator<B> {
+    fn new(rows: &[Vec<(u64, f32)>], sums: Option<usize>, device: &B::Device) -> Self {
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if let Some(table) = super::cubecl::Table::new(rows, sums.is_some(), device) {
+            return Self::Kernel(table);
+        }
+        Self::Operations(HashedNoise::new(rows, sums, device))
+    }
+
+    /// Announces that `total` values of the segment will be consumed in all.
+    fn set_total(&mut self, total: u64) {
+        match self {
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            Self::Kernel(_) => {}
+            Self::Operations(noise) => noise.set_total(total),
+        }
+    }
+}
+
 impl<B: Backend> DeviceNoise<B> {
     /// Noise or scores of `rows`; a row lists its streams, each as (id, factor).
     ///
     /// Without `sums`, a row has one stream and is its noise times the factor. With it, a row is
     /// the sum of its streams' scores times their factors. At most `sums` streams are generated at
     /// a time.
-    fn new(law: NoiseLaw, rows: &[Vec<(u64, f32)>], sums: Option<usize>, device: &B::Device) -> Self {
-        let n = rows.len();
-        #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        if let Some(table) = super::cubecl::Table::new(rows, sums.is_some(), device) {
-            return Self { law, rows: n, next: 0, generator: Generator::Kernel(table) };
-        }
-        Self { law, rows: n, next: 0, generator: Generator::Operations(HashedNoise::new(rows, sums, device)) }
+    fn new(law: NoiseLaw, rows: Vec<Vec<(u64, f32)>>, sums: Option<usize>, device: &B::Device) -> Self {
+        let mut generator = Generator::new(&rows, sums, device);
+        generator.set_total(SEGMENT);
+        Self { law, rows, sums, device: device.clone(), next: 0, end: u64::MAX, segment: 0, generator }
     }
 
     /// Announces that `total` values of each row will be consumed in all.
     #[must_use]
     pub fn with_total(mut self, total: usize) -> Self {
-        match &mut self.generator {
-            #[cfg(any(feature = "cuda", feature = "wgpu"))]
-            Generator::Kernel(_) => {}
-            Generator::Operations(noise) => noise.set_total(total),
-        }
+        self.end = total as u64;
+        self.generator.set_total(self.end.min(SEGMENT));
         self
     }
 
     /// Returns the next `len` values of each row, as `[rows, len]`.
     pub fn take(&mut self, len: usize) -> Tensor<B, 2> {
-        let (law, next) = (self.law, self.next);
-        self.next += len;
-        let values = match &mut self.generator {
-            #[cfg(any(feature = "cuda", feature = "wgpu"))]
-            Generator::Kernel(table) => table.take(law, next as u32, len),
-            Generator::Operations(noise) => noise.take(law, next, len),
-        };
+        let (law, mut left, mut parts) = (self.law, len, Vec::with_capacity(1));
+        while left > 0 || parts.is_empty() {
+            let (first, here) = self.within_segment(left);
+            parts.push(match &mut self.generator {
+                #[cfg(any(feature = "cuda", feature = "wgpu"))]
+                Generator::Kernel(table) => table.take(law, first, here),
+                Generator::Operations(noise) => noise.take(law, first, here),
+            });
+            self.next += here as u64;
+            left -= here;
+        }
+        let values = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) };
         values.cast(ops::accum_dtype::<B>())
+    }
+
+    /// Turns to the segment of the next value.
+    ///
+    /// Returns the place of that value in the segment, and how many of the next `len` values the
+    /// segment holds.
+    fn within_segment(&mut self, len: usize) -> (u32, usize) {
+        let (segment, first) = (self.next / SEGMENT, self.next % SEGMENT);
+        if self.segment != segment {
+            self.segment = segment;
+            let named =
+                |&(id, factor): &(u64, f32)| (if segment == 0 { id } else { derive_seed(&[id, segment]) }, factor);
+            let rows: Vec<Vec<_>> = self.rows.iter().map(|row| row.iter().map(named).collect()).collect();
+            self.generator = Generator::new(&rows, self.sums, &self.device);
+            self.generator.set_total(self.end.saturating_sub(segment * SEGMENT).min(SEGMENT));
+        }
+        (first as u32, (len as u64).min(SEGMENT - first) as usize)
     }
 
     /// Adds the next values of each row to `x`, rounds once, and returns the sum in `shape`.
@@ -91,26 +141,49 @@ impl<B: Backend> DeviceNoise<B> {
     /// # Panics
     /// Where `x` has any other number of rows.
     pub fn add<const D: usize>(&mut self, x: Tensor<B, D>, shape: [usize; D]) -> Tensor<B, D> {
-        let len = shape.iter().product::<usize>() / self.rows.max(1);
+        let rows = self.rows.len();
+        let len = shape.iter().product::<usize>() / rows.max(1);
         if len == 0 {
             return x.reshape(shape);
         }
         let given = x.shape().num_elements();
         assert!(
-            given == len || given == self.rows * len,
-            "noise of {} rows of {len} values cannot be added to {:?}: a site has a row for each, a parameter one for all",
-            self.rows,
+            given == len || given == rows * len,
+            "noise of {rows} rows of {len} values cannot be added to {:?}: a site has a row for each, a parameter one for all",
             x.dims()
         );
+        if self.within_segment(len).1 == len {
+            return self.add_within_segment(x, given / len, shape);
+        }
+        let (x, mut start, mut parts) = (x.reshape([given / len, len]), 0, vec![]);
+        while start < len {
+            let here = self.within_segment(len - start).1;
+            let columns = x.clone().narrow(1, start, here);
+            parts.push(self.add_within_segment(columns, given / len, [rows, here]));
+            start += here;
+        }
+        Tensor::cat(parts, 1).reshape(shape)
+    }
+
+    /// [`add`](Self::add) to `given` rows, for values that lie in one segment.
+    fn add_within_segment<const D: usize>(&mut self, x: Tensor<B, D>, given: usize, shape: [usize; D]) -> Tensor<B, D> {
+        let len = x.shape().num_elements() / given;
         match &self.generator {
             #[cfg(any(feature = "cuda", feature = "wgpu"))]
             Generator::Kernel(table) => {
-                let next = self.next as u32;
-                self.next += len;
-                table.add(self.law, next, x, shape)
+                let first = (self.next % SEGMENT) as u32;
+                self.next += len as u64;
+                table.add(self.law, first, x, shape)
             }
-            Generator::Operations(_) => ops::add_rounded(x.reshape([given / len, len]), self.take(len)).reshape(shape),
+            Generator::Operations(_) => ops::add_rounded(x.reshape([given, len]), self.take(len)).reshape(shape),
         }
+    }
+
+    /// Skips to a position of the streams.
+    #[cfg(test)]
+    pub fn starting_at(mut self, next: u64) -> Self {
+        self.next = next;
+        self
     }
 }
 
@@ -130,7 +203,7 @@ impl NoiseLaw {
     /// assert_eq!(signs.abs().sum().into_scalar(), 1000.0);
     /// ```
     pub fn sample_on<B: Backend>(self, seed: u64, len: usize, device: &B::Device) -> Tensor<B, 1> {
-        DeviceNoise::new(self, &[vec![(derive_seed(&[seed]), 1.0)]], None, device).take(len).squeeze_dim(0)
+        DeviceNoise::new(self, vec![vec![(derive_seed(&[seed]), 1.0)]], None, device).take(len).squeeze_dim(0)
     }
 }
 
@@ -160,7 +233,7 @@ impl NoiseSource {
             Some((direction, sign)) => vec![(self.stream_id(row.position, direction), sign * self.sigma as f32)],
             None => vec![(0, 0.0)],
         };
-        DeviceNoise::new(self.law, &rows.iter().map(streams).collect::<Vec<_>>(), None, device)
+        DeviceNoise::new(self.law, rows.iter().map(streams).collect(), None, device)
     }
 
     /// Sums Σ weight·s(ε) over the rows of each group that are perturbed at `site`.
@@ -180,7 +253,7 @@ impl NoiseSource {
             let directions = self.directions(site, group.clone(), rows, weights);
             directions.into_iter().map(|(p, d, w)| (self.stream_id(p, d), w as f32)).collect::<Vec<_>>()
         };
-        DeviceNoise::new(self.law, &groups.iter().map(streams).collect::<Vec<_>>(), Some(max_rows), device)
+        DeviceNoise::new(self.law, groups.iter().map(streams).collect(), Some(max_rows), device)
     }
 }
 
@@ -318,6 +391,55 @@ mod tests {
                 assert_eq!(here[r * len..(r + 1) * len], all[r * 200 + start..][..len]);
             }
             start += len;
+        }
+    }
+
+    /// The values of a stream at 2³² and beyond are others than those at its start.
+    #[test]
+    fn streams_do_not_repeat_after_32_bits() {
+        let source = source(NoiseLaw::Rademacher, Sampling::OneSided);
+        let key = RowKey { position: 7, query: 3 };
+        let at = |next| values(source.device_noise::<Flex>(0, &[key], &Default::default()).starting_at(next).take(200));
+        let starts = [0, SEGMENT, 2 * SEGMENT, SEGMENT << 20];
+        let signs = starts.map(at);
+        for (s, here) in signs.iter().enumerate() {
+            let id = source.stream_id(7, 3);
+            let words = halves(if s == 0 { id } else { derive_seed(&[id, starts[s] / SEGMENT]) });
+            let expected = (0..200).map(|i| if hash_of(i, words) >> 31 == 1 { 1.0 } else { -1.0 });
+            assert!(expected.eq(here.iter().copied()), "segment {s}");
+            for other in &signs[..s] {
+                // 200 fair coins agree this often with probability below 10⁻⁷
+                let equal = here.iter().zip(other).filter(|(a, b)| a == b).count();
+                assert!(equal < 140, "{equal} of 200 signs repeat");
+            }
+        }
+        assert_eq!(at(SEGMENT - 1)[1..], signs[1][..199]);
+    }
+
+    /// Noise, sums of scores and noise that is added are the same in one piece and in several.
+    #[test]
+    fn takes_across_a_segment_are_those_of_separate_ones() {
+        let (start, len) = (SEGMENT - 40, 100);
+        for law in NoiseLaw::ALL {
+            let src = source(law, Sampling::Antithetic);
+            let (keys, device) = (rows(2, 3), Default::default());
+            let groups = [0..3, 3..6];
+            let weights: Vec<f64> = (0..6).map(|i| (i as f64 * 0.7).sin()).collect();
+            let noise = || src.device_noise::<Flex>(0, &keys, &device).starting_at(start);
+            let scores = || src.device_scores::<Flex>(0, &groups, &keys, &weights, 2, &device).starting_at(start);
+            for make in [&noise as &dyn Fn() -> DeviceNoise<Flex>, &scores] {
+                let whole = make().take(len);
+                for lens in [&[40, 60][..], &[7, 32, 2, 59], &[99, 1]] {
+                    let mut pieces = make().with_total(usize::MAX);
+                    let pieces = lens.iter().map(|&len| pieces.take(len)).collect();
+                    assert_eq!(values(Tensor::cat(pieces, 1)), values(whole.clone()), "{law} {lens:?}");
+                }
+            }
+            for given in [1, keys.len()] {
+                let x = Tensor::<Flex, 2>::ones([given, len], &device).reshape([given, 4, 25]);
+                let sum = values(noise().add(x, [keys.len(), 4, 25]));
+                assert_eq!(sum, values(noise().take(len) + 1.0), "{law}");
+            }
         }
     }
 

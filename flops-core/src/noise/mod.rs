@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `law` | laws and their scores, drawn on the host |
 //! | `sampling`, `placement` | one-sided or antithetic queries; the layers that noise falls on |
-//! | `source` | the keyed stream of every row |
+//! | `source`, `stream` | the keyed stream of every row |
 //! | `device` | noise generated on a GPU, by one of the two below |
 //! | `counter` | hashes in Burn's operations, for any backend |
 //! | `cubecl` | the same values in one kernel (features `cuda`, `wgpu`) |
@@ -13,10 +13,15 @@ mod counter;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cubecl;
 mod device;
+#[cfg(test)]
+mod golden;
 mod law;
 mod placement;
 mod sampling;
+#[cfg(test)]
+pub(crate) mod script;
 mod source;
+mod stream;
 
 #[cfg(test)]
 pub(crate) use device::forced;

@@ -8,11 +8,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rand::SeedableRng;
-use rand_xoshiro::Xoshiro256PlusPlus;
-
 use super::law::NoiseLaw;
 use super::sampling::Sampling;
+#[cfg(test)]
+use super::script;
+use super::stream::Stream;
 use crate::random::derive_seed;
 
 /// Values of a row that are drawn at a time.
@@ -58,12 +58,16 @@ impl NoiseSource {
     /// Returns the site that a direction falls on; `None` where it falls on all.
     pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
         let probabilities = self.sites.as_ref()?;
-        let uniform = |key: u64| {
-            let bits = derive_seed(&[self.seed, self.step, CHOICE, position, key]);
-            (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        let uniform = |key: u64, shift: f64| {
+            let seed = derive_seed(&[self.seed, self.step, CHOICE, position, key]);
+            #[cfg(test)]
+            if let Some(uniform) = script::uniform(seed, shift, probabilities) {
+                return (uniform + shift).fract();
+            }
+            ((seed >> 11) as f64 * (1.0 / (1u64 << 53) as f64) + shift).fract()
         };
         // in both cases each single direction is uniform
-        let mut left = if self.spread { (uniform(0) + direction as f64 * GOLDEN).fract() } else { uniform(direction) };
+        let mut left = if self.spread { uniform(0, direction as f64 * GOLDEN) } else { uniform(direction, 0.0) };
         let last = probabilities.len().saturating_sub(1);
         Some(
             probabilities
@@ -93,8 +97,8 @@ impl NoiseSource {
         self.sites.is_none() || rows.iter().any(hit)
     }
 
-    fn stream(&self, site: usize, position: u64, direction: u64) -> Xoshiro256PlusPlus {
-        Xoshiro256PlusPlus::seed_from_u64(derive_seed(&[self.seed, self.step, site as u64, position, direction]))
+    fn stream(&self, site: usize, position: u64, direction: u64) -> Stream {
+        Stream::new(derive_seed(&[self.seed, self.step, site as u64, position, direction]))
     }
 
     /// Draws σ·ε of each of `rows` that is perturbed at `site`, and hands it to `take` in blocks.
@@ -115,10 +119,10 @@ impl NoiseSource {
                 next.position == row.position && self.sampling.direction(next.query) == (direction, -sign)
             });
             r += usize::from(pair.is_some());
-            let mut rng = self.stream(site, row.position, direction);
+            let mut stream = self.stream(site, row.position, direction);
             for start in (0..len).step_by(BLOCK) {
                 let noise = &mut block[..BLOCK.min(len - start)];
-                self.law.fill(&mut rng, sign * self.sigma as f32, noise);
+                stream.fill(self.law, sign * self.sigma as f32, noise);
                 take(first, start, noise);
                 if pair.is_some() {
                     noise.iter_mut().for_each(|v| *v = -*v);
@@ -154,8 +158,8 @@ impl NoiseSource {
             let stream = |(position, direction, weight)| (self.stream(site, position, direction), weight as f32);
             let mut streams: Vec<_> = directions.map(stream).collect();
             for block in here.chunks_mut(BLOCK) {
-                for (rng, weight) in &mut streams {
-                    self.law.add_score(rng, *weight, block);
+                for (stream, weight) in &mut streams {
+                    stream.add_score(self.law, *weight, block);
                 }
             }
         }
@@ -198,7 +202,7 @@ impl NoiseSource {
 
     /// Fills `out` with ε of one direction at a site, without scale and sign.
     pub fn draw(&self, site: usize, position: u64, direction: u64, out: &mut [f32]) {
-        self.law.fill(&mut self.stream(site, position, direction), 1.0, out);
+        self.stream(site, position, direction).fill(self.law, 1.0, out);
     }
 
     /// Returns the direction of a row and its sign, where the row perturbs `site`.

@@ -17,16 +17,16 @@ use super::recorded::Recorded;
 use super::rows::QueryRows;
 use super::stages::Prefix;
 use crate::batch::Rows;
-use crate::estimator::trained_parameters;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseLaw, NoiseSource, Sampling};
+use crate::parameters::trained_parameters;
 
 /// Tests that a layer is a correct [`Site`](super::Site), up to rounding.
 ///
 /// The model calls one site and returns its output as `[rows, coordinates]`. Pass the same input on
 /// both backends. With each parameter frozen in turn, and with none:
 ///
-/// - `backward` forms the gradients that autodiff does;
+/// - `backward` forms the gradients that autodiff does, in the shapes of their parameters;
 /// - `squared_score_norm` is what `backward` gives coordinate by coordinate;
 /// - a row under noise of low rank is what the layer with the perturbed parameters gives.
 ///
@@ -87,6 +87,9 @@ pub fn check_site<AB, M>(
     assert!(rows > 1, "give an input of at least two rows");
     let values = (0..rows * coordinates).map(|i| (1.3 * (i * i % 97) as f32).sin()).collect();
     let g = Tensor::from_data(TensorData::new(values, [rows, coordinates]), &clean.device());
+    let mut keep = Probe::keep(all.clone()).with_row_check(rows, true);
+    plain.forward(input.clone(), &mut keep);
+    assert_eq!(keep.row_fault(), None, "rows of the output");
     let all_rows: Vec<usize> = (0..rows).collect();
     let unmasked = Check { model: &plain, input: &input, clean: &clean, mask: None };
     let tokens = unmasked.record(&all_rows, &all).tokens;
@@ -103,6 +106,7 @@ pub fn check_site<AB, M>(
             let recorded = check.record(&all_rows, &trained);
             assert_eq!(recorded.coordinates, coordinates, "the model gives the output of its site");
             recorded.backward(g.clone(), &mut gradients);
+            assert_eq!(gradients.check(&plain), Ok(()));
             for (id, exact) in exact.iter().filter(|(id, _)| trained.contains(id)) {
                 let found = gradients.get(*id).unwrap_or_else(|| panic!("no gradient of parameter {id}"));
                 close(&to_vec(found.clone()), exact, &format!("gradient of parameter {id}"));
@@ -292,6 +296,7 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
             .then(|| Tensor::<B, 1>::from_data(TensorData::new(rest.to_vec(), [rest.len()]), &device) * scale);
         let mut steps = Gradients::default();
         noise.add_gradients(matrix, vectors, &mut steps);
+        assert_eq!(steps.check(self.model), Ok(()));
         steps
     }
 

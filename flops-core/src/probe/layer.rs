@@ -52,12 +52,12 @@ use super::rows::QueryRows;
 ///
 /// impl<B: Backend> Site<B> for AffineSite<B> {
 ///     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-///         let g = g.reshape(self.x.dims());
+///         let ([_, _, d], g) = (self.x.dims(), g.reshape(self.x.dims()));
 ///         if let Some(id) = self.gamma {
-///             gradients.add(id, (self.x.clone() * g.clone()).sum_dim(1).sum_dim(0));
+///             gradients.add(id, (self.x.clone() * g.clone()).sum_dim(1).sum_dim(0).reshape([d]));
 ///         }
 ///         if let Some(id) = self.beta {
-///             gradients.add(id, g.sum_dim(1).sum_dim(0));
+///             gradients.add(id, g.sum_dim(1).sum_dim(0).reshape([d]));
 ///         }
 ///     }
 ///
@@ -77,8 +77,8 @@ use super::rows::QueryRows;
 pub trait Site<B: Backend>: Send + 'static {
     /// Adds the gradients of Σ ⟨g, y⟩ for the trained parameters of the layer.
     ///
-    /// Gradients of frozen parameters are dropped. Under a [token mask](super::Probe::masked) g is 0
-    /// at masked tokens.
+    /// Each has the [shape of its parameter](Gradients::add). Gradients of frozen parameters are
+    /// dropped. Under a [token mask](super::Probe::masked) g is 0 at masked tokens.
     ///
     /// # Shapes
     /// - g: `[rows, coordinates]`, the rows of the kept input; coordinates are those of a row of y,

@@ -83,7 +83,8 @@ fn draw(layout: &Layout, index: usize, noise: &NoiseSource, rows: &QueryRows) ->
 
 /// The output `y` of a site, perturbed for every row.
 ///
-/// Noise on weights moves masked tokens too, which no loss sees. Noise on the output stays off them.
+/// Noise on weights moves masked tokens too, which no loss sees. Noise on the output stays off
+/// them.
 ///
 /// # Shapes
 /// - y: `[examples or rows, …]`; a bare parameter has one row for all

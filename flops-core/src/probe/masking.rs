@@ -18,8 +18,8 @@ impl<B: Backend> Probe<B> {
     /// The loss must not depend on masked tokens, as with an attention bias and a masked mean.
     /// Otherwise that part of the gradient is lost.
     ///
-    /// It may surround stages or lie in one. A mask that is needed in several stages is set in each,
-    /// or around them all. Inside another mask it replaces that one.
+    /// It may surround stages or lie in one. A mask that is needed in several stages is set in
+    /// each, or around them all. Inside another mask it replaces that one.
     ///
     /// # Shapes
     /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding; a single row is for all rows

@@ -1,9 +1,10 @@
 //! The handle that a model's layers are called through.
 //!
-//! One forward pass has four readings. *Inference* is the plain pass. The *tracing* pass of a step
+//! One forward pass has five readings. *Inference* is the plain pass. The *tracing* pass of a step
 //! keeps the state in front of the first trained stage. The *recording* pass keeps the clean inputs
-//! of the trained layers of a few examples. The *query* adds noise to their outputs. The model's
-//! code is the same in all four.
+//! of the trained layers of a few examples. The *query* adds noise to their outputs. The *pinned*
+//! pass gives them the outputs of an earlier pass, to see whether parameters act anywhere else. The
+//! model's code is the same in all five.
 
 mod check;
 mod examples;
@@ -13,12 +14,15 @@ mod layers;
 pub(crate) mod low_rank;
 mod mask;
 mod masking;
+mod passes;
+mod pinned;
 mod prefix_cache;
 mod query;
 mod recorded;
 mod rows;
 mod site_key;
 mod stages;
+mod trace;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,14 +37,17 @@ pub(crate) use examples::{PassExamples, StepKey};
 pub use gradients::Gradients;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
 pub(crate) use mask::TokenMask;
+pub(crate) use passes::Passes;
+pub(crate) use pinned::SiteOutputs;
 pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub(crate) use recorded::Recorded;
 pub use rows::QueryRows;
-pub use site_key::SiteKey;
-pub(crate) use site_key::TracedSite;
+pub use site_key::{SiteKey, TracedSite};
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
+use trace::RowCheck;
+pub(crate) use trace::RowFault;
 
 /// `id`, if its parameter is trained; for the closure of [`Probe::site`].
 pub fn trained_id(trained: &HashSet<ParamId>, id: ParamId) -> Option<ParamId> {
@@ -75,6 +82,10 @@ enum Mode<B: Backend> {
         sites: Vec<Recorded<B>>,
     },
     Query(Query<B>),
+    /// Keeps the outputs of the sites.
+    Keep(SiteOutputs<B>),
+    /// Gives the sites the outputs that were kept.
+    Pinned(SiteOutputs<B>),
 }
 
 /// The handle that a model's layers are called through; see the [module](self).
@@ -83,6 +94,13 @@ enum Mode<B: Backend> {
 /// `probe.linear(&self.fc, x)` is `self.fc.forward(x)`. In a query of the activation space it adds
 /// σ·ε to the output; in one of the low-rank space the layer's weights are perturbed. Every row has
 /// noise of its own. Only layers with a trained parameter are perturbed.
+///
+/// # Rows
+/// The first axis of every tensor is its rows: one per example, or a single one for what does not
+/// depend on the input, such as a bare parameter `[1, tokens, d]`. Tokens stay on an axis of their
+/// own. The clean pass of a step checks this at every trained layer, at the outputs of stages, and
+/// at tensors that the methods below join. What breaks it is an [`Error`](crate::Error) that names
+/// the parameter. Operations of the model's own are not seen: they panic as Burn does.
 ///
 /// A tensor of a query has one row per example until something before it is perturbed, then one row
 /// per query. Sites accept both. Where two tensors meet, use [`add`](Self::add), [`cat`](Self::cat)
@@ -105,6 +123,8 @@ pub struct Probe<B: Backend> {
     work: f64,
     /// Values of a row in the widest output of a layer in this stage.
     width: usize,
+    /// The row contract, in passes that check it.
+    check: Option<RowCheck>,
 }
 
 impl<B: Backend> Probe<B> {
@@ -142,6 +162,16 @@ impl<B: Backend> Probe<B> {
         Self::new(Mode::Query(query), trained, prefix)
     }
 
+    /// A clean pass from the input on that keeps the outputs of all sites.
+    pub(crate) fn keep(trained: Arc<HashSet<ParamId>>) -> Self {
+        Self::new(Mode::Keep(SiteOutputs::default()), trained, Prefix::empty())
+    }
+
+    /// A pass from the input on in which every site has the output that was kept of it.
+    pub(crate) fn pinned(trained: Arc<HashSet<ParamId>>, outputs: SiteOutputs<B>) -> Self {
+        Self::new(Mode::Pinned(outputs), trained, Prefix::empty())
+    }
+
     fn new(mode: Mode<B>, trained: Arc<HashSet<ParamId>>, prefix: Prefix) -> Self {
         Self {
             mode,
@@ -150,6 +180,7 @@ impl<B: Backend> Probe<B> {
             examples: None,
             mask: None,
             fault: None,
+            check: None,
             stage: 0,
             site: 0,
             dropouts: 0,
@@ -166,6 +197,31 @@ impl<B: Backend> Probe<B> {
     /// Notes what no pass can do; the first such fault becomes the error of the step.
     fn fault(&mut self, fault: Error) {
         self.fault.get_or_insert(fault);
+    }
+
+    /// The first of these faults.
+    pub(crate) fn take_fault(&mut self) -> Option<Error> {
+        self.fault.take()
+    }
+
+    /// Checks the row contract in this pass of `rows` rows: that of stages, and with `sites` that of
+    /// layers and of tensors that the probe joins.
+    pub(crate) fn with_row_check(mut self, rows: usize, sites: bool) -> Self {
+        self.check = Some(RowCheck::new(rows, sites));
+        self
+    }
+
+    /// The first tensor that broke the row contract.
+    pub(crate) fn row_fault(&self) -> Option<RowFault> {
+        self.check.as_ref().and_then(RowCheck::fault)
+    }
+
+    /// The outputs of the sites of a pass that keeps them.
+    pub(crate) fn kept(self) -> SiteOutputs<B> {
+        match self.mode {
+            Mode::Keep(outputs) => outputs,
+            _ => SiteOutputs::default(),
+        }
     }
 
     /// What the tracing pass found.
@@ -185,6 +241,11 @@ impl<B: Backend> Probe<B> {
                 fault: self.fault,
             },
         }
+    }
+
+    /// The stages of a tracing pass.
+    pub(crate) fn into_stages(self) -> Option<Stages> {
+        matches!(self.mode, Mode::Trace { .. }).then(|| self.traced().stages)
     }
 
     /// The sites of a recording pass, in order.
@@ -223,8 +284,11 @@ impl<B: Backend> Probe<B> {
             return *unbox::<T>(if last { state } else { &skipped.row }.clone_box());
         }
         let output = run(input, self);
+        // a stage without a row per example cannot be begun behind
+        let fits = self.check.as_ref().is_none_or(|check| check.stage(output.check_rows(check.rows())));
         if let Mode::Trace { stages, late, .. } = &mut self.mode
             && (*late || self.site == 0)
+            && fits
         {
             stages.total = self.work;
             stages.push(&output, (self.site, self.dropouts), self.width);
@@ -254,6 +318,7 @@ impl<B: Backend> Probe<B> {
     /// # Shapes
     /// - a, b: `[rows, …]`; a tensor of one row is broadcast
     pub fn add<const D: usize>(&self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
+        let (a, b) = (self.joined("add", a), self.joined("add", b));
         let rows = a.dims()[0].max(b.dims()[0]);
         let (a, b) = (self.repeat(a, rows), self.repeat(b, rows));
         let (shape, row) = (a.dims(), b.dims());
@@ -270,6 +335,7 @@ impl<B: Backend> Probe<B> {
 
     /// The tensors with equally many rows, repeated as in [`add`](Self::add).
     pub fn align<const D: usize, const N: usize>(&self, tensors: [Tensor<B, D>; N]) -> [Tensor<B, D>; N] {
+        let tensors = tensors.map(|t| self.joined("align", t));
         let rows = tensors.iter().map(|t| t.dims()[0]).max().unwrap_or(0);
         tensors.map(|t| self.repeat(t, rows))
     }
@@ -277,6 +343,7 @@ impl<B: Backend> Probe<B> {
     /// Concatenates along `dim`. Rows are repeated as in [`add`](Self::add), a single row for all
     /// rows.
     pub fn cat<const D: usize>(&self, parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+        let parts: Vec<_> = parts.into_iter().map(|p| self.joined("cat", p)).collect();
         let rows = parts.iter().map(|p| p.dims()[0]).max().unwrap_or(0);
         let parts = parts
             .into_iter()
@@ -313,6 +380,7 @@ impl<B: Backend> Probe<B> {
         context_rows: usize,
         attend: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 3> {
+        let q = self.joined("share_context", q);
         let q = self.repeat(q, context_rows);
         let [rows, tokens, d] = q.dims();
         let query = match &self.mode {
@@ -335,6 +403,15 @@ impl<B: Backend> Probe<B> {
         let back: Vec<usize> =
             groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
         out.reshape([context_rows * most, tokens, d]).rows(&back)
+    }
+
+    /// A tensor that is joined to others. In a pass that checks the row contract, one that breaks it
+    /// is noted and cut to a single row, so that the pass ends and the fault is told.
+    fn joined<const D: usize>(&self, method: &'static str, x: Tensor<B, D>) -> Tensor<B, D> {
+        match &self.check {
+            Some(check) if !check.joined(method, &x.dims()) && x.dims()[0] > 1 => x.narrow(0, 0, 1),
+            _ => x,
+        }
     }
 
     /// `x` with one row per query, where `rows` says so and `x` has one per example.
@@ -363,6 +440,13 @@ impl<B: Backend> Probe<B> {
         !matches!(self.mode, Mode::Inference) && parameters.iter().any(|id| self.trained.contains(id))
     }
 
+    /// Notes a bare parameter that is not stored with one row.
+    fn check_param(&self, id: ParamId, shape: &[usize]) {
+        if let Some(check) = self.check.as_ref().filter(|_| self.is_site(&[id])) {
+            check.param(id, shape);
+        }
+    }
+
     /// Makes the output of a layer a site; this is how a layer of your own joins (see [`Site`]).
     ///
     /// Returns the output, perturbed in a query. The closure makes the [`Site`] from the clean
@@ -384,6 +468,9 @@ impl<B: Backend> Probe<B> {
         }
         let index = self.site;
         self.site += 1;
+        if let Some(check) = &self.check {
+            check.site(parameters, &output.dims());
+        }
         let mask = self.mask.clone().filter(|mask| mask.covers(&output.dims()));
         match &mut self.mode {
             Mode::Inference => output,
@@ -403,6 +490,11 @@ impl<B: Backend> Probe<B> {
                 sites.push(Recorded { site, rows, coordinates, tokens, mask, device: output.device() });
                 output
             }
+            Mode::Keep(outputs) => {
+                outputs.keep(parameters, &output);
+                output
+            }
+            Mode::Pinned(outputs) => outputs.pin(index, output),
             Mode::Query(query) if !query.falls_on(index) => output,
             Mode::Query(query) => match query.rank {
                 Some(rank) => query.perturb_weights(index, output, &site(&self.trained), (rank, mask.as_ref())),

@@ -9,11 +9,13 @@ use super::stages::{Prefix, Skipped, State, cat_states};
 
 /// Outputs of the frozen stages of each example, kept in memory over the epochs.
 ///
-/// Examples are identified by their ids alone. Entries are valid as long as the same parameters are
-/// trained; [`reset_if_changed`](Self::reset_if_changed) tells the cache which.
+/// Examples are identified by their ids and the sizes of their input rows. An example that was
+/// padded otherwise is computed again, for its padding may reach the output. Entries are valid as
+/// long as the same parameters are trained; [`reset_if_changed`](Self::reset_if_changed) tells the
+/// cache which.
 #[derive(Default)]
 pub struct PrefixCache {
-    /// The most examples it holds.
+    /// The most outputs it holds.
     capacity: usize,
     kept: Mutex<Kept>,
 }
@@ -21,10 +23,29 @@ pub struct PrefixCache {
 #[derive(Default)]
 struct Kept {
     trained: Arc<HashSet<ParamId>>,
+    layouts: Vec<Layout>,
+    /// Outputs of the last frozen stage by the id of the example, each with its layout.
+    states: HashMap<u64, Vec<(usize, Box<dyn State>)>>,
+    /// Outputs in all.
+    len: usize,
+}
+
+/// What all outputs of inputs of one size share.
+struct Layout {
+    /// Sizes of a row of the input.
+    input: Vec<usize>,
+    /// Sizes of a row of the output.
+    output: Vec<usize>,
     /// The stages that no example needs to run again.
     skipped: Vec<Skipped>,
-    /// The output of the last of these stages, by the id of the example.
-    states: HashMap<u64, Box<dyn State>>,
+}
+
+/// The rows of a batch that are cached.
+pub(crate) struct CachedRows {
+    /// Their positions in the batch, in order.
+    pub rows: Vec<usize>,
+    /// Their prefix.
+    pub prefix: Prefix,
 }
 
 impl std::fmt::Debug for PrefixCache {
@@ -35,6 +56,8 @@ impl std::fmt::Debug for PrefixCache {
 
 impl PrefixCache {
     /// An empty cache for at most `capacity` examples.
+    ///
+    /// An example that comes in several paddings counts once for each.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self { capacity, kept: Mutex::default() }
@@ -44,29 +67,39 @@ impl PrefixCache {
         self.kept.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The prefixes of these examples; `None` unless all are cached, for these trained parameters.
-    pub(crate) fn get(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>) -> Option<Prefix> {
+    /// The rows of a batch that are cached, for these trained parameters; `None` where none is.
+    ///
+    /// - input: [sizes](crate::Rows::row_shape) of a row of the input
+    pub(crate) fn get(&self, ids: &[u64], input: &[usize], trained: &Arc<HashSet<ParamId>>) -> Option<CachedRows> {
         let kept = self.kept();
         if kept.trained != *trained {
             return None;
         }
-        let states = ids.iter().map(|id| kept.states.get(id).map(|state| state.clone_box())).collect();
-        cat_states(states).map(|state| Prefix { skipped: kept.skipped.clone(), state: Some(state) })
+        let layout = kept.layout(input)?;
+        let state = |(row, id)| Some((row, Some(kept.state(id, layout)?.clone_box())));
+        let (rows, states) = ids.iter().enumerate().filter_map(state).unzip();
+        let (skipped, state) = (kept.layouts[layout].skipped.clone(), Some(cat_states(states)?));
+        Some(CachedRows { rows, prefix: Prefix { skipped, state } })
     }
 
-    /// Inserts the prefix of a batch, row by row, as long as there is room.
-    pub(crate) fn insert(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
+    /// Inserts the prefix of examples whose input rows have these sizes, as long as there is room.
+    ///
+    /// Without room, an example that is cached in another padding changes to this one.
+    pub(crate) fn insert(&self, ids: &[u64], input: &[usize], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
         let (false, Some(state)) = (self.capacity == 0, &prefix.state) else { return };
         self.reset_if_changed(trained.clone());
         let mut kept = self.kept();
-        if kept.states.is_empty() {
-            kept.skipped = prefix.skipped.clone();
-        }
-        for (i, &id) in ids.iter().enumerate() {
-            if kept.states.len() >= self.capacity {
-                return;
+        let Some(layout) = kept.layout_of(input, state.shape_of_row(), prefix) else { return };
+        for (row, id) in ids.iter().enumerate() {
+            let room = kept.len < self.capacity;
+            if kept.state(id, layout).is_none() && (room || kept.states.contains_key(id)) {
+                let of_id = kept.states.entry(*id).or_default();
+                if !room {
+                    of_id.remove(0);
+                }
+                of_id.push((layout, state.rows_box(&[row])));
+                kept.len += usize::from(room);
             }
-            kept.states.entry(id).or_insert_with(|| state.rows_box(&[i]));
         }
     }
 
@@ -84,14 +117,38 @@ impl PrefixCache {
         self.kept().trained.clone()
     }
 
-    /// Whether this many more examples fit.
-    pub(crate) fn has_room(&self, examples: usize) -> bool {
-        self.kept().states.len() + examples <= self.capacity
+    /// Whether [`insert`](Self::insert) would keep the prefix of any of these examples, none of
+    /// which is cached.
+    pub(crate) fn has_room(&self, ids: impl IntoIterator<Item = u64>) -> bool {
+        let kept = self.kept();
+        ids.into_iter().any(|id| kept.len < self.capacity || kept.states.contains_key(&id))
     }
 
-    /// The number of examples it holds.
+    /// The number of outputs it holds.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.kept().states.len()
+        self.kept().len
+    }
+}
+
+impl Kept {
+    /// The layout of inputs of this size.
+    fn layout(&self, input: &[usize]) -> Option<usize> {
+        self.layouts.iter().position(|layout| layout.input == input)
+    }
+
+    /// The same, added if it is new; `None` where inputs of this size had other outputs before.
+    fn layout_of(&mut self, input: &[usize], output: Vec<usize>, prefix: &Prefix) -> Option<usize> {
+        let Some(layout) = self.layout(input) else {
+            self.layouts.push(Layout { input: input.to_vec(), output, skipped: prefix.skipped.clone() });
+            return Some(self.layouts.len() - 1);
+        };
+        let known = &self.layouts[layout];
+        (known.output == output && known.skipped.len() == prefix.skipped.len()).then_some(layout)
+    }
+
+    /// The output of an example in this layout.
+    fn state(&self, id: &u64, layout: usize) -> Option<&dyn State> {
+        self.states.get(id)?.iter().find(|(of, _)| *of == layout).map(|(_, state)| &**state)
     }
 }

@@ -48,6 +48,12 @@ impl QueryRows {
     /// query.
     ///
     /// A tensor of any other number of rows, such as a bare parameter's single row, stays as it is.
+    ///
+    /// The number of rows tells what they are. Every example of a pass has at least one query. So
+    /// there are as many examples as queries only where each has one, and both orders are then the
+    /// same. That a tensor has either number by accident is ruled out by the row contract of
+    /// [`Probe`](super::Probe), which the clean pass checks, and the first step for two numbers of
+    /// rows.
     pub fn repeat<B: Backend, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let given = x.dims()[0];
         if given == self.groups.len() && given != self.keys.len() { x.rows(&self.datum) } else { x }

@@ -16,6 +16,11 @@ pub struct SiteKey {
 }
 
 impl SiteKey {
+    /// The layer's first parameter, by the value of its id.
+    pub(crate) fn parameter(self) -> u64 {
+        self.parameter
+    }
+
     /// The key of a site of `parameters` behind the sites `earlier`.
     pub(super) fn next(parameters: &[ParamId], earlier: &[TracedSite]) -> Self {
         let parameter = parameters.first().map_or(0, ParamId::val);
@@ -26,11 +31,20 @@ impl SiteKey {
 
 /// What the tracing pass sees of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TracedSite {
+#[non_exhaustive]
+pub struct TracedSite {
     /// Which site it is.
     pub key: SiteKey,
     /// Rows of the output; 1 where it does not depend on the input.
     pub rows: usize,
     /// Values of a row of the output.
     pub coordinates: usize,
+}
+
+#[cfg(test)]
+impl TracedSite {
+    /// A site of the layer with this parameter, called once.
+    pub(crate) fn fake(parameter: u64, coordinates: usize) -> Self {
+        Self { key: SiteKey { parameter, call: 0 }, rows: 1, coordinates }
+    }
 }

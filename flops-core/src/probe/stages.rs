@@ -10,6 +10,7 @@ pub(crate) trait State: Send {
     fn cat_box(&self, parts: Vec<Box<dyn State>>) -> Box<dyn State>;
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
     fn clone_box(&self) -> Box<dyn State>;
+    fn shape_of_row(&self) -> Vec<usize>;
 }
 
 impl<T: Rows> State for T {
@@ -24,6 +25,9 @@ impl<T: Rows> State for T {
     }
     fn clone_box(&self) -> Box<dyn State> {
         Box::new(self.clone())
+    }
+    fn shape_of_row(&self) -> Vec<usize> {
+        self.row_shape()
     }
 }
 
@@ -76,10 +80,12 @@ impl Prefix {
     }
 }
 
+/// The rows of all states; `None` where one is missing, or where their rows differ in size.
 pub(super) fn cat_states(states: Vec<Option<Box<dyn State>>>) -> Option<Box<dyn State>> {
     let states: Vec<_> = states.into_iter().collect::<Option<_>>()?;
     let first = states.first()?.clone_box();
-    Some(first.cat_box(states))
+    let shape = first.shape_of_row();
+    states.iter().all(|state| state.shape_of_row() == shape).then(|| first.cat_box(states))
 }
 
 /// The stages of a clean pass, with their outputs where a later pass may begin behind them.
@@ -162,32 +168,42 @@ impl Stages {
         self.prefix(self.before(0))
     }
 
-    /// The part of [`frozen`](Self::frozen) that is the same in every step: nothing in it is dropped
-    /// out.
+    /// The part of [`frozen`](Self::frozen) that is the same in every step: nothing in it is
+    /// dropped out.
     pub fn lasting(&self) -> Prefix {
         let lasts = |(stage, state): &(Skipped, Option<_>)| stage.sites == 0 && stage.dropouts == 0 && state.is_some();
         self.prefix(self.stages.iter().rposition(lasts).map_or(0, |i| i + 1))
     }
 
-    /// The stages of several chunks of a batch as one. `prefix` is what the chunks began with, if
-    /// anything.
+    /// The stages of several passes of a batch as one.
+    ///
+    /// `whole` is the prefix of the batch, where all passes began with their rows of it. Row j of
+    /// the batch is row `places[j]` of the passes, one after the other. A pass may only begin
+    /// behind a stage whose outputs are alike in all passes; the others keep no output.
     ///
     /// # Panics
     /// If `parts` is empty.
-    pub fn cat(mut parts: Vec<Self>, prefix: Option<Prefix>) -> Self {
+    pub fn cat(mut parts: Vec<Self>, whole: Option<Prefix>, places: &[usize]) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
         }
-        // the state that the chunks began with is whole already
-        let (given, mut whole) = prefix.map_or((0, None), |prefix| (prefix.skipped.len(), prefix.state));
-        let mut stages = Vec::with_capacity(parts[0].stages.len());
-        for i in 0..parts[0].stages.len() {
-            let states = parts.iter_mut().map(|p| p.stages[i].1.take()).collect();
-            let state = if i + 1 == given { whole.take() } else { cat_states(states) };
-            stages.push((parts[0].stages[i].0.clone(), state));
+        // the state that the passes began with is whole already
+        let (given, mut whole) = whole.map_or((0, None), |prefix| (prefix.skipped.len(), prefix.state));
+        let count = parts.iter().map(|part| part.stages.len()).min().unwrap_or(0);
+        let mut stages = Vec::with_capacity(count);
+        for i in 0..count {
+            let skipped = parts[0].stages[i].0.clone();
+            let alike = parts.iter().all(|part| part.stages[i].0.sites == skipped.sites);
+            let states = parts.iter_mut().map(|part| part.stages[i].1.take()).collect();
+            let state = match whole.take_if(|_| i + 1 == given) {
+                Some(state) => Some(state),
+                None if alike => cat_states(states).map(|state| state.rows_box(places)),
+                None => None,
+            };
+            stages.push((skipped, state));
         }
         let first = &parts[0];
-        let (work, total, widths, tail) = (first.work.clone(), first.total, first.widths.clone(), first.tail);
-        Self { stages, work, total, widths, tail }
+        let (work, widths) = (first.work[..count].to_vec(), first.widths[..count].to_vec());
+        Self { stages, work, total: first.total, widths, tail: first.tail }
     }
 }

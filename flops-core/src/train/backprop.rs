@@ -10,7 +10,7 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
 use super::output::StepOutput;
 use super::prefixes::PrefixCaches;
-use crate::batch::Batch;
+use crate::batch::{Batch, Rows};
 use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
 use crate::model::ForwardModel;
@@ -55,8 +55,8 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
 
     /// Caches the frozen prefixes of training examples, at most `examples` (default 0).
     ///
-    /// An example is known by its id alone: use it only for examples without augmentation, and
-    /// leave the frozen parameters as they are.
+    /// An example is known by its id and the sizes of its input: use it only for examples without
+    /// augmentation, and leave the frozen parameters as they are. Each padding of an example counts.
     #[must_use]
     pub fn with_prefix_cache(mut self, examples: usize) -> Self {
         self.prefixes.training = Arc::new(PrefixCache::new(examples));
@@ -93,18 +93,25 @@ where
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
         let trained = trained_parameters(&self.model);
-        let all: Vec<usize> = (0..batch.ids.len()).collect();
+        let rows = batch.ids.len();
         let key = StepKey { seed: self.seed, step: self.steps.value, ids: &batch.ids };
-        let mut probe = Probe::trace(trained.clone(), self.prefixes.training.get(&batch.ids, &trained), false)
-            .with_examples(key.examples(&all));
-        let output = self.model.forward(batch.input, &mut probe);
-        let traced = probe.traced();
-        if traced.fault.is_some() {
-            // as in a step of the forward learner: nothing is learned, and the metrics see no loss
-            return TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(all.len()) };
+        let passes = self.prefixes.passes(&batch, &trained, rows.max(1));
+        let (mut outputs, mut stages, mut reached) = (vec![], vec![], 0);
+        for job in 0..passes.len() {
+            let index = passes.rows(job);
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), false).with_examples(key.examples(index));
+            outputs.push(self.model.forward(batch.input.rows(index), &mut probe));
+            let traced = probe.traced();
+            if traced.fault.is_some() {
+                // as in a step of the forward learner: nothing is learned, and the metrics see no
+                // loss
+                return TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) };
+            }
+            stages.push(traced.stages);
+            reached = traced.reached.len();
         }
-        let reaches_all = traced.reached.len() == trained.len();
-        self.prefixes.update(&batch.ids, &trained, &traced.stages, reaches_all);
+        let output = passes.in_order(outputs);
+        self.prefixes.update(&batch, &trained, &passes.stages(stages), reached == trained.len());
         let item = StepOutput::clean(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
     }

@@ -19,8 +19,8 @@ pub struct ForwardConfig {
     pub variance: VarianceSource,
     /// Largest number of training examples whose frozen prefix is cached; 0 for no cache.
     ///
-    /// An example is known by its id alone: use it only for examples without augmentation, and
-    /// leave the frozen parameters as they are.
+    /// An example is known by its id and the sizes of its input: use it only for examples without
+    /// augmentation, and leave the frozen parameters as they are. Each padding of an example counts.
     pub prefix_cache: usize,
     /// Largest number of evaluated examples whose frozen prefix is cached; 0 for no cache.
     ///

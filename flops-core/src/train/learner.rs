@@ -3,7 +3,7 @@
 //! `step` works on the inner (`valid()`) model, on a backend where no graph can exist. `optimize`
 //! applies Burn's optimizer and commits what the step learned: λ, running variances, the ledger.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
@@ -12,14 +12,15 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
 use super::config::ForwardConfig;
-use super::diagnostics::Bounds;
+use super::diagnostics::{Bounds, Diagnostics};
 use super::monitor::Monitor;
 use super::output::StepOutput;
-
+use super::pending::{Earlier, PendingSteps};
 use super::prefixes::PrefixCaches;
-use super::state::{LearnerState, Pending};
+use super::site_checks::SiteChecks;
+use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, Shown};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::estimator::trained_parameters;
@@ -33,6 +34,18 @@ use crate::variance::VarianceSource;
 /// It goes into burn-train's `Learner` like any model. Parameters that require a gradient are
 /// trained; freeze the others with `no_grad`. `B` is an autodiff backend in training, because
 /// burn-train asks for one, but no graph is ever recorded on it.
+///
+/// Clones share the [`Monitor`] and cached prefixes, and nothing else: the clones of a sweep train
+/// side by side, each with its own steps. An update commits the steps of its own learner, or of the
+/// one that this was cloned from. Where that one has not stepped, it commits the steps of all its
+/// clones, which are the workers of a multi-device strategy. Several steps may come before an update
+/// (gradient accumulation); each has noise of its own.
+///
+/// # Panics
+/// [`TrainStep::step`] returns no `Result`. Without an interrupter ([`Monitor::stop_with`]) it
+/// panics with an error that [never passes](Error::may_pass), such as a layer that is not called
+/// through the probe. [`check`](Self::check) returns that error before training. With an
+/// interrupter training stops in an orderly way, and [`Monitor::error`] has the error.
 ///
 /// # Example
 /// ```
@@ -51,15 +64,14 @@ use crate::variance::VarianceSource;
 /// # }
 /// use burn::optim::AdamConfig;
 /// use burn::train::TrainStep;
-/// use flops_core::allocator::GaussianAllocatorConfig;
+/// use flops_core::allocator::Neyman;
 /// use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
 ///
 /// type AB = Autodiff<Flex>;
 /// let device = Default::default();
 /// let model = Model::<AB> { fc: nn::LinearConfig::new(4, 3).init(&device) };
 /// let config = ForwardConfig::new(QueryBudget::new(20, 1)?).with_seed(7);
-/// let allocator = GaussianAllocatorConfig::new().init(&device)?;
-/// let learner = ForwardLearner::new(model, allocator, config)?;
+/// let learner = ForwardLearner::new(model, Neyman, config)?;
 ///
 /// // burn-train does this with every batch, which lies on the backend without a graph
 /// let input = Tensor::<Flex, 2>::ones([2, 4], &device);
@@ -82,9 +94,11 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     #[module(skip)]
     monitor: Monitor,
     #[module(skip)]
-    pub(super) pending: Arc<Mutex<Vec<Pending>>>,
+    pub(super) pending: PendingSteps,
     #[module(skip)]
     pub(super) prefixes: PrefixCaches,
+    #[module(skip)]
+    site_checks: SiteChecks,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -93,6 +107,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     /// # Errors
     /// See [`ForwardConfig::validate`]. [`Error::SharedNoise`] for weight noise with an allocator
     /// that gives unequal shares: examples share that noise, and would gain nothing.
+    /// [`Error::NothingTrained`] for a model on an autodiff backend whose parameters are all frozen.
     pub fn new(model: M, allocator: A, config: ForwardConfig) -> Result<Self, Error>
     where
         A: Allocator<B>,
@@ -103,14 +118,21 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         }
         // parameters are initialised lazily; without this, each clone would draw its own
         let _ = model.num_params();
+        // on other backends, as of a module that is only evaluated, no parameter asks for a gradient
+        let can_train = model.devices().iter().any(B::ad_enabled);
+        if can_train && trained_parameters(&model).is_empty() {
+            return Err(Error::NothingTrained);
+        }
+        let bounds = Bounds { rows: Some(config.estimator.max_rows as u64), memory: config.memory_bound };
         Ok(Self {
             model,
-            allocator,
             state: Persist::new(LearnerState::default()),
             prefixes: PrefixCaches::new(config.prefix_cache, config.evaluation_cache),
-            monitor: Monitor::new(Bounds { rows: Some(config.estimator.max_rows as u64), memory: config.memory_bound }),
+            monitor: Monitor::new(Diagnostics::new(bounds).with_allocation(!allocator.is_uniform())),
+            allocator,
             config: Arc::new(config),
-            pending: Arc::default(),
+            pending: PendingSteps::default(),
+            site_checks: SiteChecks::default(),
         })
     }
 
@@ -121,6 +143,13 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     #[must_use]
     pub fn with_prefixes_of<A2: Module<B>>(mut self, other: &ForwardLearner<B, M, A2>) -> Self {
         self.prefixes.training = other.prefixes.training.clone();
+        self
+    }
+
+    /// Gives this learner a monitor of its own, for a clone that trains apart from the others.
+    #[must_use]
+    pub fn with_new_monitor(mut self) -> Self {
+        self.monitor = self.monitor.renewed();
         self
     }
 
@@ -139,21 +168,21 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         &self.config
     }
 
-    fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
-        self.pending.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     /// Commits what the steps since the last update learned; returns whether to update the model.
-    fn commit(&mut self, lr: f64) -> bool
+    ///
+    /// `has_gradients` tells whether there is anything to update it with. Gradients of a step that
+    /// another clone has committed are applied all the same.
+    fn commit(&mut self, lr: f64, has_gradients: bool) -> bool
     where
         A: Allocator<B>,
     {
-        let mut pending = std::mem::take(&mut *self.pending());
+        let mut pending = self.pending.take();
         pending.sort_by_key(|p| p.first);
-        if pending.is_empty() {
-            return false;
-        }
         let state = &mut self.state.value;
+        if pending.is_empty() {
+            state.step += u64::from(has_gradients);
+            return has_gradients;
+        }
         state.step += 1;
         let mut failed = pending.iter().all(|p| p.failed);
         state.failed_steps = if failed { state.failed_steps + 1 } else { 0 };
@@ -170,7 +199,9 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                 state.gradient_predictor.observe(observed);
             }
             match p.update.map(|update| update.downcast::<A::Update>()) {
-                Some(Ok(update)) => self.allocator = self.allocator.clone().apply(*update),
+                Some(Ok(update)) => {
+                    self.allocator = self.allocator.clone().apply(*update, &Shown::new(&p.shown));
+                }
                 Some(Err(_)) => {
                     self.monitor.fail(Error::ForeignUpdate { allocator: self.allocator.name() });
                     failed = true;
@@ -179,11 +210,63 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             }
         }
         let (steps, sigma) = (state.failed_steps, self.config.estimator.sigma);
-        self.monitor.set_ledger(&state.ledger);
+        self.monitor.set_ledger(state.ledger.clone());
+        self.monitor.set_lr(lr);
         if steps >= self.config.max_failed_steps {
-            self.monitor.fail(Error::Diverged { steps, sigma, lr });
+            let evidence = format!("no finite loss in {steps} steps in a row");
+            self.monitor.fail(Error::Diverged { evidence, sigma, lr });
         }
         !failed
+    }
+}
+
+/// A batch of what `M` takes on the backend without a graph.
+type InnerBatch<B, M> = Batch<
+    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Input,
+    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Target,
+>;
+
+impl<B, M, A> ForwardLearner<B, M, A>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B>,
+    M::InnerModule: ForwardModel<B::InnerBackend>,
+    A: AutodiffModule<B>,
+    A::InnerModule: Allocator<B::InnerBackend>,
+{
+    /// Whether a step on `batch` works: what never can is found before training.
+    ///
+    /// It runs a whole step, which costs what a step costs, and keeps nothing of it but cached
+    /// prefixes.
+    ///
+    /// # Errors
+    /// Where the step would fail.
+    pub fn check(&self, batch: &InnerBatch<B, M>) -> Result<(), Error> {
+        let apart = Monitor::default();
+        self.run(batch, &self.pending.earlier(), &apart).map(drop)
+    }
+
+    /// One step, after those `earlier` ones that wait for the same update.
+    fn run(
+        &self,
+        batch: &InnerBatch<B, M>,
+        earlier: &Earlier,
+        monitor: &Monitor,
+    ) -> Result<StepOutcome<B::InnerBackend>, Error> {
+        // `valid()` leads to the backend without autodiff: no graph can exist from here on
+        let (model, allocator) = (self.model.valid(), self.allocator.valid());
+        let step = ForwardStep {
+            config: &self.config,
+            state: &self.state.value,
+            prefixes: &self.prefixes,
+            site_checks: &self.site_checks,
+            model: &model,
+            trained: &trained_parameters(&self.model),
+            batch,
+            earlier,
+            monitor,
+        };
+        step.run(&allocator)
     }
 }
 
@@ -202,28 +285,22 @@ where
     type Output = StepOutput<B::InnerBackend>;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
-        let rows = batch.ids.len();
-        // `valid()` leads to the backend without autodiff: no graph can exist from here on
-        let (model, allocator) = (self.model.valid(), self.allocator.valid());
-        let step = ForwardStep {
-            config: &self.config,
-            state: &self.state.value,
-            prefixes: &self.prefixes,
-            model: &model,
-            trained: &trained_parameters(&self.model),
-            batch: &batch,
-        };
-        match step.run(&allocator) {
+        let earlier = self.pending.earlier();
+        match self.run(&batch, &earlier, &self.monitor) {
             Ok(StepOutcome { grads, item, pending, report }) => {
-                self.pending().push(pending);
+                self.pending.push(Some(pending));
+                let mut ledger = self.state.value.ledger.clone();
+                ledger.merge(&self.pending.earlier().ledger);
+                self.monitor.set_ledger(ledger);
                 if let Some(report) = report {
                     self.monitor.report(report);
                 }
                 TrainOutput { grads, item }
             }
             Err(error) => {
+                self.pending.push(None);
                 self.monitor.fail(error);
-                TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) }
+                TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(batch.ids.len()) }
             }
         }
     }
@@ -237,7 +314,7 @@ where
     where
         Self: AutodiffModule<B1>,
     {
-        if self.commit(lr) { optim.step(lr, self, grads) } else { self }
+        if self.commit(lr, !grads.is_empty()) { optim.step(lr, self, grads) } else { self }
     }
 
     fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
@@ -249,7 +326,8 @@ where
     where
         Self: AutodiffModule<B1>,
     {
-        if self.commit(lr) { optim.step_multi(lr, self, grads) } else { self }
+        let has_gradients = grads.grads.iter().any(|(grads, _)| !grads.is_empty());
+        if self.commit(lr, has_gradients) { optim.step_multi(lr, self, grads) } else { self }
     }
 }
 
@@ -263,6 +341,10 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        if let Err(error) = batch.check() {
+            self.monitor.fail(error);
+            return StepOutput::failed(batch.ids.len());
+        }
         let estimator = &self.config.estimator;
         let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
         let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);

@@ -1,13 +1,15 @@
 //! Parameter groups: a part of the model with a learning rate of its own.
 
+use std::collections::HashSet;
 use std::marker::PhantomData;
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
 use crate::error::Error;
+use crate::parameters::parameters;
 
 /// Parameters that learn at a multiple of the learning rate, such as a new head on a pretrained
 /// model.
@@ -41,34 +43,19 @@ impl ParamGroup {
     /// # Errors
     /// [`Error::EmptyParamGroup`] or [`Error::Setting`].
     pub fn check<B: Backend, M: Module<B>>(&self, module: &M) -> Result<(), Error> {
-        struct Count<'a> {
-            group: &'a [String],
-            path: Vec<String>,
-            found: usize,
-        }
-        impl<B: Backend> ModuleVisitor<B> for Count<'_> {
-            fn enter_module(&mut self, name: &str, _: &str) {
-                self.path.push(name.into());
-            }
-
-            fn exit_module(&mut self, _: &str, _: &str) {
-                self.path.pop();
-            }
-
-            fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<B, D>>) {
-                self.found += usize::from(self.path.starts_with(self.group));
-            }
-        }
         if !(self.lr_factor.is_finite() && self.lr_factor > 0.0) {
             let remedy = "use a positive number".to_string();
             return Err(Error::Setting { name: "lr_factor", value: self.lr_factor, remedy });
         }
-        let mut count = Count { group: &self.path, path: vec![], found: 0 };
-        module.visit(&mut count);
-        match count.found {
-            0 => Err(Error::EmptyParamGroup { path: self.path.join(".") }),
-            _ => Ok(()),
+        if self.members(module).is_empty() {
+            return Err(Error::EmptyParamGroup { path: self.path.join(".") });
         }
+        Ok(())
+    }
+
+    /// The parameters of `module` below the group's path.
+    fn members<B: Backend, M: Module<B>>(&self, module: &M) -> HashSet<ParamId> {
+        parameters::<B, M>(module).into_iter().filter(|p| p.path.starts_with(&self.path)).map(|p| p.id).collect()
     }
 }
 
@@ -117,32 +104,22 @@ impl<O> GroupedOptimizer<O> {
         grads: &mut GradientsParams,
     ) -> GradientsParams {
         struct Split<'a, B> {
-            group: &'a [String],
-            path: Vec<String>,
+            group: HashSet<ParamId>,
             from: &'a mut GradientsParams,
             to: GradientsParams,
             backend: PhantomData<B>,
         }
         impl<B: AutodiffBackend> ModuleVisitor<B> for Split<'_, B> {
-            fn enter_module(&mut self, name: &str, _: &str) {
-                self.path.push(name.into());
-            }
-
-            fn exit_module(&mut self, _: &str, _: &str) {
-                self.path.pop();
-            }
-
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                let inside =
-                    self.path.len() >= self.group.len() && self.group.iter().zip(&self.path).all(|(a, b)| a == b);
-                if inside && let Some(grad) = self.from.remove::<B::InnerBackend, D>(param.id) {
+                if self.group.contains(&param.id)
+                    && let Some(grad) = self.from.remove::<B::InnerBackend, D>(param.id)
+                {
                     self.to.register::<B::InnerBackend, D>(param.id, grad);
                 }
             }
         }
         let mut split = Split::<B> {
-            group: &self.group.path,
-            path: vec![],
+            group: self.group.members(module),
             from: grads,
             to: GradientsParams::new(),
             backend: PhantomData,

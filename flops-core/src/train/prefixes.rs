@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use burn::module::ParamId;
 
-use crate::probe::{PrefixCache, Stages};
+use crate::batch::{Batch, Rows};
+use crate::probe::{Passes, PrefixCache, Stages};
 
 /// Two caches of frozen prefixes: one for training, one for evaluation.
 ///
@@ -24,6 +25,13 @@ impl PrefixCaches {
         Self { training: Arc::new(PrefixCache::new(training)), evaluation: Arc::new(PrefixCache::new(evaluation)) }
     }
 
+    /// The passes of at most `max_rows` rows of a training batch, from cached prefixes where there
+    /// are any.
+    pub fn passes<I: Rows, T>(&self, batch: &Batch<I, T>, trained: &Arc<HashSet<ParamId>>, max_rows: usize) -> Passes {
+        let cached = self.training.get(&batch.ids, &batch.input.row_shape(), trained);
+        Passes::new(batch.ids.len(), cached, max_rows)
+    }
+
     /// Stores the prefixes that a clean pass over training examples left.
     ///
     /// A prefix ends in front of the first dropout, whose masks differ from step to step.
@@ -31,9 +39,15 @@ impl PrefixCaches {
     /// Nothing is stored where `reaches_all` is false. A trained parameter that no call through the
     /// probe reaches may act in any stage, so no stage is frozen for certain. An evaluation does
     /// not know which parameters are trained, so its cache is told here.
-    pub fn update(&self, ids: &[u64], trained: &Arc<HashSet<ParamId>>, stages: &Stages, reaches_all: bool) {
+    pub fn update<I: Rows, T>(
+        &self,
+        batch: &Batch<I, T>,
+        trained: &Arc<HashSet<ParamId>>,
+        stages: &Stages,
+        reaches_all: bool,
+    ) {
         if reaches_all {
-            self.training.insert(ids, trained, &stages.lasting());
+            self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.lasting());
         }
         self.evaluation.reset_if_changed(if reaches_all { trained.clone() } else { Arc::default() });
     }

@@ -1,6 +1,7 @@
 //! The report of one forward-only step.
 
 use crate::allocator::AllocationReport;
+use crate::estimator::LossChanges;
 
 /// Report of one forward-only step.
 #[derive(Clone, Debug)]
@@ -15,6 +16,9 @@ pub struct StepReport {
     /// Queries of this step, pilots included.
     pub queries: u64,
     /// Queries so far, those of this step included.
+    ///
+    /// Steps that wait for an update count. Workers that run at the same time do not know of each
+    /// other.
     pub queries_total: u64,
     /// Queries of this step dropped for a non-finite loss.
     pub dropped: u64,
@@ -29,9 +33,19 @@ pub struct StepReport {
     pub rows: u64,
     /// Resident memory of the process in bytes; `None` where the system does not tell.
     pub memory: Option<u64>,
+    /// Smoothing scale σ.
+    pub sigma: f64,
+    /// How much the queries changed the loss.
+    pub changes: LossChanges,
+    /// Standard deviation of the loss itself, with the same example and the same parameters.
+    ///
+    /// It is measured in the first step and in every 1,000th; `None` in the others.
+    pub loss_noise: Option<f64>,
     /// Gain of the allocation over a uniform one, by the variances measured in this step.
     pub allocation: AllocationReport,
     /// One report per example, in the order of the batch.
+    ///
+    /// Empty in older reports, where the monitor holds too many of them.
     pub data: Vec<DatumReport>,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control_variate::{GradientPredictor, Observation};
 use crate::estimator::PassCost;
 use crate::ledger::{Ledger, Phase};
-use crate::site_tracker::SiteTracker;
+use crate::site_tracker::{SiteMoment, SiteTracker};
 use crate::variance::{LossExcess, VarianceTracker};
 
 /// State of a learner that a checkpoint holds beside the parameters of model and allocator.
@@ -34,13 +34,15 @@ pub struct LearnerState {
 /// What one step learned, kept until the optimizer's update commits it.
 ///
 /// A step sees the learner by reference and cannot change it. Several workers leave one each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Id of the batch's first example; updates are committed in this order.
     pub first: u64,
     /// The allocator's [`Update`](crate::allocator::Allocator::Update); `None` if nothing was
     /// allocated.
     pub update: Option<Box<dyn Any + Send>>,
+    /// Second moments that the allocated queries measured, without pilots; NaN where none survived.
+    pub shown: Vec<f64>,
     /// Ids of the batch.
     pub ids: Vec<u64>,
     /// Clean losses.
@@ -49,8 +51,8 @@ pub(super) struct Pending {
     pub variance_covariate: Vec<f64>,
     /// Second moment of each example; empty if nothing was estimated.
     pub second_moments: Vec<f64>,
-    /// Sum of second moments and number of queries of each site.
-    pub site_moments: Vec<(f64, u64)>,
+    /// Second moments of the queries on each site.
+    pub site_moments: Vec<SiteMoment>,
     /// Sums for the control variate's regression.
     pub observed: Option<Observation>,
     /// Queries of each example with a finite loss.

@@ -11,9 +11,13 @@ use rand::rngs::StdRng;
 
 use super::config::ForwardConfig;
 use super::diagnostics::resident_memory;
+use super::monitor::Monitor;
 use super::output::{StepOutput, StepStats};
+use super::pending::Earlier;
 use super::prefixes::PrefixCaches;
+use super::repeat::loss_noise;
 use super::report::{DatumReport, StepReport};
+use super::site_checks::SiteChecks;
 use super::state::{LearnerState, Pending};
 use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, Embeddings, QueryBudget};
 use crate::batch::Batch;
@@ -31,8 +35,10 @@ use crate::variance::VarianceSource;
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
 /// Separates the noise of pilots from the noise of the allocated queries.
 const PILOT: u64 = u64::from_le_bytes(*b"pilotqry");
-/// Ids that an error lists at most.
-const LISTED_IDS: usize = 5;
+/// Separates the noise of further steps before one update from that of the first.
+const AGAIN: u64 = u64::from_le_bytes(*b"further.");
+/// Steps from one look at the noise of the loss itself to the next.
+const REPEAT_EVERY: u64 = 1000;
 
 /// Result of a step: gradients, output for the metrics, and what the update commits.
 pub(super) struct StepOutcome<P: Backend> {
@@ -69,9 +75,13 @@ pub(super) struct ForwardStep<'a, P: Backend, F: ForwardModel<P>> {
     pub config: &'a ForwardConfig,
     pub state: &'a LearnerState,
     pub prefixes: &'a PrefixCaches,
+    pub site_checks: &'a SiteChecks,
     pub model: &'a F,
     pub trained: &'a Arc<HashSet<ParamId>>,
     pub batch: &'a Batch<F::Input, F::Target>,
+    /// Steps since the last update.
+    pub earlier: &'a Earlier,
+    pub monitor: &'a Monitor,
 }
 
 impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
@@ -86,13 +96,17 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         if !self.has_finite_loss(&clean)? {
             return Ok(outcome);
         }
+        if !self.model.skips_site_check() {
+            self.site_checks.once(self.trained, || clean.check_sites())?;
+        }
         let pending = &mut outcome.pending;
+        let loss_noise = self.loss_noise(&clean, pending)?;
         let budget = &self.prepare(&mut clean)?;
         let pilots = self.pilots(&clean, pending)?;
         let (allocation, update) = self.allocate(allocator, &clean, budget, pilots.as_ref())?;
         pending.update = Some(Box::new(update));
         let mut estimated = self.estimate(&clean, allocation, budget, pilots, pending)?;
-        let report = self.report(&clean, &estimated, budget)?;
+        let report = StepReport { loss_noise, ..self.report(&clean, &estimated, budget)? };
         pending.observed = estimated.estimate.observed.take();
         if !pending.failed {
             outcome.grads = self.gradients(estimated.estimate);
@@ -105,9 +119,9 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     /// The clean pass, from cached prefixes where there are any.
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
-        let cached = prefixes.training.get(&batch.ids, trained);
-        let clean = config.estimator.clean_from(model, batch, trained, (cached, self.state.step))?;
-        prefixes.update(&batch.ids, trained, &clean.stages, clean.reaches_all());
+        let passes = prefixes.passes(batch, trained, config.estimator.clean_rows(model));
+        let clean = config.estimator.clean_from(model, batch, trained, (passes, self.mask_key()))?;
+        prefixes.update(batch, trained, &clean.stages, clean.reaches_all());
         Ok(clean)
     }
 
@@ -120,6 +134,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let pending = Pending {
             first: ids[0],
             update: None,
+            shown: vec![],
             ids: ids.clone(),
             losses: clean.losses.clone(),
             variance_covariate: clean.variance_covariate.clone(),
@@ -134,22 +149,49 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         StepOutcome { grads: GradientsParams::new(), item, pending, report: None }
     }
 
-    /// Whether the step can go on: false if no clean loss is finite, which is the model's fault.
+    /// Whether the step can go on: false if no clean loss is finite after an update.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`] if some losses are finite and others are not, which is the fault of
-    /// those examples.
+    /// [`Error::NonFiniteData`] if losses are not finite that no step has seen before: the examples
+    /// are at fault. [`Error::Diverged`] if they were finite before, or if the others explode. Before
+    /// the first update it is always the former.
     fn has_finite_loss(&self, clean: &CleanPass<'_, P, F>) -> Result<bool, Error> {
-        let losses = self.batch.ids.iter().zip(&clean.losses);
-        let broken: Vec<u64> = losses.filter(|(_, l)| !l.is_finite()).map(|(&id, _)| id).collect();
-        if broken.is_empty() || broken.len() == self.batch.ids.len() {
-            return Ok(broken.is_empty());
+        let ids = &self.batch.ids;
+        let finite = clean.losses.iter().filter(|loss| loss.is_finite()).count();
+        let updated = self.state.step > 0;
+        if finite == 0 && updated {
+            return Ok(false);
         }
-        let mut ids = broken.iter().take(LISTED_IDS).map(u64::to_string).collect::<Vec<_>>().join(", ");
-        if broken.len() > LISTED_IDS {
-            ids += ", …";
+        let broken = self.monitor.see_losses(ids, &clean.losses, updated, self.config.estimator.sigma);
+        broken.map_or(Ok(true), Err)
+    }
+
+    /// The standard deviation of the loss itself: examples evaluated again, without noise.
+    ///
+    /// It is looked at in every 1,000th step, and the ledger counts its rows.
+    fn loss_noise(&self, clean: &CleanPass<'_, P, F>, pending: &mut Pending) -> Result<Option<f64>, Error> {
+        if !self.state.step.is_multiple_of(REPEAT_EVERY) || self.earlier.steps > 0 {
+            return Ok(None);
         }
-        Err(Error::NonFiniteData { count: broken.len(), ids })
+        let (noise, cost) = loss_noise(self.model, &self.batch.input, &clean.target, &clean.losses)?;
+        pending.costs.push((Phase::Clean, 0, cost));
+        Ok(Some(noise))
+    }
+
+    /// The seed of the noise of this step.
+    ///
+    /// Steps before one update share the step's number, so that each further one has a seed of its
+    /// own.
+    fn seed(&self) -> u64 {
+        let seed = self.config.estimator.seed;
+        if self.earlier.steps == 0 { seed } else { derive_seed(&[seed, AGAIN, self.earlier.steps]) }
+    }
+
+    /// The key of the dropout masks: the step's number, and for further steps before one update a
+    /// key of their own.
+    fn mask_key(&self) -> u64 {
+        let (step, earlier) = (self.state.step, self.earlier.steps);
+        if earlier == 0 { step } else { derive_seed(&[step, AGAIN, earlier]) }
     }
 
     /// Sets the control variate's prediction and the probabilities of the sites; returns the budget
@@ -159,17 +201,18 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let (model, state) = (self.model, self.state);
         if estimator.space.control_variate() == Some(ControlVariate::Prediction) {
             let signals = model.error_signals(&clean.output, &clean.target);
-            clean.set_prediction(signals.and_then(|signals| state.gradient_predictor.predict(signals)));
+            let predicted = signals.and_then(|signals| state.gradient_predictor.predict(signals, clean.sites()));
+            clean.set_prediction(predicted);
         }
-        let costs = clean.site_costs();
+        let (sites, costs) = (clean.sites(), clean.site_costs());
         if estimator.space.placement() == Some(Placement::CostWeighted) && !costs.is_empty() {
-            let probabilities = state.sites.probabilities(costs);
+            let probabilities = state.sites.probabilities(sites, costs);
             // the budget counts whole passes; a query that starts late costs less than one
             let cost = probabilities.iter().zip(costs).map(|(p, cost)| p * cost).sum();
             clean.set_site_probabilities(probabilities)?;
             Ok(budget.at_cost(cost))
         } else {
-            clean.set_site_probabilities(state.sites.probabilities(&vec![1.0; costs.len()]))?;
+            clean.set_site_probabilities(state.sites.probabilities(sites, &vec![1.0; costs.len()]))?;
             Ok(*budget)
         }
     }
@@ -179,7 +222,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let VarianceSource::Pilot(queries) = self.config.variance else { return Ok(None) };
         let examples = self.batch.ids.len();
         let allocation = Allocation::uniform(examples, &QueryBudget::new(queries, queries)?);
-        let seed = derive_seed(&[self.config.estimator.seed, PILOT]);
+        let seed = derive_seed(&[self.seed(), PILOT]);
         let estimate = clean.estimate_with_seed(seed, &allocation, self.state.step)?;
         pending.costs.push((Phase::Pilot, (examples * queries) as u64, estimate.queries));
         pending.costs.push((Phase::Update, 0, estimate.update));
@@ -201,8 +244,11 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             (None, _) => state.variances.predict(&batch.ids, &clean.variance_covariate),
         };
         let matrix = |t: &Tensor<P, 2>| (t.dims()[1], t.to_data().iter::<f32>().collect::<Vec<_>>());
-        let embedded = clean.embeddings.as_ref().map(matrix);
-        let extra = self.model.allocation_features(&clean.output, &clean.target).as_ref().map(matrix);
+        // what the allocator does not look at stays on the device
+        let needs = allocator.needs();
+        let embedded = clean.embeddings.as_ref().filter(|_| needs.embeddings).map(matrix);
+        let extra = needs.extra.then(|| self.model.allocation_features(&clean.output, &clean.target)).flatten();
+        let extra = extra.as_ref().map(matrix);
         let features = DatumFeatures {
             losses: &clean.losses,
             variances: &variances,
@@ -213,7 +259,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             Some(pilots) => budget.after_pilots(pilots.queries)?,
             None => *budget,
         };
-        let key = [self.config.estimator.seed, state.step, batch.ids[0], ALLOCATE];
+        let key = [self.seed(), state.step, batch.ids[0], ALLOCATE];
         allocator.allocate(&features, &rest, &mut StdRng::seed_from_u64(derive_seed(&key)))
     }
 
@@ -226,9 +272,10 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         pilots: Option<Pilots<P>>,
         pending: &mut Pending,
     ) -> Result<Estimated<P>, Error> {
-        let mut estimate = clean.estimate(&allocation, self.state.step)?;
+        let mut estimate = clean.estimate_with_seed(self.seed(), &allocation, self.state.step)?;
         pending.costs.push((Phase::Query, allocation.total() as u64, estimate.queries));
         pending.costs.push((Phase::Update, 0, estimate.update));
+        pending.shown = estimate.second_moments.clone();
         let measured = estimate.second_moments.iter().map(|&m| if m.is_finite() { m } else { 0.0 }).collect();
         if let Some(pilots) = pilots {
             let weight = pilots.queries as f64 / budget.queries_per_datum() as f64;
@@ -264,12 +311,15 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             loss: clean.losses.iter().sum::<f64>() / clean.losses.len() as f64,
             batch_size: ids.len(),
             queries,
-            queries_total: self.state.ledger.total().queries + queries,
+            queries_total: self.state.ledger.total().queries + self.earlier.ledger.total().queries + queries,
             dropped: estimate.dropped,
             squared_norm: estimate.squared_norm(),
             variance: if independent { spent / (ids.len() as f64).powi(2) } else { f64::NAN },
             rows: estimate.queries.largest.max(clean.cost.largest),
             memory: resident_memory(),
+            sigma: self.config.estimator.sigma,
+            changes: estimate.changes,
+            loss_noise: None,
             data: (0..ids.len()).map(datum).collect(),
             allocation: AllocationReport::of(measured, spent, allocation, budget)?,
         })

@@ -414,7 +414,8 @@ fn steps_without_a_finite_loss_leave_the_model_and_stop_training() {
     }
     assert!(interrupter.should_stop());
     let error = learner.monitor().error().unwrap();
-    assert_eq!(error, Error::Diverged { steps: 3, sigma: 1e-2, lr: 0.1 });
+    let evidence = "no finite loss in 3 steps in a row".to_string();
+    assert_eq!(error, Error::Diverged { evidence, sigma: 1e-2, lr: 0.1 });
     assert!(error.to_string().contains("sigma = 0.01") && error.to_string().contains("lr = 0.1"));
     // a good step resets the count
     *learner.model.poison.lock().unwrap() = 1.0;
@@ -431,7 +432,7 @@ fn a_foreign_update_is_an_error() {
     let interrupter = Interrupter::new();
     learner.monitor().stop_with(interrupter.clone());
     let output = TrainStep::step(&learner, points([1.0, 2.0]));
-    learner.pending.lock().unwrap()[0].update = Some(Box::new("foreign"));
+    learner.pending.for_each(|pending| pending.update = Some(Box::new("foreign")));
     let learner = learner.optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, output.grads);
     assert_eq!(learner.monitor().error(), Some(Error::ForeignUpdate { allocator: "uniform" }));
     assert!(interrupter.should_stop());

@@ -14,7 +14,7 @@
 //! use burn::backend::{Autodiff, Flex};
 //! use burn::prelude::*;
 //! use burn::train::TrainStep;
-//! use flops_core::allocator::GaussianAllocatorConfig;
+//! use flops_core::allocator::Neyman;
 //! use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
 //! use flops_multimodal::blackbox::{FromFn, Info, Metered, Query};
 //! use flops_multimodal::{BlackBoxClient, TextPrompt};
@@ -30,8 +30,7 @@
 //! let device = Default::default();
 //! let prompt = TextPrompt::<Autodiff<Flex>>::new(client, &device)?;
 //! let config = ForwardConfig::new(QueryBudget::new(8, 1)?);
-//! let allocator = GaussianAllocatorConfig::new().init(&device)?;
-//! let learner = ForwardLearner::new(prompt, allocator, config)?;
+//! let learner = ForwardLearner::new(prompt, Neyman, config)?;
 //! let images = Tensor::<Flex, 4>::ones([2, 3, 2, 2], &device);
 //! let dogs = Tensor::<Flex, 1, Int>::from_ints([1, 1], &device);
 //! let output = learner.step(Batch { ids: vec![0, 1], input: images, target: dogs });

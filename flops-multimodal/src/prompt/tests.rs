@@ -4,7 +4,7 @@ use burn::backend::{Autodiff, Flex};
 use burn::optim::AdamConfig;
 use burn::prelude::*;
 use burn::train::TrainStep;
-use flops_core::allocator::GaussianAllocatorConfig;
+use flops_core::allocator::Neyman;
 use flops_core::{Batch, Error, ForwardConfig, ForwardLearner, Probe, QueryBudget, Space};
 
 use super::{TextPrompt, VisualPrompt};
@@ -48,8 +48,7 @@ fn a_visual_prompt_learns_to_raise_the_score() {
     let unchanged = model.clone().repaint(Tensor::from_inner(images.clone()), &mut Probe::clean()).inner();
     let distance = (unchanged - images.clone()).abs().max().into_scalar();
     assert!(distance < 1e-5, "the prompt does not start at the image: {distance}");
-    let allocator = GaussianAllocatorConfig::new().init(&device).unwrap();
-    let mut learner = ForwardLearner::new(model, allocator, config(Space::low_rank(1))).unwrap();
+    let mut learner = ForwardLearner::new(model, Neyman, config(Space::low_rank(1))).unwrap();
     let mut optimizer = AdamConfig::new().init();
     for _ in 0..40 {
         let output = learner.step(batch());
@@ -68,8 +67,7 @@ fn a_failing_black_box_ends_the_run_without_a_gradient() {
         [(client(|_| f32::NAN, 10_000), "NaN"), (client(|q| q.image[0], 10), "cap of 10")];
     for (client, message) in clients {
         let model = TextPrompt::<AB>::new(client, &device).unwrap();
-        let allocator = GaussianAllocatorConfig::new().init(&device).unwrap();
-        let learner = ForwardLearner::new(model, allocator, config(Space::activation())).unwrap();
+        let learner = ForwardLearner::new(model, Neyman, config(Space::activation())).unwrap();
         let output = learner.step(batch());
         assert!(output.grads.is_empty(), "a failed step returned a gradient");
         match learner.monitor().error() {

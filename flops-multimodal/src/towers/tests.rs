@@ -209,8 +209,8 @@ fn estimates_of_bert_match_backpropagation() {
     assert_unbiased("bert", ByBert { bert: bert() });
 }
 
-/// An estimate of the towers is the same, to rounding, with padding behind the texts. Without a mask
-/// at the sites, the second moments of texts of three tokens double with three more.
+/// An estimate of the towers is the same, to rounding, with padding behind the texts. Without a
+/// mask at the sites, the second moments of texts of three tokens double with three more.
 #[test]
 fn padding_does_not_change_the_estimate() {
     fn figures<A>(model: &A, pads: usize) -> [Vec<f64>; 2]

@@ -53,8 +53,9 @@ struct BatchNormSite<B: Backend> {
 
 impl<B: Backend> Site<B> for BatchNormSite<B> {
     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
+        let channels = self.normalised.dims()[1];
         let g = g.reshape(self.normalised.dims());
-        let by_channel = |x: Tensor<B, 3>| x.sum_dim(2).sum_dim(0);
+        let by_channel = |x: Tensor<B, 3>| x.sum_dim(2).sum_dim(0).reshape([channels]);
         if let Some(id) = self.gamma {
             gradients.add(id, by_channel(self.normalised.clone() * g.clone()));
         }

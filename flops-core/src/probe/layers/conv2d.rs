@@ -99,7 +99,7 @@ impl<B: Backend> Site<B> for Conv2dSite<B> {
         let (rows, channels, [height, width]) = (g.dims()[0], self.channels_out(), self.output);
         if let Some(id) = self.bias {
             let sums = g.clone().reshape([rows, channels, height * width]).sum_dim(2).sum_dim(0);
-            gradients.add(id, sums);
+            gradients.add(id, sums.reshape([channels]));
         }
         if let Some(id) = self.weight {
             let kernel = B::conv2d_weight_backward(
@@ -171,7 +171,7 @@ impl<B: Backend> WeightNoise<B> for Conv2dSite<B> {
 
     fn add_gradients(&self, matrix: Option<Tensor<B, 2>>, vectors: Option<Tensor<B, 1>>, gradients: &mut Gradients<B>) {
         if let (Some(id), Some(matrix)) = (self.weight, matrix) {
-            gradients.add(id, matrix.transpose());
+            gradients.add(id, matrix.transpose().reshape(self.kernel.dims()));
         }
         if let (Some(id), Some(bias)) = (self.bias, vectors) {
             gradients.add(id, bias);

@@ -56,10 +56,10 @@ impl<B: Backend> Site<B> for LayerNormSite<B> {
         let g = g.reshape([rows * tokens, d]);
         if let Some(id) = self.gamma {
             let normalised = self.normalised.clone().reshape([rows * tokens, d]);
-            gradients.add(id, (normalised * g.clone()).sum_dim(0));
+            gradients.add(id, (normalised * g.clone()).sum_dim(0).reshape([d]));
         }
         if let Some(id) = self.beta {
-            gradients.add(id, g.sum_dim(0));
+            gradients.add(id, g.sum_dim(0).reshape([d]));
         }
     }
 

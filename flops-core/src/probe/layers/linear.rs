@@ -33,18 +33,22 @@ impl<B: Backend> Probe<B> {
         self.site(&[Some(weight), bias].into_iter().flatten().collect::<Vec<_>>(), y, |trained| LinearSite {
             x: flat.reshape([shape[0], tokens, d_in]).cast(ops::accum_dtype::<B>()),
             d_out,
+            transposed: false,
             weight: trained_id(trained, weight),
             bias: bias.and_then(|id| trained_id(trained, id)),
         })
     }
 }
 
-struct LinearSite<B: Backend> {
+/// y = xW + b, with W stored as `[d_in, d_out]`, or transposed.
+pub(super) struct LinearSite<B: Backend> {
     /// `[rows, tokens, d_in]`
-    x: Tensor<B, 3>,
-    d_out: usize,
-    weight: Option<ParamId>,
-    bias: Option<ParamId>,
+    pub x: Tensor<B, 3>,
+    pub d_out: usize,
+    /// Whether the parameter is Wᵀ, `[d_out, d_in]`.
+    pub transposed: bool,
+    pub weight: Option<ParamId>,
+    pub bias: Option<ParamId>,
 }
 
 impl<B: Backend> Site<B> for LinearSite<B> {
@@ -53,10 +57,11 @@ impl<B: Backend> Site<B> for LinearSite<B> {
         let g = g.reshape([rows * tokens, self.d_out]);
         if let Some(id) = self.weight {
             let x = self.x.clone().reshape([rows * tokens, d_in]);
-            gradients.add(id, x.transpose().matmul(g.clone()));
+            let (left, right) = if self.transposed { (g.clone(), x) } else { (x, g.clone()) };
+            gradients.add(id, left.transpose().matmul(right));
         }
         if let Some(id) = self.bias {
-            gradients.add(id, g.sum_dim(0));
+            gradients.add(id, g.sum_dim(0).reshape([self.d_out]));
         }
     }
 
@@ -105,7 +110,7 @@ impl<B: Backend> WeightNoise<B> for LinearSite<B> {
 
     fn add_gradients(&self, matrix: Option<Tensor<B, 2>>, vectors: Option<Tensor<B, 1>>, gradients: &mut Gradients<B>) {
         if let (Some(id), Some(matrix)) = (self.weight, matrix) {
-            gradients.add(id, matrix);
+            gradients.add(id, if self.transposed { matrix.transpose() } else { matrix });
         }
         if let (Some(id), Some(bias)) = (self.bias, vectors) {
             gradients.add(id, bias);

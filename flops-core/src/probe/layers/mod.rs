@@ -10,3 +10,4 @@ mod linear;
 mod param;
 #[cfg(test)]
 mod tests;
+mod tied_linear;

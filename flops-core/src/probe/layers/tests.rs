@@ -51,6 +51,7 @@ model_of!(BatchNorm1dModel, BatchNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.
 model_of!(BatchNormModel, BatchNorm<B>, Tensor<B, 2>, |layer, x, probe| probe.batch_norm(layer, x));
 model_of!(Conv2dModel, Conv2d<B>, Tensor<B, 4>, |layer, x, probe| probe.conv2d(layer, x));
 model_of!(EmbeddingModel, Embedding<B>, Tensor<B, 2, Int>, |layer, ids, probe| probe.embedding(layer, ids));
+model_of!(TiedModel, Param<Tensor<B, 2>>, Tensor<B, 3>, |layer, x, probe| probe.tied_linear(layer, x));
 model_of!(ParamModel, Param<Tensor<B, 2>>, Tensor<B, 2>, |layer, x, probe| {
     let p = probe.param(layer);
     probe.add(x, p)
@@ -103,7 +104,8 @@ struct ScaleSite<B: Backend> {
 
 impl<B: Backend> Site<B> for ScaleSite<B> {
     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-        gradients.add(self.gamma, (self.x.clone() * g).sum_dim(0));
+        let [_, d] = g.dims();
+        gradients.add(self.gamma, (self.x.clone() * g).sum_dim(0).reshape([d]));
     }
 
     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {
@@ -144,6 +146,12 @@ const ROWS: usize = 3;
 fn linear() {
     let layer = LinearConfig::new(4, 3).init(&Default::default());
     contract(LinearModel::<AB> { layer }, values([ROWS, 2, 4], 0.5), values([ROWS, 2, 4], 0.5));
+}
+
+#[test]
+fn tied_linear() {
+    let layer = Param::from_tensor(Tensor::<AB, 2>::zeros([3, 4], &Default::default()).require_grad());
+    contract(TiedModel { layer }, values([ROWS, 2, 4], 0.5), values([ROWS, 2, 4], 0.5));
 }
 
 #[test]
@@ -289,7 +297,8 @@ struct UnsplitSite<B: Backend> {
 
 impl<B: Backend> Site<B> for UnsplitSite<B> {
     fn backward(&self, g: Tensor<B, 2>, gradients: &mut Gradients<B>) {
-        gradients.add(self.gamma, (self.x.clone() * g.reshape(self.x.dims())).sum_dim(1).sum_dim(0));
+        let d = self.x.dims()[2];
+        gradients.add(self.gamma, (self.x.clone() * g.reshape(self.x.dims())).sum_dim(1).sum_dim(0).reshape([d]));
     }
 
     fn squared_score_norm(&self) -> SquaredScoreNorm<B> {

@@ -1,0 +1,266 @@
+//! Estimates over every outcome of their draws: means and variances are exact, up to rounding.
+//!
+//! The loss is quadratic and the noise are signs, so the mean of an estimate is the gradient, at
+//! any σ.
+
+use burn::module::Module;
+use burn::prelude::*;
+
+use super::*;
+use crate::allocator::{Allocation, QueryBudget};
+use crate::control_variate::Prediction;
+use crate::noise::script::{for_all, mean};
+use crate::noise::{Placement, Sampling};
+use crate::testing::pair::{Case, Pair, assert_close, case, pair};
+use crate::testing::{B, flat};
+
+const SAMPLINGS: [Sampling; 2] = [Sampling::OneSided, Sampling::Antithetic];
+/// Unequal, so that an equal weight for all sites shows.
+const SITES: [f64; 2] = [0.3, 0.7];
+
+fn estimator(space: Space, sampling: Sampling) -> Estimator {
+    Estimator { sampling, sigma: 0.5, seed: 7, ..Estimator::new(space) }
+}
+
+fn activation(placement: Placement) -> Space {
+    Space::activation().with_placement(placement).unwrap()
+}
+
+/// The clean pass of a case, with unequal probabilities of the sites.
+fn clean<'a>(estimator: &'a Estimator, case: &'a Case) -> CleanPass<'a, B, Pair<B>> {
+    let mut clean = estimator.clean(&case.model, &case.batch, &case.trained).unwrap();
+    if clean.sites.len() == 2 {
+        clean.set_site_probabilities(SITES.to_vec()).unwrap();
+    }
+    clean
+}
+
+fn vector(clean: &CleanPass<'_, B, Pair<B>>, estimate: &Estimate<B>) -> Vec<f64> {
+    flat(clean.model, &mut |id, _| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect()))
+}
+
+/// E ĝ, then E‖ĝ − g‖².
+fn moments(clean: &CleanPass<'_, B, Pair<B>>, counts: &[usize], gradient: &[f64]) -> (Vec<f64>, f64) {
+    let allocation = Allocation::of(counts);
+    let both = mean(|| {
+        let mut g = vector(clean, &clean.estimate(&allocation, 3).unwrap());
+        g.push(g.iter().zip(gradient).map(|(g, t)| (g - t).powi(2)).sum());
+        g
+    });
+    let (variance, mean) = both.split_last().unwrap();
+    (mean.to_vec(), *variance)
+}
+
+/// E ĝ is the gradient, for every space and placement, with unequal counts and unequal
+/// probabilities.
+///
+/// An odd last query of antithetic sampling is one-sided.
+#[test]
+fn means_are_gradients_in_every_space() {
+    // inputs, biases, ids, one-sided counts, antithetic counts
+    type Shape<'a> = (usize, bool, &'a [u64], &'a [usize], &'a [usize]);
+    let two: Shape<'_> = (2, true, &[0, 1], &[2, 1], &[3, 2]);
+    let narrow: Shape<'_> = (1, false, &[0, 1], &[2, 1], &[3, 2]);
+    let low_rank: Shape<'_> = (1, false, &[0, 1], &[1, 1], &[2, 1]);
+    let biased: Shape<'_> = (1, true, &[2], &[1], &[2]);
+    let one: Shape<'_> = (1, false, &[2], &[1], &[2]);
+    let cases = [
+        (activation(Placement::Joint), two),
+        (activation(Placement::Single), two),
+        (activation(Placement::CostWeighted), two),
+        (Space::weights(), narrow),
+        (Space::low_rank(1), low_rank),
+        (Space::low_rank(1), biased),
+        (Space::low_rank(2), one),
+        (Space::low_rank(1).with_placement(Placement::Single).unwrap(), biased),
+        (Space::low_rank(2).with_placement(Placement::Single).unwrap(), one),
+        (Space::low_rank(2).with_placement(Placement::CostWeighted).unwrap(), one),
+    ];
+    for (space, (inputs, bias, ids, one_sided, antithetic)) in cases {
+        let case = case(&pair(inputs, bias), ids);
+        for (sampling, counts) in SAMPLINGS.into_iter().zip([one_sided, antithetic]) {
+            let estimator = estimator(space, sampling);
+            let (mean, _) = moments(&clean(&estimator, &case), counts, &case.gradient);
+            assert_close(&mean, &case.gradient, &format!("{space:?} {sampling} {counts:?}"));
+        }
+    }
+}
+
+/// E‖ĝ − g‖² = (1/B²) Σ_j Tr Σ_j/A_j: the queries of a batch are independent of one another.
+///
+/// Tr Σ_j is that of a single query, or pair, of the example alone.
+#[test]
+fn variances_follow_the_allocation() {
+    let spaces = [
+        (activation(Placement::Joint), [2, 1]),
+        (activation(Placement::Single), [2, 1]),
+        // directions of one example are spread, those of different ones independent
+        (activation(Placement::CostWeighted), [1, 1]),
+        (Space::low_rank(1), [1, 1]),
+    ];
+    for (space, directions) in spaces {
+        let model = if matches!(space, Space::LowRank { .. }) { pair(1, false) } else { pair(2, true) };
+        for sampling in SAMPLINGS {
+            let (group, estimator) = (sampling.group(), estimator(space, sampling));
+            let both = case(&model, &[0, 1]);
+            let expected: f64 = [0, 1]
+                .iter()
+                .zip(directions)
+                .map(|(&id, directions)| {
+                    let alone = case(&model, &[id]);
+                    moments(&clean(&estimator, &alone), &[group], &alone.gradient).1 / directions as f64
+                })
+                .sum::<f64>()
+                / 4.0;
+            let counts = directions.map(|n| n * group);
+            let (_, variance) = moments(&clean(&estimator, &both), &counts, &both.gradient);
+            assert_close(&[variance], &[expected], &format!("{space:?} {sampling}"));
+        }
+    }
+}
+
+/// m_j is ‖ĝ‖² of a single query of example j alone, 1/p² included, and in its mean over the draws
+/// of a batch that of this example, not of another.
+///
+/// A pair counts twice, for it took two queries.
+#[test]
+fn second_moments_are_those_of_single_queries() {
+    let model = pair(2, true);
+    for placement in Placement::ALL {
+        for sampling in SAMPLINGS {
+            let (name, queries) = (format!("{placement} {sampling}"), sampling.group());
+            let estimator = estimator(activation(placement), sampling);
+            let mut expected = vec![];
+            for id in [0, 1, 2] {
+                let alone = case(&model, &[id]);
+                let (clean, allocation) = (clean(&estimator, &alone), Allocation::of(&[queries]));
+                let mut moment = 0.0;
+                for_all(
+                    || clean.estimate(&allocation, 3).unwrap(),
+                    |probability, estimate| {
+                        let g = vector(&clean, &estimate);
+                        let square = queries as f64 * g.iter().map(|g| g * g).sum::<f64>();
+                        assert_close(&estimate.second_moments, &[square], &name);
+                        moment += probability * square;
+                        if let Some(site) = estimate.site_moments.iter().position(|moment| moment.queries > 0) {
+                            let (here, other) = (estimate.site_moments[site], estimate.site_moments[1 - site]);
+                            assert_close(&[here.sum], &[queries as f64 * square * SITES[site].powi(2)], &name);
+                            assert_eq!((here.queries, other.queries, other.sum), (queries as u64, 0, 0.0), "{name}");
+                        }
+                    },
+                );
+                expected.push(moment);
+            }
+            assert!(expected.windows(2).all(|m| (m[1] / m[0] - 1.0).abs() > 0.1), "examples differ: {expected:?}");
+            let all = case(&model, &[0, 1, 2]);
+            // update jobs of one example each, and of all
+            for max_rows in [2, 256] {
+                let estimator = Estimator { max_rows, ..estimator.clone() };
+                let (clean, allocation) = (clean(&estimator, &all), Allocation::of(&[queries; 3]));
+                let moments = mean(|| clean.estimate(&allocation, 3).unwrap().second_moments);
+                assert_close(&moments, &expected, &name);
+            }
+        }
+    }
+}
+
+/// Any fixed prediction leaves the mean. An example without a finite loss has no estimate, and gets
+/// no prediction either.
+#[test]
+fn predictions_leave_the_mean() {
+    let model = pair(2, true);
+    let prediction = |n: usize| {
+        let values = |len: usize| (0..n * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect();
+        Prediction::fixed(vec![1.0; n], 1, vec![(0.7, values(2)), (0.9, values(1))])
+    };
+    for placement in Placement::ALL {
+        for sampling in SAMPLINGS {
+            let (name, group) = (format!("{placement} {sampling}"), sampling.group());
+            let estimator = estimator(activation(placement), sampling);
+            let both = case(&model, &[0, 1]);
+            let mut pass = clean(&estimator, &both);
+            pass.set_prediction(Some(prediction(2)));
+            let (mean, _) = moments(&pass, &[2 * group, group], &both.gradient);
+            assert_close(&mean, &both.gradient, &name);
+
+            let mut broken = case(&model, &[0, 1, 2]);
+            let (targets, ..) = &mut broken.batch.target;
+            *targets = targets.clone() + Tensor::from_floats([[0.0; 2], [f32::NAN; 2], [0.0; 2]], &Default::default());
+            let mut pass = clean(&estimator, &broken);
+            pass.set_prediction(Some(prediction(3)));
+            let (mean, _) = moments(&pass, &[group; 3], &both.gradient);
+            let rest = case(&model, &[0, 2]);
+            let expected: Vec<f64> = rest.gradient.iter().map(|g| g * 2.0 / 3.0).collect();
+            assert_close(&mean, &expected, &format!("{name}, one example broken"));
+        }
+    }
+}
+
+/// Estimates of two steps, of batches with other ids, and of other seeds are independent:
+/// E[ĝ ĝ′ᵀ] = g g′ᵀ.
+#[test]
+fn noise_of_steps_batches_and_seeds_is_independent() {
+    let spaces = [
+        activation(Placement::Joint),
+        activation(Placement::Single),
+        activation(Placement::CostWeighted),
+        Space::low_rank(1).with_placement(Placement::Single).unwrap(),
+        Space::weights(),
+    ];
+    let model = pair(1, false);
+    let (here, there) = (case(&model, &[0]), case(&model, &[1]));
+    let one = Allocation::of(&[1]);
+    for space in spaces {
+        let estimator = estimator(space, Sampling::OneSided);
+        let (a, b) = (clean(&estimator, &here), clean(&estimator, &there));
+        let first = || vector(&a, &a.estimate(&one, 0).unwrap());
+        let others: [(&str, &Case, &dyn Fn() -> Vec<f64>); 3] = [
+            ("another step", &here, &|| vector(&a, &a.estimate(&one, 1).unwrap())),
+            ("another seed", &here, &|| vector(&a, &a.estimate_with_seed(8, &one, 0).unwrap())),
+            ("another batch", &there, &|| vector(&b, &b.estimate(&one, 0).unwrap())),
+        ];
+        let outer =
+            |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().flat_map(|a| b.iter().map(move |b| a * b)).collect() };
+        for (name, case, second) in others {
+            let products = mean(|| outer(&first(), &second()));
+            assert_close(&products, &outer(&here.gradient, &case.gradient), &format!("{space:?}, {name}"));
+        }
+    }
+}
+
+/// Pilots decide the allocation of the other queries; the mean stays the gradient, and the variance
+/// is the one that the estimate reports.
+#[test]
+fn pilots_leave_the_mean_and_the_reported_variance() {
+    let mut model = pair(1, false);
+    model.first = model.first.no_grad();
+    let case_of = |ids: &[u64]| case(&model, ids);
+    // for these the rest is (2, 2) or (1, 3), by the signs of the pilots
+    let (both, budget) = (case_of(&[4, 9]), QueryBudget::new(3, 1).unwrap());
+    let estimator = estimator(activation(Placement::Joint), Sampling::OneSided);
+    let traces = [4, 9].map(|id| {
+        let alone = case_of(&[id]);
+        moments(&clean(&estimator, &alone), &[1], &alone.gradient).1
+    });
+    let (clean, pilots) = (clean(&estimator, &both), Allocation::of(&[1, 1]));
+    let mut allocations = vec![];
+    let means = mean(|| {
+        let pilot = clean.estimate_with_seed(21, &pilots, 0).unwrap();
+        let roots: Vec<f64> = pilot.second_moments.iter().map(|m| m.sqrt()).collect();
+        let rest = Allocation::neyman(&roots, &budget.after_pilots(1).unwrap()).unwrap();
+        let estimate = pilot.combine(clean.estimate_with_seed(22, &rest, 0).unwrap(), 1.0 / 3.0);
+        let all = rest.with_more(1);
+        assert_eq!(estimate.survived, all.counts());
+        let mut g = vector(&clean, &estimate);
+        assert_close(&[estimate.squared_norm()], &[g.iter().map(|g| g * g).sum()], "squared norm");
+        let square = g.iter().zip(&both.gradient).map(|(g, t)| (g - t).powi(2)).sum();
+        g.extend([square, estimate.variance_objective(&traces, &all) / 4.0]);
+        allocations.push(all);
+        g
+    });
+    allocations.dedup();
+    assert!(allocations.len() > 1, "the pilots decide nothing");
+    let (mean, variances) = means.split_at(both.gradient.len());
+    assert_close(mean, &both.gradient, "pilots");
+    assert_close(&variances[..1], &variances[1..], "variance of pilots and the rest");
+}

@@ -1,0 +1,98 @@
+//! The row contract of a pass: one row per example, or one per query where it is perturbed.
+
+use burn::module::ParamId;
+use burn::prelude::*;
+
+use crate::batch::Rows;
+use crate::error::Error;
+use crate::model::ForwardModel;
+use crate::parameters::path;
+use crate::probe::{Probe, RowFault, TracedSite};
+
+/// The losses of a pass of `rows` rows, from its output.
+///
+/// The rows of the output are checked first: a loss of a wrong output may panic.
+///
+/// # Errors
+/// [`Error::RowCount`].
+pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    output: M::Output,
+    target: M::Target,
+    rows: usize,
+) -> Result<Tensor<B, 1>, Error> {
+    output.check_rows(rows).map_err(|got| Error::RowCount { what: "the output", got, rows })?;
+    check_len("the losses", model.losses(output, target), rows)
+}
+
+/// One value for each row.
+///
+/// # Errors
+/// [`Error::RowCount`].
+pub(super) fn check_len<B: Backend>(
+    what: &'static str,
+    values: Tensor<B, 1>,
+    rows: usize,
+) -> Result<Tensor<B, 1>, Error> {
+    match values.dims()[0] {
+        got if got == rows => Ok(values),
+        got => Err(Error::RowCount { what, got, rows }),
+    }
+}
+
+/// Whether the probe of a pass of `rows` rows saw the contract kept, and no other fault.
+///
+/// # Errors
+/// [`Error::BareParameter`], [`Error::RowAxis`], [`Error::RowCount`], or the other fault.
+pub(super) fn check_probe<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    probe: &mut Probe<B>,
+    rows: usize,
+) -> Result<(), Error> {
+    let error = match probe.row_fault() {
+        None => return probe.take_fault().map_or(Ok(()), Err),
+        Some(RowFault::Param { parameter, shape }) => {
+            Error::BareParameter { path: path::<B, M>(model, Some(parameter)), shape }
+        }
+        Some(RowFault::Site { parameter, shape }) => Error::RowAxis {
+            what: format!("the output of the layer of {}", path::<B, M>(model, parameter)),
+            shape,
+            rows,
+        },
+        Some(RowFault::Joined { method, shape }) => {
+            Error::RowAxis { what: format!("an argument of probe.{method}"), shape, rows }
+        }
+        Some(RowFault::Stage { got }) => Error::RowCount { what: "the output of a stage", got, rows },
+    };
+    Err(error)
+}
+
+/// Whether two passes, each with its number of rows, saw the same sites.
+///
+/// # Errors
+/// [`Error::SitesVary`] or [`Error::RowShape`].
+pub(super) fn check_sites<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    (a, a_rows): (&[TracedSite], usize),
+    (b, b_rows): (&[TracedSite], usize),
+) -> Result<(), Error> {
+    for i in 0..a.len().max(b.len()) {
+        let name = |site: &TracedSite| path::<B, M>(model, Some(ParamId::from(site.key.parameter())));
+        let (a, b) = match (a.get(i), b.get(i)) {
+            (Some(a), Some(b)) if a.key == b.key => (a, b),
+            (Some(site), _) | (_, Some(site)) => return Err(Error::SitesVary { path: name(site) }),
+            (None, None) => return Ok(()),
+        };
+        if a.coordinates != b.coordinates {
+            let (few, many) = if a_rows < b_rows { ((a, a_rows), (b, b_rows)) } else { ((b, b_rows), (a, a_rows)) };
+            return Err(Error::RowShape {
+                path: name(a),
+                few_rows: few.1,
+                few: few.0.coordinates,
+                many_rows: many.1,
+                many: many.0.coordinates,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The parameters of a module and their paths.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::prelude::*;
+
+/// Paths that an error lists at most.
+const LISTED_PATHS: usize = 5;
+
+/// A parameter of a module, as a visitor meets it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Parameter {
+    pub id: ParamId,
+    /// Names of fields from the module down.
+    pub path: Vec<String>,
+    pub shape: Vec<usize>,
+    /// Whether it requires a gradient.
+    pub trained: bool,
+}
+
+impl Parameter {
+    /// The path as a learner has it, whose model is its field `model`: `model.blocks.0.fc1.weight`.
+    ///
+    /// A [`ParamGroup`](crate::train::param_groups::ParamGroup) takes paths of this form.
+    pub fn name(&self) -> String {
+        std::iter::once("model").chain(self.path.iter().map(String::as_str)).collect::<Vec<_>>().join(".")
+    }
+}
+
+/// The parameters of a module, in the order of its fields.
+pub(crate) fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
+    #[derive(Default)]
+    struct Collect {
+        path: Vec<String>,
+        found: Vec<Parameter>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Collect {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.found.push(Parameter {
+                id: param.id,
+                path: self.path.clone(),
+                shape: param.lazy_shape().to_vec(),
+                trained: param.is_require_grad(),
+            });
+        }
+    }
+    let mut collect = Collect::default();
+    module.visit(&mut collect);
+    collect.found
+}
+
+/// Ids of the trained parameters: those that require a gradient in a module of an autodiff backend.
+///
+/// Ask the module that burn-train holds, not its `valid()` one, where no parameter requires a
+/// gradient.
+pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Arc<HashSet<ParamId>> {
+    struct Collect(HashSet<ParamId>);
+    impl<B: Backend> ModuleVisitor<B> for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.is_require_grad() {
+                self.0.insert(param.id);
+            }
+        }
+    }
+    let mut collect = Collect(HashSet::new());
+    module.visit(&mut collect);
+    Arc::new(collect.0)
+}
+
+/// The paths of a model's parameters that `takes` picks: the first few, and how many more there are.
+pub(crate) fn paths<B: Backend, M: Module<B>>(model: &M, takes: impl Fn(ParamId) -> bool) -> String {
+    let mut seen = HashSet::new();
+    let found: Vec<String> =
+        parameters::<B, M>(model).into_iter().filter(|p| takes(p.id) && seen.insert(p.id)).map(|p| p.name()).collect();
+    let mut list = found.iter().take(LISTED_PATHS).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match found.len().saturating_sub(LISTED_PATHS) {
+        _ if found.is_empty() => list += "a parameter outside the model",
+        0 => {}
+        more => list += &format!(" and {more} more"),
+    }
+    list
+}
+
+/// The path of one parameter.
+pub(crate) fn path<B: Backend, M: Module<B>>(model: &M, id: Option<ParamId>) -> String {
+    paths::<B, M>(model, |found| Some(found) == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{plain, zoo};
+
+    #[test]
+    fn parameters_have_the_paths_of_a_learner() {
+        let zoo = plain(&zoo(1));
+        let of_mix = [zoo.mix.weight.id, zoo.mix.bias.as_ref().unwrap().id];
+        assert_eq!(paths(&zoo, |id| of_mix.contains(&id)), "model.mix.weight, model.mix.bias");
+        assert_eq!(path(&zoo, Some(zoo.cls.id)), "model.cls");
+        assert_eq!(path(&zoo, Some(ParamId::new())), "a parameter outside the model");
+        assert_eq!(path(&zoo, None), "a parameter outside the model");
+        let all = paths(&zoo, |_| true);
+        assert!(all.starts_with("model.conv.weight, model.conv.bias, model.table.weight, "), "{all}");
+        assert!(all.ends_with(&format!(" and {} more", parameters(&zoo).len() - 5)), "{all}");
+        assert_eq!(parameters(&zoo)[2].shape, [4, 3]);
+    }
+}

@@ -1,0 +1,40 @@
+//! The outputs of a pass's sites, kept so that a later pass can have them instead of its own.
+
+use burn::module::ParamId;
+use burn::prelude::*;
+
+use super::site_key::{SiteKey, TracedSite};
+
+/// Outputs of the sites of a pass, in order.
+#[derive(Clone)]
+pub(crate) struct SiteOutputs<B: Backend> {
+    /// What a tracing pass would see of them.
+    pub sites: Vec<TracedSite>,
+    /// Flattened.
+    outputs: Vec<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Default for SiteOutputs<B> {
+    fn default() -> Self {
+        Self { sites: vec![], outputs: vec![] }
+    }
+}
+
+impl<B: Backend> SiteOutputs<B> {
+    /// Keeps the output of the next site.
+    pub fn keep<const D: usize>(&mut self, parameters: &[ParamId], output: &Tensor<B, D>) {
+        let shape = output.dims();
+        let key = SiteKey::next(parameters, &self.sites);
+        self.sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });
+        self.outputs.push(output.clone().reshape([shape.iter().product::<usize>()]));
+    }
+
+    /// What was kept of site `index`, in place of `output`; that itself where nothing like it was.
+    pub fn pin<const D: usize>(&self, index: usize, output: Tensor<B, D>) -> Tensor<B, D> {
+        let shape = output.dims();
+        match self.outputs.get(index) {
+            Some(kept) if kept.dims() == [shape.iter().product::<usize>()] => kept.clone().reshape(shape),
+            _ => output,
+        }
+    }
+}

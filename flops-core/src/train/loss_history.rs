@@ -1,0 +1,155 @@
+//! What the losses were, so that divergence is told apart from broken data.
+
+use std::collections::HashSet;
+
+use crate::error::Error;
+
+/// Steps of a mean; single batches scatter.
+const BLOCK: usize = 5;
+/// Ratio to the first level above which a loss may have exploded.
+const ABOVE_FIRST: f64 = 10.0;
+/// Ratio to the lowest level above which it has.
+const ABOVE_LOWEST: f64 = 100.0;
+/// Ids of a generation; two are kept.
+const GENERATION: usize = 1 << 15;
+/// Ids that an error lists at most.
+const LISTED_IDS: usize = 5;
+
+/// The level of |loss| over a run, in blocks of 5 steps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LossLevel {
+    block: Vec<f64>,
+    first: Option<f64>,
+    lowest: f64,
+}
+
+impl LossLevel {
+    /// Takes in the |loss| of a step; returns the mean of a block that it completes.
+    pub fn push(&mut self, loss: f64) -> Option<f64> {
+        self.block.push(loss.abs());
+        if self.block.len() < BLOCK {
+            return None;
+        }
+        let mean = self.block.drain(..).sum::<f64>() / BLOCK as f64;
+        self.lowest = if self.first.is_none() { mean } else { self.lowest.min(mean) };
+        self.first.get_or_insert(mean);
+        Some(mean)
+    }
+
+    /// The lowest level so far, if `loss` lies orders of magnitude above it, and above the first.
+    pub fn risen_from(&self, loss: f64) -> Option<f64> {
+        let first = self.first?;
+        (loss.abs() > ABOVE_FIRST * first && loss.abs() > ABOVE_LOWEST * self.lowest).then_some(self.lowest)
+    }
+}
+
+/// Which examples had a finite loss of late, and the level of the losses.
+///
+/// It decides which error is reported, and nothing that is computed. So it is no part of a
+/// checkpoint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LossHistory {
+    recent: HashSet<u64>,
+    older: HashSet<u64>,
+    level: LossLevel,
+}
+
+impl LossHistory {
+    /// Takes in the clean losses of a step; returns why some are not finite.
+    ///
+    /// Training has diverged if it has `updated` the model, and one of those examples was finite
+    /// before or the other losses have exploded. Otherwise the examples are broken.
+    pub fn see(&mut self, ids: &[u64], losses: &[f64], updated: bool, sigma: f64, lr: f64) -> Option<Error> {
+        let pairs = || ids.iter().copied().zip(losses.iter().copied());
+        let broken: Vec<u64> = pairs().filter(|(_, loss)| !loss.is_finite()).map(|(id, _)| id).collect();
+        let finite: Vec<f64> = losses.iter().copied().filter(|loss| loss.is_finite()).collect();
+        let mean = finite.iter().map(|loss| loss.abs()).sum::<f64>() / finite.len().max(1) as f64;
+        if broken.is_empty() {
+            self.level.push(mean);
+            self.remember(ids);
+            return None;
+        }
+        let known: Vec<u64> = broken.iter().copied().filter(|id| self.knows(*id)).collect();
+        let risen = self.level.risen_from(mean);
+        self.remember(&pairs().filter(|(_, loss)| loss.is_finite()).map(|(id, _)| id).collect::<Vec<_>>());
+        if !updated || (known.is_empty() && risen.is_none()) {
+            return Some(Error::NonFiniteData { count: broken.len(), ids: list(&broken) });
+        }
+        let evidence = match risen {
+            Some(lowest) => format!("the loss has risen from {lowest:.3e} to {mean:.3e} and beyond all numbers"),
+            None => {
+                format!("{} losses are no longer finite that were finite before (ids {})", known.len(), list(&known))
+            }
+        };
+        Some(Error::Diverged { evidence, sigma, lr })
+    }
+
+    fn knows(&self, id: u64) -> bool {
+        self.recent.contains(&id) || self.older.contains(&id)
+    }
+
+    fn remember(&mut self, ids: &[u64]) {
+        if self.recent.len() + ids.len() > GENERATION {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.extend(ids);
+    }
+}
+
+/// The first few ids.
+fn list(ids: &[u64]) -> String {
+    let more = if ids.len() > LISTED_IDS { ", …" } else { "" };
+    ids.iter().take(LISTED_IDS).map(u64::to_string).collect::<Vec<_>>().join(", ") + more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAN: f64 = f64::NAN;
+
+    fn see(history: &mut LossHistory, ids: &[u64], losses: &[f64]) -> Option<Error> {
+        history.see(ids, losses, true, 0.01, 0.5)
+    }
+
+    #[test]
+    fn an_example_that_was_finite_before_shows_divergence() {
+        let mut history = LossHistory::default();
+        assert_eq!(see(&mut history, &[1, 2], &[1.0, 2.0]), None);
+        // at first sight
+        let broken = Error::NonFiniteData { count: 1, ids: "3".into() };
+        assert_eq!(see(&mut history, &[1, 3], &[1.0, NAN]), Some(broken.clone()));
+        assert_eq!(see(&mut history, &[1, 3], &[1.0, NAN]), Some(broken));
+        let Some(Error::Diverged { evidence, sigma, lr }) = see(&mut history, &[2, 3], &[f64::INFINITY, 1.0]) else {
+            panic!("finite before");
+        };
+        assert_eq!((sigma, lr), (0.01, 0.5));
+        assert!(evidence.contains("1 losses") && evidence.contains("ids 2"), "{evidence}");
+        // before the first update nothing can have diverged
+        assert!(matches!(history.see(&[1], &[NAN], false, 0.01, 0.0), Some(Error::NonFiniteData { .. })));
+    }
+
+    #[test]
+    fn an_explosion_of_the_other_losses_shows_divergence() {
+        let mut history = LossHistory::default();
+        for step in 0..10 {
+            assert_eq!(see(&mut history, &[2 * step, 2 * step + 1], &[-2.0, 2.0]), None);
+        }
+        assert!(matches!(see(&mut history, &[50, 51], &[199.0, NAN]), Some(Error::NonFiniteData { .. })));
+        let Some(Error::Diverged { evidence, .. }) = see(&mut history, &[52, 53], &[NAN, -201.0]) else {
+            panic!("a hundredfold");
+        };
+        assert!(evidence.contains("from 2.000e0 to 2.010e2"), "{evidence}");
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_recent() {
+        let mut history = LossHistory::default();
+        for id in 0..3 * GENERATION as u64 {
+            see(&mut history, &[id], &[1.0]);
+        }
+        assert!(history.recent.len() + history.older.len() <= 2 * GENERATION);
+        assert!(!history.knows(5) && history.knows(3 * GENERATION as u64 - 1));
+        assert!(history.knows(2 * GENERATION as u64));
+    }
+}

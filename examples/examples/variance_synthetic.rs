@@ -364,7 +364,11 @@ impl Table {
 /// Prints what each parameter of the Gaussian allocator is worth, and returns it.
 fn print_variants(variants: &[Variant]) -> Value {
     let mut names: Vec<&str> = vec![];
-    variants.iter().filter(|v| !names.contains(&v.parameters)).for_each(|v| names.push(v.parameters));
+    for variant in variants {
+        if !names.contains(&variant.parameters) {
+            names.push(variant.parameters);
+        }
+    }
     let spread = |name: &str| {
         let mine = variants.iter().filter(|v| v.parameters == name).map(|v| v.relative_objective);
         Spread::of(&mine.collect::<Vec<_>>())

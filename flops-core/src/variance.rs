@@ -324,7 +324,8 @@ mod tests {
     fn the_loss_has_no_unit() {
         let (expected, _) = stream(1.0, |l| l);
         assert!(expected[1..].iter().all(|counts| counts.iter().max() > counts.iter().min().map(|m| m + 20).as_ref()));
-        let maps: [(&str, fn(f64) -> f64); 8] = [
+        type Map = fn(f64) -> f64;
+        let maps: [(&str, Map); 8] = [
             ("shifted up", |l| l + 1e6),
             ("shifted down", |l| l - 4096.0),
             ("all below 1e-6", |l| l * 2f64.powi(-40)),

@@ -214,7 +214,8 @@ fn noise_of_steps_batches_and_seeds_is_independent() {
         let estimator = estimator(space, Sampling::OneSided);
         let (a, b) = (clean(&estimator, &here), clean(&estimator, &there));
         let first = || vector(&a, &a.estimate(&one, 0).unwrap());
-        let others: [(&str, &Case, &dyn Fn() -> Vec<f64>); 3] = [
+        type Draw<'a> = &'a dyn Fn() -> Vec<f64>;
+        let others: [(&str, &Case, Draw<'_>); 3] = [
             ("another step", &here, &|| vector(&a, &a.estimate(&one, 1).unwrap())),
             ("another seed", &here, &|| vector(&a, &a.estimate_with_seed(8, &one, 0).unwrap())),
             ("another batch", &there, &|| vector(&b, &b.estimate(&one, 0).unwrap())),

@@ -105,7 +105,7 @@ mod tests {
                 let output = TrainStep::step(&learner, batch(4, 4));
                 let fails = space.is_independent() && !skips;
                 let paths = "model.fc.weight".to_string();
-                assert_eq!(learner.monitor().error(), fails.then(|| Error::ActsOutsideSites { paths }), "{space}");
+                assert_eq!(learner.monitor().error(), fails.then_some(Error::ActsOutsideSites { paths }), "{space}");
                 assert_eq!(output.grads.len(), if fails { 0 } else { 2 });
             }
         }

@@ -26,7 +26,7 @@ fn train(mut learner: Learner, optimizer: &mut impl Optimizer<Learner, AB>, word
         let ids: Vec<u64> = (0..8).map(|j| (5 * i as u64 + j) % 20).collect();
         let output = TrainStep::step(&learner, padded_batch(&ids, words));
         assert_eq!(learner.monitor().error(), None);
-        assert!(output.grads.len() > 0);
+        assert!(!output.grads.is_empty());
         learner = learner.optimize::<AB, _>(optimizer, 0.02, output.grads);
     }
     learner

@@ -34,7 +34,8 @@ fn learning_corrects_a_predictor_that_is_off_by_two_for_half_of_the_examples() {
     let losses: Vec<f64> = (0..64).map(|j| if j < 32 { 2.0 } else { 1.0 }).collect();
     let variances: Vec<f64> = roots.iter().map(|s| s * s).collect();
     let predicted: Vec<f64> = (0..64).map(|j| variances[j] * if j < 32 { 4.0 } else { 1.0 }).collect();
-    let budget = QueryBudget::new(55, 1).unwrap();
+    // Neyman's 18, 45 and 135 queries are whole numbers
+    let budget = QueryBudget::new(54, 1).unwrap();
     let features = DatumFeatures { losses: &losses, variances: &predicted, ..Default::default() };
     let uniform = variance_objective(&variances, &Allocation::uniform(64, &budget));
     let relative = |kind, steps| {
@@ -52,8 +53,8 @@ fn learning_corrects_a_predictor_that_is_off_by_two_for_half_of_the_examples() {
     };
     let (neyman, learned) = (relative(AllocatorKind::Neyman, 2), relative(AllocatorKind::Gaussian, 200));
     println!("{neyman} {learned}");
-    assert!((neyman - 0.500).abs() < 5e-4, "{neyman}");
-    assert!((0.480..0.483).contains(&learned), "{learned}");
+    assert!((neyman - 0.5).abs() < 1e-12, "{neyman}");
+    assert!((0.480..0.482).contains(&learned), "{learned}");
 }
 
 /// How far the examples' own part of the variance spreads, and how many queries they get.
@@ -94,7 +95,7 @@ fn with_running_estimates_learning_is_as_good_as_neyman() {
         let [neyman, learned] = [AllocatorKind::Neyman, AllocatorKind::Gaussian].map(spent);
         let paper = spent(AllocatorKind::GaussianPaper);
         println!("{spread} {queries}: neyman {neyman:?} learned {learned:?} paper {paper:?}");
-        assert!(neyman.0 < 1.15 * neyman.1, "{spread}, {queries}: {neyman:?}");
-        assert!(learned.0 > 0.99 * neyman.0, "{spread}, {queries}: {learned:?} {neyman:?}");
+        assert!((0.99..1.03).contains(&(learned.0 / neyman.0)), "{spread}, {queries}: {learned:?} {neyman:?}");
+        assert!(paper.0 > 1.05 * neyman.0, "{spread}, {queries}: {paper:?} {neyman:?}");
     }
 }

@@ -7,7 +7,7 @@ use burn::module::{Module, ParamId};
 use burn::prelude::*;
 
 use super::*;
-use crate::allocator::{Allocation, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, QueryBudget};
+use crate::allocator::{Allocation, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, QueryBudget, Shown};
 use crate::batch::{Batch, Rows};
 use crate::error::Error;
 use crate::model::ForwardModel;
@@ -133,14 +133,16 @@ fn unbiased(spaces: &[Space], takes: impl Fn(AllocatorKind, (Sampling, Placement
                     let name = format!("{space} × {noise} × {sampling} × {placement} × {kind}");
                     let space = placed(space, placement);
                     let estimator = Estimator { noise, sampling, max_rows: 64, seed: 11, ..Estimator::new(space) };
-                    let allocator = AnyAllocator::<B>::new(kind, &Default::default()).unwrap();
+                    let mut allocator = Some(AnyAllocator::<B>::new(kind, &Default::default()).unwrap());
                     let mut unequal = false;
                     let samples = f.estimates(&estimator, 200, |step, losses| {
                         let mut rng = StdRng::seed_from_u64(step);
                         // variances unlike the true ones: no bias may depend on them
-                        let features =
-                            DatumFeatures { losses, variances: &[1.0, 30.0, 7.0, 0.1], ..Default::default() };
-                        let allocation = allocator.allocate(&features, &budget, &mut rng).unwrap().0;
+                        let variances = [1.0, 30.0, 7.0, 0.1];
+                        let features = DatumFeatures { losses, variances: &variances, ..Default::default() };
+                        let learned = allocator.take().unwrap();
+                        let (allocation, update) = learned.allocate(&features, &budget, &mut rng).unwrap();
+                        allocator = Some(learned.apply(update, &Shown::new(&variances)));
                         unequal |= allocation.min() < allocation.max();
                         allocation
                     });

@@ -99,7 +99,7 @@ enum Mode<B: Backend> {
 /// The first axis of every tensor is its rows: one per example, or a single one for what does not
 /// depend on the input, such as a bare parameter `[1, tokens, d]`. Tokens stay on an axis of their
 /// own. The clean pass of a step checks this at every trained layer, at the outputs of stages, and
-/// at tensors that the methods below join. What breaks it is an [`Error`](crate::Error) that names
+/// at tensors that the methods below join. What breaks it is an [`Error`] that names
 /// the parameter. Operations of the model's own are not seen: they panic as Burn does.
 ///
 /// A tensor of a query has one row per example until something before it is perturbed, then one row

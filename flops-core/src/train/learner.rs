@@ -13,6 +13,7 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
 use super::config::ForwardConfig;
 use super::diagnostics::{Bounds, Diagnostics};
+use super::graph_roots::free_graph_roots;
 use super::monitor::Monitor;
 use super::output::StepOutput;
 use super::pending::{Earlier, PendingSteps};
@@ -176,6 +177,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     where
         A: Allocator<B>,
     {
+        free_graph_roots(self.state.value.step);
         let mut pending = self.pending.take();
         pending.sort_by_key(|p| p.first);
         let state = &mut self.state.value;

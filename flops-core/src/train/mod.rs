@@ -20,6 +20,7 @@ mod exact;
 #[cfg(test)]
 mod failures;
 pub mod files;
+mod graph_roots;
 #[cfg(test)]
 mod half;
 mod learner;

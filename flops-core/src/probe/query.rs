@@ -1,5 +1,6 @@
 //! A perturbed pass: what falls on the output of each site.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -101,13 +102,16 @@ impl<B: Backend> Query<B> {
     fn draw(&mut self, index: usize, len: usize, mask: Option<&TokenMask<B>>, values: &mut [f32]) {
         let (rows, prediction, explained) = (&self.rows, &self.prediction, &mut self.explained);
         self.noise.perturb(index, &rows.keys, len, |r, start, noise| {
-            let whole = || std::iter::once(0..noise.len()).collect();
-            for run in mask.map_or_else(whole, |mask| mask.real_runs(r, len, start, noise.len())) {
+            let mut add = |run: Range<usize>| {
                 let (start, noise) = (start + run.start, &noise[run]);
                 values[r * len + start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
                 if let Some(prediction) = prediction {
                     explained[r] += prediction.subtract(index, rows.keys[r].position as usize, len, start, noise);
                 }
+            };
+            match mask {
+                Some(mask) => mask.real_runs(r, len, start, noise.len()).into_iter().for_each(add),
+                None => add(0..noise.len()),
             }
         });
     }

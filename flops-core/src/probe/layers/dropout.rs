@@ -17,13 +17,15 @@ impl<B: Backend> Probe<B> {
     /// Clean pass, queries and update pass of a step share it. A query is therefore compared with
     /// the clean loss under the same mask: dropout adds no variance to a step's estimate, which is
     /// that of the loss under the mask. [`BackpropLearner`](crate::BackpropLearner) draws the same
-    /// masks from the same seed.
+    /// masks from the same seed, where each step is followed by its update.
     ///
     /// Masks are drawn on the host. A prefix cache ends in front of the first dropout.
     ///
     /// # Shapes
     /// - x: `[rows, …]`, or `[1, …]` for what does not depend on the input
     /// - returns: `[rows, …]`
+    ///
+    /// An input of another number of rows ends the step in [`Error::Length`](crate::Error::Length).
     pub fn dropout<const D: usize>(&mut self, layer: &Dropout, x: Tensor<B, D>) -> Tensor<B, D> {
         let p = layer.prob;
         if p == 0.0 {

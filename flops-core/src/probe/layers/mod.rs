@@ -1,6 +1,7 @@
 //! The built-in layers, one file each: its method of [`Probe`](super::Probe) and its
 //! [`Site`](super::Site).
 
+mod affine;
 mod batch_norm;
 mod conv2d;
 mod dropout;

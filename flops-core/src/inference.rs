@@ -23,7 +23,7 @@ pub fn infer<B: Backend, M: ForwardModel<B>>(
     threads: usize,
 ) -> M::Output {
     assert!(rows > 0 && max_rows > 0, "{rows} rows, at most {max_rows} at a time: both must be at least 1");
-    run(model, input, Passes::new(rows, None, max_rows), threads, |_| Probe::clean(), drop)
+    run(model, input, Passes::new(rows, None, max_rows), threads, |_, _| Probe::clean(), drop)
 }
 
 /// [`infer`] on a batch that is evaluated repeatedly, as after every epoch.
@@ -54,36 +54,38 @@ pub fn infer_cached<B: Backend, M: ForwardModel<B>>(
     let fresh: Vec<u64> = passes.fresh().iter().map(|&row| ids[row]).collect();
     let keep = cache.has_room(fresh.iter().copied());
     let mut stages = vec![];
-    let probe = |prefix: Option<Prefix>| match prefix {
+    let probe = |prefix: Option<Prefix>, rows: usize| match prefix {
         Some(prefix) => Probe::resume(prefix),
-        None if keep => Probe::trace(trained.clone(), None, false),
+        None if keep => Probe::trace(trained.clone(), None, false).with_row_check(rows, false),
         None => Probe::clean(),
     };
     let output = run(model, input, passes, threads, probe, |probe| stages.extend(probe.into_stages()));
     if keep {
         // the passes that begin with the input come first, and only they trace
         let places: Vec<usize> = (0..fresh.len()).collect();
-        cache.insert(&fresh, &shape, &trained, &Stages::cat(stages, None, &places).frozen());
+        cache.insert_if_unchanged(&fresh, &shape, &trained, &Stages::cat(stages, None, &places).frozen());
     }
     output
 }
 
 /// Runs passes in order and returns the outputs in the order of the batch.
 ///
-/// `probe` makes the probe of each pass from what the pass begins with; `seen` takes it afterwards.
+/// `probe` makes the probe of each pass from what the pass begins with and its number of rows;
+/// `seen` takes it afterwards.
 fn run<B: Backend, M: ForwardModel<B>>(
     model: &M,
     input: &M::Input,
     passes: Passes,
     threads: usize,
-    probe: impl Fn(Option<Prefix>) -> Probe<B> + Sync,
+    probe: impl Fn(Option<Prefix>, usize) -> Probe<B> + Sync,
     mut seen: impl FnMut(Probe<B>) + Send,
 ) -> M::Output {
     let mut outputs = Vec::with_capacity(passes.len());
     let context = (model.clone(), input.clone(), passes.clone());
     let work = |(model, input, passes): &(M, M::Input, Passes), job: usize| {
-        let mut probe = probe(passes.prefix(job));
-        let output = model.forward(input.rows(passes.rows(job)), &mut probe);
+        let rows = passes.rows(job);
+        let mut probe = probe(passes.prefix(job), rows.len());
+        let output = model.forward(input.rows(rows), &mut probe);
         Ok((output, probe))
     };
     run_ordered(passes.len(), num_workers(model, threads), context, work, |_, (output, probe)| {

@@ -89,28 +89,33 @@ impl PrefixCache {
     ///
     /// Without room, an example that is cached in another padding changes to this one.
     pub(crate) fn insert(&self, ids: &[u64], input: &[usize], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
-        let (false, Some(state)) = (self.capacity == 0, &prefix.state) else { return };
-        self.reset_if_changed(trained.clone());
+        if self.capacity == 0 {
+            return;
+        }
         let mut kept = self.kept();
-        let Some(layout) = kept.layout_of(input, state.shape_of_row(), prefix) else { return };
-        for (row, id) in ids.iter().enumerate() {
-            let room = kept.len < self.capacity;
-            if kept.state(id, layout).is_none() && (room || kept.states.contains_key(id)) {
-                let of_id = kept.states.entry(*id).or_default();
-                if !room {
-                    of_id.remove(0);
-                }
-                of_id.push((layout, state.rows_box(&[row])));
-                kept.len += usize::from(room);
-            }
+        // where nothing is frozen, too: what is kept will be stale
+        kept.reset_if_changed(trained);
+        kept.insert(self.capacity, (ids, input), prefix);
+    }
+
+    /// The same, unless the cache belongs to other trained parameters.
+    pub(crate) fn insert_if_unchanged(
+        &self,
+        ids: &[u64],
+        input: &[usize],
+        trained: &Arc<HashSet<ParamId>>,
+        prefix: &Prefix,
+    ) {
+        let mut kept = self.kept();
+        if kept.trained == *trained {
+            kept.insert(self.capacity, (ids, input), prefix);
         }
     }
 
     /// Empties the cache if other parameters are trained than before.
     pub fn reset_if_changed(&self, trained: Arc<HashSet<ParamId>>) {
-        let mut kept = self.kept();
-        if self.capacity > 0 && kept.trained != trained {
-            *kept = Kept { trained, ..Kept::default() };
+        if self.capacity > 0 {
+            self.kept().reset_if_changed(&trained);
         }
     }
 
@@ -135,6 +140,32 @@ impl PrefixCache {
 }
 
 impl Kept {
+    fn reset_if_changed(&mut self, trained: &Arc<HashSet<ParamId>>) {
+        if self.trained != *trained {
+            *self = Self { trained: trained.clone(), ..Self::default() };
+        }
+    }
+
+    fn insert(&mut self, capacity: usize, (ids, input): (&[u64], &[usize]), prefix: &Prefix) {
+        let Some(state) = &prefix.state else { return };
+        // a layout is kept for examples alone
+        if self.len >= capacity && !ids.iter().any(|id| self.states.contains_key(id)) {
+            return;
+        }
+        let Some(layout) = self.layout_of(input, state.shape_of_row(), prefix) else { return };
+        for (row, id) in ids.iter().enumerate() {
+            let room = self.len < capacity;
+            if self.state(id, layout).is_none() && (room || self.states.contains_key(id)) {
+                let of_id = self.states.entry(*id).or_default();
+                if !room {
+                    of_id.remove(0);
+                }
+                of_id.push((layout, state.rows_box(&[row])));
+                self.len += usize::from(room);
+            }
+        }
+    }
+
     /// The layout of inputs of this size.
     fn layout(&self, input: &[usize]) -> Option<usize> {
         self.layouts.iter().position(|layout| layout.input == input)

@@ -48,6 +48,8 @@ impl PrefixCaches {
     ) {
         if reaches_all {
             self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.lasting());
+        } else {
+            self.training.reset_if_changed(Arc::default());
         }
         self.evaluation.reset_if_changed(if reaches_all { trained.clone() } else { Arc::default() });
     }

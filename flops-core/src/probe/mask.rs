@@ -72,7 +72,8 @@ impl<B: Backend> TokenMask<B> {
         let width = coordinates / tokens.max(1);
         let row = if self.values.dims()[0] == 1 { 0 } else { row };
         let (of_row, mut runs) = (&self.on_host()[row * tokens..(row + 1) * tokens], Vec::<Range<usize>>::new());
-        for (token, _) in of_row.iter().enumerate().filter(|(_, real)| **real) {
+        let (first, behind) = (start / width.max(1), (start + len).div_ceil(width.max(1)).min(tokens));
+        for (token, _) in of_row.iter().enumerate().take(behind).skip(first).filter(|(_, real)| **real) {
             // within the block, counted from its first coordinate
             let from = (token * width).max(start);
             let to = ((token + 1) * width).min(start + len);
@@ -90,7 +91,8 @@ impl<B: Backend> TokenMask<B> {
     /// What does not depend on the row falls on all tokens alike.
     ///
     /// # Shapes
-    /// - squares of the norm: `[rows or 1, tokens]`; those of the result `[rows or 1, 1]`
+    /// - squares of the norm: `[rows or 1, tokens · parts]`, token by token; those of the result
+    ///   `[rows or 1, 1]`
     ///
     /// # Errors
     /// [`Error::NormByToken`], where the norm does not say how it is spread over the tokens.
@@ -98,10 +100,15 @@ impl<B: Backend> TokenMask<B> {
         let tokens = self.tokens();
         let constant = norm.constant / tokens.max(1) as f64;
         let by_token = match norm.squares {
-            Some(squares) if squares.dims()[1] != tokens => {
-                return Err(Error::NormByToken { got: squares.dims()[1], expected: tokens });
+            Some(squares) => {
+                let [rows, parts] = squares.dims();
+                if parts == 0 || !parts.is_multiple_of(tokens) {
+                    return Err(Error::NormByToken { got: parts, expected: tokens });
+                }
+                // further axes of an output lie within its tokens
+                let parts: Tensor<B, 3> = squares.reshape([rows, tokens, parts / tokens]);
+                parts.sum_dim(2).reshape([rows, tokens]) * norm.factor + constant
             }
-            Some(squares) => squares * norm.factor + constant,
             None => self.values.ones_like() * constant,
         };
         let squares = (by_token * self.values.clone()).sum_dim(1);
@@ -113,6 +120,21 @@ impl<B: Backend> TokenMask<B> {
 mod tests {
     use super::*;
     use burn::backend::Flex;
+
+    /// Outputs of four axes give several parts a token.
+    #[test]
+    fn a_norm_is_summed_over_the_parts_of_real_tokens() {
+        let device = Default::default();
+        let mask = TokenMask::<Flex>::new(Tensor::from_ints([[1, 0], [1, 1]], &device));
+        let squares = Tensor::from_floats([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]], &device);
+        let norm = mask.norm(SquaredScoreNorm { squares: Some(squares), factor: 10.0, constant: 6.0 }).unwrap();
+        assert_eq!(norm.squares.unwrap().into_data().to_vec::<f32>().unwrap(), [33.0, 156.0]);
+        for parts in [3, 0] {
+            let squares = Some(Tensor::zeros([2, parts], &device));
+            let error = mask.norm(SquaredScoreNorm { squares, factor: 1.0, constant: 0.0 }).map(drop).unwrap_err();
+            assert_eq!(error, Error::NormByToken { got: parts, expected: 2 });
+        }
+    }
 
     #[test]
     fn runs_are_the_coordinates_of_real_tokens_in_any_block() {

@@ -134,8 +134,8 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
     }
 
     fn apply(mut self, update: LearnedUpdate, shown: &Shown<'_>) -> Self {
-        // a record of another mean may have come between; the next allocation says so
-        if self.mean.check(self.beta.val().dims()[0]).is_err() {
+        // a record or an allocator of another mean may have come between; the next allocation says so
+        if [self.beta.val().dims()[0], update.design.coefficients()].iter().any(|&n| self.mean.check(n).is_err()) {
             return self;
         }
         let law = |lambda: &[f64]| Bernoulli::new(lambda, &update.design, spare(&update.budget));

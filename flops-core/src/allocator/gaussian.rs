@@ -101,6 +101,11 @@ impl GaussianAllocatorConfig {
         lambda[betas + 1] = lambda[betas + 1].clamp(GAMMA.0.ln(), GAMMA.1.ln());
     }
 
+    /// Whether draws are made, to be followed or to learn from.
+    fn needs_covariance(&self) -> bool {
+        self.draws || self.updates_per_step > 0
+    }
+
     fn is_paper(&self) -> bool {
         self.mean == MeanModel::Loss && self.draws
     }
@@ -168,7 +173,7 @@ impl GaussianAllocatorConfig {
 /// # Cost
 /// One update with M samples costs O(B³/6 + M·B²) on the host, for batches of up to 1,024 examples.
 /// For larger ones K is a Nyström approximation from 64 examples of the batch, with an exact
-/// diagonal. It costs O(64²·B + 64·M·B + M·B log B). [`Neyman`](super::Neyman) costs a hundredth.
+/// diagonal. It costs O(64²·B + 64·M·B + M·B log B). [`Neyman`](super::Neyman) costs less than a hundredth.
 ///
 /// Paper: [FLOPS: Forward Learning with OPtimal Sampling](https://arxiv.org/abs/2410.05966),
 /// section 4.3.
@@ -210,7 +215,9 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
         config.mean.check(lambda.len() - 2)?;
         let design = config.mean.design(features)?;
         let (n, embeddings) = (design.batch_size(), features.embeddings.as_ref());
-        let distances = Distances::new(n, embeddings, config.exact_up_to, config.landmarks);
+        // without embeddings and at rank 1 it costs nothing
+        let (embeddings, exact) = if config.needs_covariance() { (embeddings, config.exact_up_to) } else { (None, 0) };
+        let distances = Distances::new(n, embeddings, exact, config.landmarks);
         config.clamp(&mut lambda, budget);
         let law = Gaussian::new(&lambda, &design, |log_gamma| Covariance::new(&distances, log_gamma));
         let allocation = law.allocate(config.draws, budget, rng)?;
@@ -222,8 +229,8 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     fn apply(mut self, update: LearnedUpdate, shown: &Shown<'_>) -> Self {
         let (config, lambda) = (&self.config.0, self.lambda());
         let Some(distances) = update.distances.as_deref() else { return self };
-        // a record of another mean may have come between; the next allocation says so
-        if config.mean.check(lambda.len() - 2).is_err() {
+        // a record or an allocator of another mean may have come between; the next allocation says so
+        if [lambda.len() - 2, update.design.coefficients()].iter().any(|&n| config.mean.check(n).is_err()) {
             return self;
         }
         let design = &*update.design;
@@ -241,7 +248,7 @@ impl<B: Backend> Allocator<B> for GaussianAllocator<B> {
     }
 
     fn needs(&self) -> Needs {
-        Needs { embeddings: true, extra: self.config.0.mean.needs_features() }
+        Needs { embeddings: self.config.0.needs_covariance(), extra: self.config.0.mean.needs_features() }
     }
 
     fn name(&self) -> &'static str {

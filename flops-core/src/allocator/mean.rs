@@ -116,6 +116,11 @@ pub(super) struct Design {
 }
 
 impl Design {
+    /// The number of coefficients.
+    pub fn coefficients(&self) -> usize {
+        self.coefficients
+    }
+
     fn push(&mut self, row: &[(usize, f64)]) {
         self.entries.extend_from_slice(row);
         self.ends.push(self.entries.len());

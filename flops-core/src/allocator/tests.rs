@@ -246,6 +246,15 @@ fn an_update_of_another_mean_is_left_out() {
     let mixed = make(AllocatorKind::GaussianPaper).load_record(make(AllocatorKind::Gaussian).into_record());
     let lambda = |a: &AnyAllocator<Flex>| crate::testing::weights(a);
     assert_eq!(lambda(&mixed.clone().apply(update, &fixture.shown())), lambda(&mixed));
+    // the allocator itself may have been replaced between the step and its update
+    let learned = [AllocatorKind::Gaussian, AllocatorKind::GaussianPaper, AllocatorKind::Bernoulli];
+    for (before, after) in learned.iter().flat_map(|a| learned.map(|b| (*a, b))) {
+        let (_, update) = make(before).allocate(&fixture.features(), &budget(), &mut StdRng::seed_from_u64(0)).unwrap();
+        let learns = lambda(&make(after).apply(update, &fixture.shown())) != lambda(&make(after));
+        // these two have the same mean, and a Bernoulli allocator needs no covariance
+        let same_mean = (before, after) == (AllocatorKind::GaussianPaper, AllocatorKind::Bernoulli);
+        assert_eq!(learns, before == after || same_mean, "{before}, then {after}");
+    }
 }
 
 /// Deterministic. With A₀ = 20, integers and A_min add less than 10 % to the floor 1/(1 + CV²).

@@ -1,5 +1,7 @@
 //! The running regression that predicts gradients.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +54,10 @@ pub struct GradientPredictor {
 struct SiteRegression {
     key: SiteKey,
     /// Mean of r ĝᵀ over the window of this site, `[signals, coordinates]`.
-    cross: Vec<f32>,
+    ///
+    /// Clones share it, for burn-train clones the learner in every step.
+    #[serde(with = "shared")]
+    cross: Arc<Vec<f32>>,
     /// Mean of ‖r‖² over the same window.
     squares: f64,
     /// Σ hᵀĝ over the window of the gain.
@@ -61,6 +66,21 @@ struct SiteRegression {
     squared: f64,
     /// The last observation that had it.
     last: u64,
+}
+
+/// A shared vector in a record: its values.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(values: &Arc<Vec<f32>>, serializer: S) -> Result<S::Ok, S::Error> {
+        values.as_slice().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Vec<f32>>, D::Error> {
+        Vec::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 impl GradientPredictor {
@@ -147,7 +167,7 @@ impl GradientPredictor {
 
 impl SiteRegression {
     fn new(key: SiteKey, moments: usize, last: u64) -> Self {
-        Self { key, cross: vec![0.0; moments], squares: 0.0, along: 0.0, squared: 0.0, last }
+        Self { key, cross: Arc::new(vec![0.0; moments]), squares: 0.0, along: 0.0, squared: 0.0, last }
     }
 
     /// The gradients that the coefficients of a batch predict; `squares` is the mean ‖r‖² of all
@@ -172,7 +192,7 @@ impl SiteRegression {
         let share = RATE / seen.examples;
         self.squares = (1.0 - RATE) * self.squares + share * seen.squares;
         let (keep, share) = ((1.0 - RATE) as f32, share as f32);
-        self.cross.iter_mut().zip(&seen.cross).for_each(|(c, s)| *c = keep * *c + share * s);
+        Arc::make_mut(&mut self.cross).iter_mut().zip(&seen.cross).for_each(|(c, s)| *c = keep * *c + share * s);
         self.along = GAIN_DECAY * self.along + seen.along;
         self.squared = GAIN_DECAY * self.squared + seen.squared;
         self.last = step;

@@ -66,6 +66,10 @@ impl SiteTracker {
     /// mixed with equal ones.
     ///
     /// They are all equal until every site of the step has been seen.
+    ///
+    /// # Shapes
+    /// - sites, costs: `[sites]`, as many of both; costs above 0
+    /// - returns: `[sites]`, which sum to 1
     pub fn probabilities(&self, sites: &[TracedSite], costs: &[f64]) -> Vec<f64> {
         let equal = 1.0 / sites.len().max(1) as f64;
         let root = |(site, cost): (&TracedSite, &f64)| {

@@ -3,6 +3,8 @@
 mod curve;
 mod ratios;
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use self::curve::Curve;
@@ -62,17 +64,21 @@ impl std::str::FromStr for VarianceSource {
 
 /// Estimates of Tr Σ_j from the losses alone, for [`VarianceSource::Loss`].
 ///
-/// The estimate is e_j² + (ē/2)². Here e_j = ℓ_j − ℓ_min is the excess over the least loss seen so
-/// far, and ē is the mean excess of the batch. Where losses reach down to 0, e_j² is nearly ℓ_j².
+/// The estimate is e_j² + (ē/2)². Here e_j = ℓ_j − ℓ_min is the excess over the least loss of the
+/// batch and of the 64 steps before, and ē is the mean excess of the batch. An outlier is forgotten
+/// with its step. Where losses reach down to 0, e_j² is nearly ℓ_j².
 /// The second term keeps the examples of the least loss from being neglected while all losses are
 /// alike.
 ///
 /// Adding a constant to the loss or scaling it by a positive factor changes no allocation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossExcess {
-    /// `None` before any finite loss.
-    least: Option<f64>,
+    /// The least loss of each of the latest steps.
+    least: VecDeque<f64>,
 }
+
+/// Steps whose least losses are remembered.
+const LEAST_LOSSES: usize = 64;
 
 /// Share of the mean excess below which no standard deviation is estimated.
 const LEAST_EXCESS: f64 = 0.5;
@@ -80,7 +86,9 @@ const LEAST_EXCESS: f64 = 0.5;
 impl LossExcess {
     /// Estimates of Tr Σ_j, one per loss, finite and not negative if the losses are finite.
     pub fn predict(&self, losses: &[f64]) -> Vec<f64> {
-        let Some(least) = self.with(losses).least else { return vec![0.0; losses.len()] };
+        let Some(least) = self.least.iter().copied().chain(least_finite(losses)).reduce(f64::min) else {
+            return vec![0.0; losses.len()];
+        };
         // cut so that sums of squares stay finite
         let excess: Vec<f64> = losses.iter().map(|l| (l - least).min(f64::MAX.powf(0.25))).collect();
         let mean = excess.iter().sum::<f64>() / excess.len() as f64;
@@ -89,13 +97,16 @@ impl LossExcess {
 
     /// Adds the losses of one step. Those that are not finite are skipped.
     pub fn observe(&mut self, losses: &[f64]) {
-        *self = self.with(losses);
+        let Some(least) = least_finite(losses) else { return };
+        if self.least.len() == LEAST_LOSSES {
+            self.least.pop_front();
+        }
+        self.least.push_back(least);
     }
+}
 
-    fn with(self, losses: &[f64]) -> Self {
-        let finite = losses.iter().copied().filter(|l| l.is_finite());
-        Self { least: self.least.into_iter().chain(finite).reduce(f64::min) }
-    }
+fn least_finite(losses: &[f64]) -> Option<f64> {
+    losses.iter().copied().filter(|l| l.is_finite()).reduce(f64::min)
 }
 
 /// Factor on an example's weight when it is seen again, usually one epoch later.
@@ -235,6 +246,12 @@ mod tests {
         shifted.observe(&[8.0 * 1.0 - 1e6]);
         let losses = [2.0, 4.0, 6.0].map(|l| 8.0 * l - 1e6);
         assert_eq!(shifted.predict(&losses), [3.25, 11.25, 27.25].map(|v| 64.0 * v));
+        // a single outlier is forgotten after 64 steps
+        seen.observe(&[-50.0]);
+        (0..63).for_each(|_| seen.observe(&[1.0, 3.0]));
+        assert_eq!(seen.predict(&[4.0])[0], 54.0 * 54.0 * 1.25);
+        seen.observe(&[1.0, 3.0]);
+        assert_eq!(seen.predict(&[4.0])[0], 9.0 * 1.25);
         let huge = LossExcess::default().predict(&[1e300, -1e300]);
         assert!(huge.iter().all(|v| v.is_finite()) && huge[0] > huge[1], "{huge:?}");
     }

@@ -6,40 +6,46 @@ use crate::error::Error;
 
 /// Steps of a mean; single batches scatter.
 const BLOCK: usize = 5;
-/// Ratio to the first level above which a loss may have exploded.
+/// Rise above which a loss may have exploded, in units of its first level.
 const ABOVE_FIRST: f64 = 10.0;
-/// Ratio to the lowest level above which it has.
+/// Rise above which it has, in units of its lowest level.
 const ABOVE_LOWEST: f64 = 100.0;
 /// Ids of a generation; two are kept.
 const GENERATION: usize = 1 << 15;
 /// Ids that an error lists at most.
 const LISTED_IDS: usize = 5;
 
-/// The level of |loss| over a run, in blocks of 5 steps.
+/// How far the loss has risen over a run, in blocks of 5 steps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LossLevel {
     block: Vec<f64>,
+    /// Size of the first mean that is not 0: zeros set no scale.
     first: Option<f64>,
-    lowest: f64,
+    lowest: Option<f64>,
 }
 
 impl LossLevel {
-    /// Takes in the |loss| of a step; returns the mean of a block that it completes.
+    /// Takes in the loss of a step; returns the mean of a block that it completes.
     pub fn push(&mut self, loss: f64) -> Option<f64> {
-        self.block.push(loss.abs());
+        self.block.push(loss);
         if self.block.len() < BLOCK {
             return None;
         }
         let mean = self.block.drain(..).sum::<f64>() / BLOCK as f64;
-        self.lowest = if self.first.is_none() { mean } else { self.lowest.min(mean) };
-        self.first.get_or_insert(mean);
+        self.lowest = Some(self.lowest.map_or(mean, |lowest| lowest.min(mean)));
+        if mean != 0.0 {
+            self.first.get_or_insert(mean.abs());
+        }
         Some(mean)
     }
 
-    /// The lowest level so far, if `loss` lies orders of magnitude above it, and above the first.
+    /// The lowest level so far, if `loss` lies orders of magnitude above it.
+    ///
+    /// A loss that falls below 0, such as that of a reward, has not risen.
     pub fn risen_from(&self, loss: f64) -> Option<f64> {
-        let first = self.first?;
-        (loss.abs() > ABOVE_FIRST * first && loss.abs() > ABOVE_LOWEST * self.lowest).then_some(self.lowest)
+        let (first, lowest) = (self.first?, self.lowest?);
+        let scale = if lowest == 0.0 { first } else { lowest.abs() };
+        (loss - lowest > (ABOVE_FIRST * first).max(ABOVE_LOWEST * scale)).then_some(lowest)
     }
 }
 
@@ -63,7 +69,7 @@ impl LossHistory {
         let pairs = || ids.iter().copied().zip(losses.iter().copied());
         let broken: Vec<u64> = pairs().filter(|(_, loss)| !loss.is_finite()).map(|(id, _)| id).collect();
         let finite: Vec<f64> = losses.iter().copied().filter(|loss| loss.is_finite()).collect();
-        let mean = finite.iter().map(|loss| loss.abs()).sum::<f64>() / finite.len().max(1) as f64;
+        let mean = finite.iter().sum::<f64>() / finite.len().max(1) as f64;
         if broken.is_empty() {
             self.level.push(mean);
             self.remember(ids);
@@ -133,13 +139,37 @@ mod tests {
     fn an_explosion_of_the_other_losses_shows_divergence() {
         let mut history = LossHistory::default();
         for step in 0..10 {
-            assert_eq!(see(&mut history, &[2 * step, 2 * step + 1], &[-2.0, 2.0]), None);
+            assert_eq!(see(&mut history, &[2 * step, 2 * step + 1], &[1.0, 3.0]), None);
         }
-        assert!(matches!(see(&mut history, &[50, 51], &[199.0, NAN]), Some(Error::NonFiniteData { .. })));
-        let Some(Error::Diverged { evidence, .. }) = see(&mut history, &[52, 53], &[NAN, -201.0]) else {
+        assert!(matches!(see(&mut history, &[50, 51], &[201.0, NAN]), Some(Error::NonFiniteData { .. })));
+        let Some(Error::Diverged { evidence, .. }) = see(&mut history, &[52, 53], &[NAN, 203.0]) else {
             panic!("a hundredfold");
         };
-        assert!(evidence.contains("from 2.000e0 to 2.010e2"), "{evidence}");
+        assert!(evidence.contains("from 2.000e0 to 2.030e2"), "{evidence}");
+    }
+
+    /// Each case is the loss of 50 steps, the loss then, and whether that is an explosion.
+    #[test]
+    fn a_loss_explodes_by_rising_far_beyond_its_scale() {
+        let case = |before: fn(u64) -> f64, then: f64, exploded: bool| {
+            let mut level = LossLevel::default();
+            for step in 0..50 {
+                level.push(before(step));
+            }
+            assert_eq!(level.risen_from(then).is_some(), exploded, "{then}");
+        };
+        // 10 times the first level, and 100 times the lowest
+        case(|_| 2.0, 201.0, false);
+        case(|_| 2.0, 203.0, true);
+        case(|step| 1.0 / (1 + step) as f64, 4.6, true);
+        // a reward that grows, and a log-density, fall below 0
+        case(|step| -0.1 - step as f64, -100.0, false);
+        case(|step| 1.0 - step as f64, -30.0, false);
+        case(|step| -0.1 - step as f64, 5000.0, true);
+        // zeros, as of a 0-1 loss on an easy batch, set no scale
+        case(|_| 0.0, 0.025, false);
+        case(|step| if step < 45 { 0.0 } else { 0.01 }, 0.5, false);
+        case(|step| if step < 45 { 0.0 } else { 0.01 }, 1.1, true);
     }
 
     #[test]

@@ -66,7 +66,9 @@ impl Diagnostics {
         Self { bounds, ..Self::default() }
     }
 
-    /// Sets whether the allocator has queries to divide: [`Signature::SingleExamples`] is for those.
+    /// Sets whether the allocator has queries to divide (default false).
+    ///
+    /// [`Signature::SingleExamples`] is told for such allocators alone.
     #[must_use]
     pub fn with_allocation(mut self, allocates: bool) -> Self {
         self.causes.allocates = allocates;
@@ -131,7 +133,8 @@ impl Diagnostics {
         // the variance is NaN in the weight space
         if window.iter().all(|f| f.variance.is_finite()) {
             found.extend(high_variance(&window).map(|m| (Signature::HighVariance, m)));
-            let still = before.filter(|before| before - now < STILL * before.abs() && now > DONE * first);
+            let done = (0.0..=DONE * first).contains(&now);
+            let still = before.filter(|before| before - now < STILL * before.abs() && !done);
             found.extend(still.and_then(|_| slow(&window, now)).map(|m| (Signature::SlowConvergence, m)));
         }
         found

@@ -6,39 +6,39 @@ use crate::names::named_enum;
 
 /// A common failure of forward-only training.
 ///
-/// | signature | what is seen | what it means |
-/// |---|---|---|
-/// | [`HighVariance`](Self::HighVariance) | the estimate is nearly all noise, though every example has enough queries | a poor allocation, or too many perturbed coordinates |
-/// | [`OscillatingLoss`](Self::OscillatingLoss) | the loss goes up and down by more than its scatter from batch to batch | too large a step, of the model or of the allocator |
-/// | [`SlowConvergence`](Self::SlowConvergence) | the allocation is near its optimum, and the loss stands still | the allocation does not limit training |
-/// | [`OverBound`](Self::OverBound) | more rows in a pass, or more memory, than allowed | an allocation or a model beyond its bounds |
-/// | [`UnmovedLoss`](Self::UnmovedLoss) | nine of ten queries leave the loss as it was, or move it by rounding alone | a step-shaped loss, too small a σ, or a loss with a large constant in it |
-/// | [`NoisyLoss`](Self::NoisyLoss) | the same examples with the same parameters give another loss | a model or a service with random numbers of its own |
-/// | [`ExplodingLoss`](Self::ExplodingLoss) | the loss has risen by orders of magnitude | training has diverged |
-/// | [`SingleExamples`](Self::SingleExamples) | batches of one example | allocation has nothing to divide |
-///
 /// The first three are decided every 50 steps, over a window of 200. Of these, a high variance and
 /// slow convergence are not reported where the loss itself is at fault. The others are looked at in
-/// every step. None of them changes what is computed.
+/// every step, but for a noisy loss (the first step and every 1,000th) and an exploding one (every 5
+/// steps). None of them changes what is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Signature {
-    /// The variance of the estimate is high despite enough queries.
+    /// The estimate is nearly all noise, though every example has enough queries.
+    ///
+    /// A poor allocation, or too many perturbed coordinates.
     HighVariance,
-    /// The training loss oscillates.
+    /// The loss goes up and down by more than its scatter from batch to batch.
+    ///
+    /// Too large a step, of the model or of the allocator.
     OscillatingLoss,
-    /// Convergence is slow although the allocation is near its optimum.
+    /// The allocation is near its optimum, and the loss stands still.
+    ///
+    /// The allocation does not limit training.
     SlowConvergence,
-    /// The rows of a pass or the memory exceed their bound.
+    /// More rows in a pass, or more memory, than allowed.
     OverBound,
-    /// Queries do not move the loss.
+    /// Nine of ten queries leave the loss as it was, or move it by rounding alone.
+    ///
+    /// A step-shaped loss, too small a σ, or a loss with a large constant in it.
     UnmovedLoss,
-    /// The loss itself is noisy.
+    /// The same examples with the same parameters give another loss.
+    ///
+    /// A model or a service with random numbers of its own.
     NoisyLoss,
-    /// The loss has risen by orders of magnitude.
+    /// The loss has risen by orders of magnitude: training has diverged.
     ExplodingLoss,
-    /// Every batch holds one example.
+    /// Every batch holds one example, so allocation has nothing to divide.
     SingleExamples,
 }
 

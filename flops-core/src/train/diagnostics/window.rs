@@ -55,7 +55,8 @@ pub(super) fn high_variance(window: &[Figures]) -> Option<String> {
         "the allocation is not at fault: train fewer layers, late ones first, or give more queries"
     };
     Some(format!(
-        "{:.0} % of the estimate is noise at {queries:.0} queries per example ({relative:.2} of uniform's variance, {least:.2} \
+        "{:.0} % of the estimate is noise at {queries:.0} queries per example ({relative:.2} of uniform's \
+         variance, {least:.2} \
          possible): {remedy}",
         100.0 * (1.0 - signal)
     ))
@@ -83,7 +84,8 @@ pub(super) fn oscillating(window: &[Figures]) -> Option<String> {
     }
     (turns >= TURNS).then(|| {
         format!(
-            "the loss goes up and down by {largest:.3} within {} steps, more than its batches differ: lower lr, or the allocator's",
+            "the loss goes up and down by {largest:.3} within {} steps, more than its batches differ: lower \
+             lr, or the allocator's",
             window.len()
         )
     })
@@ -94,7 +96,8 @@ pub(super) fn slow(window: &[Figures], now: f64) -> Option<String> {
     let (relative, least) = (mean(window, |f| f.relative), mean(window, |f| f.least));
     (relative <= NEAR * least && signal(window) >= SIGNAL).then(|| {
         format!(
-            "the loss stands at {now:.3} although the allocation is near its optimum ({relative:.2} of uniform's variance, {least:.2} \
+            "the loss stands at {now:.3} although the allocation is near its optimum ({relative:.2} of \
+             uniform's variance, {least:.2} \
              possible): raise lr, train more layers, or stop here"
         )
     })

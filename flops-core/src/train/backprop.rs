@@ -8,6 +8,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
+use super::monitor::Monitor;
 use super::output::StepOutput;
 use super::prefixes::PrefixCaches;
 use crate::batch::{Batch, Rows};
@@ -20,8 +21,13 @@ use crate::probe::{PrefixCache, Probe, StepKey};
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss.
 ///
 /// It is the baseline of forward-only learning: same model, batches and metrics, another gradient.
-/// From the same seed, [dropout](Probe::dropout) draws the same masks as there, and a
-/// [batch normalisation](Probe::batch_norm) uses its running statistics.
+/// From the same seed [dropout](Probe::dropout) draws the same masks as there, where each step is
+/// followed by its update. A [batch normalisation](Probe::batch_norm) uses its running statistics.
+///
+/// # Panics
+/// burn-train's methods return no `Result`. As with [`ForwardLearner`](super::ForwardLearner), the
+/// update or the evaluation panics after a batch whose parts differ in length, unless the
+/// [monitor](Self::monitor) has an interrupter.
 #[derive(Module, Debug)]
 pub struct BackpropLearner<B: Backend, M: Module<B>> {
     /// The model.
@@ -34,6 +40,8 @@ pub struct BackpropLearner<B: Backend, M: Module<B>> {
     threads: usize,
     #[module(skip)]
     prefixes: PrefixCaches,
+    #[module(skip)]
+    monitor: Monitor,
 }
 
 /// Rows of a forward pass in evaluation, at most.
@@ -43,7 +51,13 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
     /// Creates a learner for `model`. Parameters frozen with `no_grad` are not trained.
     #[must_use]
     pub fn new(model: M) -> Self {
-        Self { model, steps: Persist::new(0), seed: 0, threads: 1, prefixes: PrefixCaches::default() }
+        let (prefixes, monitor) = (PrefixCaches::default(), Monitor::default());
+        Self { model, steps: Persist::new(0), seed: 0, threads: 1, prefixes, monitor }
+    }
+
+    /// A handle on this learner and all its clones: its errors, and what stops it.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
     }
 
     /// Sets the seed of the [dropout](Probe::dropout) masks (default 0).
@@ -80,6 +94,13 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
         self.threads = threads;
         self
     }
+
+    /// Counts a step that has gradients; returns whether it has.
+    fn commit(&mut self, has_gradients: bool) -> bool {
+        self.monitor.give_up();
+        self.steps.value += u64::from(has_gradients);
+        has_gradients
+    }
 }
 
 impl<B, M> TrainStep for BackpropLearner<B, M>
@@ -94,18 +115,26 @@ where
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
         let trained = trained_parameters(&self.model);
         let rows = batch.ids.len();
+        // nothing is learned, and the metrics see no loss
+        let fail = |error| {
+            self.monitor.note(error);
+            TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) }
+        };
+        if let Err(error) = batch.check() {
+            return fail(error);
+        }
         let key = StepKey { seed: self.seed, step: self.steps.value, ids: &batch.ids };
         let passes = self.prefixes.passes(&batch, &trained, rows.max(1));
         let (mut outputs, mut stages, mut reached) = (vec![], vec![], 0);
         for job in 0..passes.len() {
             let index = passes.rows(job);
-            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), false).with_examples(key.examples(index));
+            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), false)
+                .with_examples(key.examples(index))
+                .with_row_check(index.len(), false);
             outputs.push(self.model.forward(batch.input.rows(index), &mut probe));
             let traced = probe.traced();
-            if traced.fault.is_some() {
-                // as in a step of the forward learner: nothing is learned, and the metrics see no
-                // loss
-                return TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(rows) };
+            if let Some(fault) = traced.fault {
+                return fail(fault);
             }
             stages.push(traced.stages);
             reached = traced.reached.len();
@@ -125,8 +154,7 @@ where
     where
         Self: AutodiffModule<B1>,
     {
-        self.steps.value += 1;
-        optim.step(lr, self, grads)
+        if self.commit(!grads.is_empty()) { optim.step(lr, self, grads) } else { self }
     }
 
     fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
@@ -138,8 +166,8 @@ where
     where
         Self: AutodiffModule<B1>,
     {
-        self.steps.value += 1;
-        optim.step_multi(lr, self, grads)
+        let has_gradients = grads.grads.iter().any(|(grads, _)| !grads.is_empty());
+        if self.commit(has_gradients) { optim.step_multi(lr, self, grads) } else { self }
     }
 }
 
@@ -152,6 +180,11 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        if let Err(error) = batch.check() {
+            self.monitor.note(error);
+            self.monitor.give_up();
+            return StepOutput::failed(batch.ids.len());
+        }
         let output = infer_cached(&self.model, &batch, ROWS, self.threads, &self.prefixes.evaluation);
         StepOutput::clean(&self.model, output, batch.target)
     }

@@ -37,16 +37,21 @@ use crate::variance::VarianceSource;
 /// burn-train asks for one, but no graph is ever recorded on it.
 ///
 /// Clones share the [`Monitor`] and cached prefixes, and nothing else: the clones of a sweep train
-/// side by side, each with its own steps. An update commits the steps of its own learner, or of the
+/// side by side, each with its own steps. [`apart`](Self::apart) gives a clone its own of these
+/// two. An update commits the steps of its own learner, or of the
 /// one that this was cloned from. Where that one has not stepped, it commits the steps of all its
 /// clones, which are the workers of a multi-device strategy. Several steps may come before an update
 /// (gradient accumulation); each has noise of its own.
 ///
 /// # Panics
-/// [`TrainStep::step`] returns no `Result`. Without an interrupter ([`Monitor::stop_with`]) it
-/// panics with an error that [never passes](Error::may_pass), such as a layer that is not called
-/// through the probe. [`check`](Self::check) returns that error before training. With an
-/// interrupter training stops in an orderly way, and [`Monitor::error`] has the error.
+/// burn-train's methods return no `Result`. Without an interrupter ([`Monitor::stop_with`]) these
+/// panic with an error that [never passes](Error::may_pass):
+///
+/// - [`TrainStep::optimize`], where a step had such an error, for example for a layer that is not
+///   called through the probe; [`check`](Self::check) returns that error before training;
+/// - [`InferenceStep::step`], where the parts of a batch differ in length.
+///
+/// With an interrupter training stops in an orderly way, and [`Monitor::error`] has the error.
 ///
 /// # Example
 /// ```
@@ -140,17 +145,22 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     /// Shares the cached training prefixes of `other`.
     ///
     /// For several runs on the same examples with the same frozen parameters. The cache is valid as
-    /// long as the same parameters, by their ids, are trained.
+    /// long as the same parameters, by their ids, are trained, and the others keep their values.
     #[must_use]
     pub fn with_prefixes_of<A2: Module<B>>(mut self, other: &ForwardLearner<B, M, A2>) -> Self {
         self.prefixes.training = other.prefixes.training.clone();
         self
     }
 
-    /// Gives this learner a monitor of its own, for a clone that trains apart from the others.
+    /// Gives a clone its own monitor and its own empty prefix caches.
+    ///
+    /// For clones that train apart, as in a sweep. Clones that share a cache must have the same
+    /// frozen parameters, with the same values. Two that trained all layers, and then freeze all but
+    /// the head, have not.
     #[must_use]
-    pub fn with_new_monitor(mut self) -> Self {
+    pub fn apart(mut self) -> Self {
         self.monitor = self.monitor.renewed();
+        self.prefixes = PrefixCaches::new(self.config.prefix_cache, self.config.evaluation_cache);
         self
     }
 
@@ -177,6 +187,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     where
         A: Allocator<B>,
     {
+        self.monitor.give_up();
         free_graph_roots(self.state.value.step);
         let mut pending = self.pending.take();
         pending.sort_by_key(|p| p.first);
@@ -205,7 +216,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                     self.allocator = self.allocator.clone().apply(*update, &Shown::new(&p.shown));
                 }
                 Some(Err(_)) => {
-                    self.monitor.fail(Error::ForeignUpdate { allocator: self.allocator.name() });
+                    self.monitor.note(Error::ForeignUpdate { allocator: self.allocator.name() });
                     failed = true;
                 }
                 None => {}
@@ -216,7 +227,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         self.monitor.set_lr(lr);
         if steps >= self.config.max_failed_steps {
             let evidence = format!("no finite loss in {steps} steps in a row");
-            self.monitor.fail(Error::Diverged { evidence, sigma, lr });
+            self.monitor.note(Error::Diverged { evidence, sigma, lr });
         }
         !failed
     }
@@ -287,13 +298,13 @@ where
     type Output = StepOutput<B::InnerBackend>;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
-        let earlier = self.pending.earlier();
+        let mut earlier = self.pending.earlier();
         match self.run(&batch, &earlier, &self.monitor) {
             Ok(StepOutcome { grads, item, pending, report }) => {
+                earlier.add(&pending);
                 self.pending.push(Some(pending));
-                let mut ledger = self.state.value.ledger.clone();
-                ledger.merge(&self.pending.earlier().ledger);
-                self.monitor.set_ledger(ledger);
+                earlier.ledger.merge(&self.state.value.ledger);
+                self.monitor.set_ledger(earlier.ledger);
                 if let Some(report) = report {
                     self.monitor.report(report);
                 }
@@ -301,7 +312,7 @@ where
             }
             Err(error) => {
                 self.pending.push(None);
-                self.monitor.fail(error);
+                self.monitor.note(error);
                 TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(batch.ids.len()) }
             }
         }
@@ -344,14 +355,15 @@ where
 
     fn step(&self, batch: Self::Input) -> Self::Output {
         if let Err(error) = batch.check() {
-            self.monitor.fail(error);
+            self.monitor.note(error);
+            self.monitor.give_up();
             return StepOutput::failed(batch.ids.len());
         }
         let estimator = &self.config.estimator;
         let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
         let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);
         if let Some(why) = self.model.failure() {
-            self.monitor.fail(Error::Model { why });
+            self.monitor.note(Error::Model { why });
         }
         StepOutput::clean(&self.model, output, batch.target)
     }

@@ -22,6 +22,8 @@ const MAX_DATUM_REPORTS: usize = 1 << 16;
 struct Watched {
     interrupter: Option<Interrupter>,
     error: Option<Error>,
+    /// An error that never passes, until an update gives up.
+    stuck: Option<Error>,
     /// Kinds of errors that have been logged.
     logged: Vec<Discriminant<Error>>,
     reports: Reports,
@@ -79,9 +81,10 @@ impl Monitor {
 
     /// Sets what stops training when a step fails.
     ///
-    /// Pass `training.interrupter()` of burn-train's `SupervisedTraining`. Without it a step panics
-    /// with an error that [never passes](Error::may_pass). After other errors training goes on, and
-    /// failed steps leave the model as it was.
+    /// Pass `training.interrupter()` of burn-train's `SupervisedTraining`. Without it the update
+    /// after the step, or the evaluation, panics with an error that [never
+    /// passes](Error::may_pass). After other errors training goes on, and failed steps leave the
+    /// model as it was.
     pub fn stop_with(&self, interrupter: Interrupter) {
         self.watched().interrupter = Some(interrupter);
     }
@@ -127,10 +130,7 @@ impl Monitor {
 
     /// Records an error, unless there is an earlier one, and stops training if an interrupter is
     /// set.
-    ///
-    /// # Panics
-    /// If there is no interrupter and the error never passes.
-    pub(super) fn fail(&self, error: Error) {
+    pub(super) fn note(&self, error: Error) {
         let mut watched = self.watched();
         let kind = std::mem::discriminant(&error);
         if !watched.logged.contains(&kind) {
@@ -141,7 +141,20 @@ impl Monitor {
         if let Some(interrupter) = &watched.interrupter {
             interrupter.stop(Some(&error.to_string()));
         } else if !error.may_pass() {
-            drop(watched);
+            watched.stuck.get_or_insert(error);
+        }
+    }
+
+    /// Ends a run without an interrupter, where an error that never passes was noted.
+    ///
+    /// Updates and evaluations call it. Steps do not: burn-train's workers take them on threads, and
+    /// would wait for one that has panicked.
+    ///
+    /// # Panics
+    /// If there is such an error.
+    pub(super) fn give_up(&self) {
+        let stuck = self.watched().stuck.take();
+        if let Some(error) = stuck {
             panic!("{error}");
         }
     }

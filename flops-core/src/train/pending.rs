@@ -37,7 +37,8 @@ pub(super) struct Earlier {
 }
 
 impl Earlier {
-    fn add(&mut self, step: &Pending) {
+    /// Counts a step.
+    pub fn add(&mut self, step: &Pending) {
         self.steps += 1;
         for &(phase, queries, cost) in &step.costs {
             self.ledger.add(phase, queries, cost.rows, cost.elapsed);

@@ -6,23 +6,11 @@
 //!
 //! No other library code names burn-train, so a change of its API stays in here.
 
-#[cfg(test)]
-mod allocating;
 mod backprop;
-#[cfg(test)]
-mod clones;
 mod config;
 mod diagnostics;
-#[cfg(test)]
-mod dropping;
-#[cfg(test)]
-mod exact;
-#[cfg(test)]
-mod failures;
 pub mod files;
 mod graph_roots;
-#[cfg(test)]
-mod half;
 mod learner;
 mod loader;
 mod loss_history;
@@ -32,15 +20,11 @@ mod output;
 pub mod param_groups;
 mod pending;
 mod prefixes;
-#[cfg(test)]
-mod prefixes_tests;
 pub mod recorder;
 mod repeat;
 mod report;
 mod site_checks;
 mod state;
-#[cfg(test)]
-mod state_tests;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,6 @@ use burn::prelude::*;
 use burn::train::{Interrupter, TrainStep};
 use rand::rngs::StdRng;
 
-use super::*;
 use crate::allocator::{
     Allocation, Allocator, AnyAllocator, BernoulliAllocatorConfig, DatumFeatures, GaussianAllocatorConfig, MeanModel,
     Neyman, QueryBudget, Shown, Uniform,
@@ -20,6 +19,7 @@ use crate::losses::cross_entropy;
 use crate::model::ForwardModel;
 use crate::probe::Probe;
 use crate::testing::{AB, B, weights, zoo, zoo_batch};
+use crate::train::*;
 use crate::variance::VarianceSource;
 
 /// Neyman allocation that keeps what it was shown.

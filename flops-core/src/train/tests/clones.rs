@@ -4,10 +4,10 @@ use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
 use burn::train::TrainStep;
 
-use super::*;
 use crate::allocator::{GaussianAllocator, GaussianAllocatorConfig, QueryBudget};
 use crate::ledger::{Ledger, Phase};
 use crate::testing::{AB, B, Zoo, ZooBatch, weights, zoo, zoo_batch};
+use crate::train::*;
 use crate::variance::VarianceSource;
 
 type Learner = ForwardLearner<AB, Zoo<AB>, GaussianAllocator<AB>>;
@@ -65,7 +65,7 @@ fn the_clones_of_a_sweep_train_apart() {
     let alone = [0.02, 0.2].map(|lr| bits(&plain(base.clone(), lr, 3)));
     assert_ne!(alone[0], alone[1]);
     for cloned in [false, true] {
-        let mut runs = [0.02, 0.2].map(|lr| (base.clone().with_new_monitor(), lr));
+        let mut runs = [0.02, 0.2].map(|lr| (base.clone().apart(), lr));
         for step in 0..3 {
             // both have stepped before either is updated
             let grads = runs.each_ref().map(|(run, _)| run.step(batch(10 * step)).grads);

@@ -7,13 +7,13 @@ use burn::prelude::*;
 use burn::record::{DefaultRecorder, Recorder};
 use burn::train::TrainStep;
 
-use super::*;
 use crate::allocator::{QueryBudget, Uniform};
 use crate::batch::Batch;
 use crate::losses::cross_entropy;
 use crate::model::ForwardModel;
 use crate::probe::Probe;
 use crate::testing::{AB, B, reseeded, weights};
+use crate::train::*;
 
 const DIM: usize = 4;
 

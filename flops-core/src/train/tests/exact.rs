@@ -5,7 +5,6 @@ use burn::optim::SgdConfig;
 use burn::prelude::*;
 use burn::train::TrainStep;
 
-use super::*;
 use crate::allocator::{AllocatorKind, AnyAllocator, QueryBudget};
 use crate::estimator::Space;
 use crate::model::ForwardModel;
@@ -14,6 +13,7 @@ use crate::noise::script::mean;
 use crate::probe::Probe;
 use crate::testing::pair::{Pair, assert_close, case, pair, pair_batch};
 use crate::testing::{AB, B, flat};
+use crate::train::*;
 use crate::variance::VarianceSource;
 
 type Learner = ForwardLearner<AB, Pair<AB>, AnyAllocator<AB>>;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use burn::module::AutodiffModule;
 use burn::optim::SgdConfig;
 use burn::prelude::*;
-use burn::train::{Interrupter, TrainStep};
+use burn::train::{InferenceStep, Interrupter, TrainStep};
 
-use super::*;
 use crate::allocator::{AllocatorKind, AnyAllocator, QueryBudget, Uniform};
 use crate::batch::Batch;
 use crate::error::Error;
@@ -17,6 +17,7 @@ use crate::model::ForwardModel;
 use crate::probe::Probe;
 use crate::random::derive_seed;
 use crate::testing::{AB, B, weights};
+use crate::train::*;
 
 /// What is wrong with the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -241,7 +242,10 @@ fn a_bypassed_probe_fails_at_the_first_step() {
         let told = learner.check(&batch(4, 0)).unwrap_err();
         assert!(matches!(told, Error::NotSites { .. }), "{told}");
         assert_eq!(learner.monitor().error(), None);
-        let step = std::panic::AssertUnwindSafe(|| TrainStep::step(&learner, batch(4, 0)));
+        let step = std::panic::AssertUnwindSafe(|| {
+            let output = TrainStep::step(&learner, batch(4, 0));
+            learner.clone().optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, output.grads)
+        });
         let panic = std::panic::catch_unwind(step).map(drop).unwrap_err();
         assert_eq!(panic.downcast_ref::<String>(), Some(&told.to_string()));
         assert!(!told.to_string().contains('\n'));
@@ -256,6 +260,36 @@ fn a_bypassed_probe_fails_at_the_first_step() {
         assert_eq!(learner.monitor().error(), Some(told));
     }
     assert_eq!(learner(Fault::Bypass, Space::weights(), 0.01).check(&batch(4, 0)), Ok(()));
+}
+
+/// The baseline refuses the batches that the forward learner refuses.
+#[test]
+fn the_baseline_tells_what_it_cannot_train_on() {
+    let short = || {
+        let Batch { ids, input, target } = batch(4, 0);
+        let ids = ids.into_iter().chain([9]).collect();
+        Batch { ids, input: Tensor::<AB, 2>::from_inner(input), target: Tensor::<AB, 2>::from_inner(target) }
+    };
+    let expected = Error::Length { name: "the input of the batch", got: 4, expected: 5 };
+    let learner = BackpropLearner::new(model(Fault::Nothing));
+    let train = std::panic::AssertUnwindSafe(|| {
+        let output = TrainStep::step(&learner, short());
+        assert!(output.grads.is_empty());
+        learner.clone().optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, output.grads)
+    });
+    let panic = std::panic::catch_unwind(train).map(drop).unwrap_err();
+    assert_eq!(panic.downcast_ref::<String>(), Some(&expected.to_string()));
+    assert_eq!(learner.monitor().error(), Some(expected.clone()));
+
+    // with an interrupter the run ends in an orderly way, and the model is as it was
+    let learner = BackpropLearner::new(model(Fault::Nothing));
+    let interrupter = Interrupter::new();
+    learner.monitor().stop_with(interrupter.clone());
+    let output = TrainStep::step(&learner, short());
+    let after = learner.clone().optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, output.grads);
+    assert_eq!(weights(&after.model.valid()), weights(&learner.model.valid()));
+    assert!(InferenceStep::step(&learner, short()).losses.into_data().iter::<f32>().all(f32::is_nan));
+    assert_eq!(interrupter.get_message(), Some(expected.to_string()));
 }
 
 /// A check leaves nothing: the run after it has the bits of one without.

@@ -6,7 +6,6 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::train::TrainStep;
 
-use super::*;
 use crate::allocator::QueryBudget;
 use crate::allocator::Uniform;
 use crate::batch::Batch;
@@ -17,6 +16,7 @@ use crate::noise::Sampling;
 use crate::noise::forced;
 use crate::probe::Probe;
 use crate::testing::{AB, B};
+use crate::train::*;
 
 /// A classifier of vectors.
 #[derive(Module, Debug)]

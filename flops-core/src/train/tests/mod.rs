@@ -1,5 +1,14 @@
 //! Learners as burn-train drives them: no graph, exact resume, no training on broken values.
 
+mod allocating;
+mod clones;
+mod dropping;
+mod exact;
+mod failures;
+mod half;
+mod prefixes;
+mod state;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -6,11 +6,11 @@ use burn::prelude::*;
 use burn::record::{DefaultRecorder, Recorder};
 use burn::train::TrainStep;
 
-use super::*;
 use crate::allocator::{Allocation, GaussianAllocator, GaussianAllocatorConfig, QueryBudget};
 use crate::estimator::trained_parameters;
 use crate::model::ForwardModel;
 use crate::testing::{AB, B, Zoo, padded_batch, weights, zoo};
+use crate::train::*;
 
 type Learner = ForwardLearner<AB, Zoo<AB>, GaussianAllocator<AB>>;
 

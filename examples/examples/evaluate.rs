@@ -99,7 +99,8 @@ fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<Stri
     let unknown: Vec<&str> = data.iter().zip(&named).filter(|n| n.1.is_none()).map(|n| n.0.as_str()).take(5).collect();
     ensure!(
         found.is_empty() && model.len() == data.len(),
-        "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose weights with a head for this data set, or \
+        "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose \
+         weights with a head for this data set, or \
          tune one with vit_cifar",
         model.len(),
         model.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "),

@@ -232,7 +232,8 @@ impl Args {
         let steps = self.cap.saturating_sub(evaluations) / step;
         ensure!(
             steps > 0,
-            "--cap {}: two evaluations take {evaluations} queries and a step {step}; raise it, or lower --test, --batch-size or --queries",
+            "--cap {}: two evaluations take {evaluations} queries and a step {step}; raise it, or lower \
+             --test, --batch-size or --queries",
             self.cap
         );
         Ok(steps as usize)

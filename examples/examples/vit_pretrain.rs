@@ -148,7 +148,8 @@ fn train(args: Args) -> Result<()> {
         let percent = 100.0 * accuracy(&model.valid(), &test);
         println!("epoch {epoch}: test accuracy {percent:.2} %, {:.0} s", start.elapsed().as_secs_f64());
         let description = format!(
-            "pretrained by backpropagation on {images} CIFAR-10 records, {epoch} of {} epochs, seed {}: test accuracy {percent:.2} %",
+            "pretrained by backpropagation on {images} CIFAR-10 records, {epoch} of {} epochs, seed {}: \
+             test accuracy {percent:.2} %",
             args.epochs, args.seed,
         );
         let (config, resizing, classes) = (config.clone(), Resizing::default(), classes.clone());

@@ -61,7 +61,10 @@ pub enum Error {
     },
     /// Trained parameters that noise on layers (activation and low-rank space) cannot reach.
     #[error(
-        "{missed} of {trained} trained parameters belong to no layer called through the probe ({paths}), and the activation and low-rank spaces perturb only those; call their layers as probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) sites by Probe::site, freeze them, or use the weight space"
+        "{missed} of {trained} trained parameters belong to no layer called through the probe ({paths}), \
+         and the activation and low-rank spaces perturb only those; call their layers as \
+         probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) \
+         sites by Probe::site, freeze them, or use the weight space"
     )]
     NotSites {
         /// The paths of the first of them.
@@ -74,7 +77,9 @@ pub enum Error {
     /// A layer under a token mask that does not say how its squared score norm is spread over the
     /// tokens.
     #[error(
-        "a site under a token mask gives its squared score norm in {got} parts where {expected} tokens are masked; give squares of shape [rows, tokens] (SquaredScoreNorm::of_inputs on an input [rows, tokens, …] does), or call the layer inside probe.unmasked"
+        "a site under a token mask gives its squared score norm in {got} parts where {expected} tokens are \
+         masked; give squares of shape [rows, tokens] (SquaredScoreNorm::of_inputs on an input [rows, \
+         tokens, …] does), or call the layer inside probe.unmasked"
     )]
     NormByToken {
         /// Parts of the norm.
@@ -90,7 +95,8 @@ pub enum Error {
     },
     /// Parameters with a gradient in closed form that are called through the probe as well.
     #[error(
-        "{count} parameters have exact gradients and are called through the probe ({paths}); call their layers without it, so that no query perturbs them"
+        "{count} parameters have exact gradients and are called through the probe ({paths}); call their \
+         layers without it, so that no query perturbs them"
     )]
     ExactSites {
         /// The paths of the first of them.
@@ -100,7 +106,10 @@ pub enum Error {
     },
     /// Trained parameters that also act on the losses outside the layers called through the probe.
     #[error(
-        "the losses depend on trained parameters outside the layers called through the probe, and that part of the gradient would be lost: {paths}; call every use through the probe (probe.tied_linear for an output that shares the weight of an embedding), move a weight penalty to the optimizer's weight decay, or use the weight space"
+        "the losses depend on trained parameters outside the layers called through the probe, and that part \
+         of the gradient would be lost: {paths}; call every use through the probe (probe.tied_linear for an \
+         output that shares the weight of an embedding), move a weight penalty to the optimizer's weight \
+         decay, or use the weight space"
     )]
     ActsOutsideSites {
         /// The paths of the first of them.
@@ -108,7 +117,9 @@ pub enum Error {
     },
     /// A gradient of another shape than its parameter.
     #[error(
-        "a gradient of {path} has the shape {gradient:?}, and the parameter has {parameter:?}; add every gradient in the shape of its parameter, in Site::backward and WeightNoise::add_gradients (transpose it where the layer's weight is stored transposed), and exact gradients with as many elements"
+        "a gradient of {path} has the shape {gradient:?}, and the parameter has {parameter:?}; add every \
+         gradient in the shape of its parameter, in Site::backward and WeightNoise::add_gradients \
+         (transpose it where the layer's weight is stored transposed), and exact gradients with as many elements"
     )]
     GradientShape {
         /// The path of the parameter.
@@ -120,7 +131,9 @@ pub enum Error {
     },
     /// A bare parameter that is not stored with one row.
     #[error(
-        "{path} is a bare parameter of shape {shape:?}, and its first axis must be 1, the row that all examples share; store it as [1, …], such as [1, tokens, d], and join it to the rows by probe.add or probe.cat"
+        "{path} is a bare parameter of shape {shape:?}, and its first axis must be 1, the row that all \
+         examples share; store it as [1, …], such as [1, tokens, d], and join it to the rows by probe.add \
+         or probe.cat"
     )]
     BareParameter {
         /// The path of the parameter.
@@ -130,7 +143,9 @@ pub enum Error {
     },
     /// A tensor whose first axis is not the rows of the pass.
     #[error(
-        "{what} has the shape {shape:?} in a pass of {rows} rows; the first axis must be the rows, or 1 for what does not depend on the input: reshape it to [rows, tokens, …] before the call, with tokens on an axis of their own"
+        "{what} has the shape {shape:?} in a pass of {rows} rows; the first axis must be the rows, or 1 for \
+         what does not depend on the input: reshape it to [rows, tokens, …] before the call, with tokens on \
+         an axis of their own"
     )]
     RowAxis {
         /// The tensor: the output of a layer, by the path of its parameter, or an argument of the
@@ -143,7 +158,9 @@ pub enum Error {
     },
     /// A layer whose output changes its shape with the number of rows.
     #[error(
-        "the output of the layer of {path} has {few} values a row in a pass of {few_rows} rows, and {many} in one of {many_rows}: its first axis is not the rows; reshape the input of the layer to [rows, tokens, …], and give bare parameters a first axis of 1"
+        "the output of the layer of {path} has {few} values a row in a pass of {few_rows} rows, and {many} \
+         in one of {many_rows}: its first axis is not the rows; reshape the input of the layer to [rows, \
+         tokens, …], and give bare parameters a first axis of 1"
     )]
     RowShape {
         /// The path of the layer's parameter.
@@ -159,7 +176,8 @@ pub enum Error {
     },
     /// Layers that are called in some passes, and not in others.
     #[error(
-        "the layers called through the probe differ between two passes of one step, from that of {path} on; call the same layers in the same order whatever the rows, and multiply what a row does not use by 0"
+        "the layers called through the probe differ between two passes of one step, from that of {path} on; \
+         call the same layers in the same order whatever the rows, and multiply what a row does not use by 0"
     )]
     SitesVary {
         /// The path of the parameter of the first layer that differs.
@@ -167,7 +185,9 @@ pub enum Error {
     },
     /// A pass that returns another number of rows than it was given.
     #[error(
-        "{what} of the model: {got} rows where the pass has {rows}; a pass has one row per example, and then one per query where it is perturbed: keep rows on the first axis, and join tensors by probe.align, probe.add or probe.cat"
+        "{what} of the model: {got} rows where the pass has {rows}; a pass has one row per example, and \
+         then one per query where it is perturbed: keep rows on the first axis, and join tensors by \
+         probe.align, probe.add or probe.cat"
     )]
     RowCount {
         /// What has the wrong number: output, losses, …
@@ -180,7 +200,9 @@ pub enum Error {
     /// An allocator that gives examples unequal numbers of queries, although they share their
     /// noise.
     #[error(
-        "the '{allocator}' allocator cannot be used with weight noise: the examples of a pass share that noise, so unequal numbers of queries gain nothing; use the uniform allocator, or the activation or low-rank space"
+        "the '{allocator}' allocator cannot be used with weight noise: the examples of a pass share that \
+         noise, so unequal numbers of queries gain nothing; use the uniform allocator, or the activation or \
+         low-rank space"
     )]
     SharedNoise {
         /// The name of the allocator.
@@ -209,7 +231,8 @@ pub enum Error {
     NothingTrained,
     /// Examples whose unperturbed loss is not finite, though training has not diverged.
     #[error(
-        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or infinite values in their inputs and targets, or in the initial parameters if every example is named"
+        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or \
+         infinite values in their inputs and targets, or in the initial parameters if every example is named"
     )]
     NonFiniteData {
         /// The number of such examples.
@@ -219,7 +242,8 @@ pub enum Error {
     },
     /// Losses that were finite and no longer are, or many steps in a row without a finite loss.
     #[error(
-        "training has diverged: {evidence} (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume from the last checkpoint"
+        "training has diverged: {evidence} (sigma = {sigma}, lr = {lr}); lower lr, or sigma, and resume \
+         from the last checkpoint"
     )]
     Diverged {
         /// What shows it.
@@ -231,7 +255,8 @@ pub enum Error {
     },
     /// The allocator's update has another type than the allocator takes.
     #[error(
-        "the update of allocator '{allocator}' has a foreign type and is lost; let `Allocator::Update` be one type on both backends"
+        "the update of allocator '{allocator}' has a foreign type and is lost; let `Allocator::Update` be \
+         one type on both backends"
     )]
     ForeignUpdate {
         /// Name of the allocator.

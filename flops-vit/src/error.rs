@@ -55,7 +55,8 @@ pub enum VitError {
     },
     /// `cls_tail` for a model that classifies by the mean of its patch tokens.
     #[error(
-        "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch tokens; use last:1"
+        "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch \
+         tokens; use last:1"
     )]
     ScopeToken,
     /// The rank of adapters is 0 or above the width of the model.
@@ -123,7 +124,8 @@ pub enum CheckpointError {
     },
     /// The file holds adapters, and a whole model is expected.
     #[error(
-        "it holds the adapters of a model, not the model; load that first, then this file with checkpoint::load_adapters"
+        "it holds the adapters of a model, not the model; load that first, then this file with \
+         checkpoint::load_adapters"
     )]
     OnlyAdapters,
     /// The file holds a whole model, and adapters are expected.
@@ -184,7 +186,8 @@ pub enum CheckpointError {
     },
     /// A weight is NaN or infinite.
     #[error(
-        "parameter '{name}' has values that are not finite; the training that wrote it diverged, use an earlier checkpoint"
+        "parameter '{name}' has values that are not finite; the training that wrote it diverged, use an \
+         earlier checkpoint"
     )]
     NonFinite {
         /// The parameter.

@@ -131,7 +131,8 @@ impl Artifacts {
             let (now, then) = (settings.get(name).unwrap_or(&Value::Null), earlier.get(name).unwrap_or(&Value::Null));
             if now != then {
                 bail!(
-                    "cannot resume: {name} is {now}, the run in {} has {then}; give the same value, or start a new run in \
+                    "cannot resume: {name} is {now}, the run in {} has {then}; give the same value, or \
+                     start a new run in \
                      another --artifact-dir",
                     self.dir.display()
                 );

@@ -6,6 +6,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::prelude::*;
 
+use super::tests::figures_of;
 use super::*;
 use crate::allocator::{Allocation, QueryBudget};
 use crate::batch::Batch;
@@ -14,7 +15,7 @@ use crate::losses::cross_entropy;
 use crate::model::ForwardModel;
 use crate::noise::Placement;
 use crate::probe::{Probe, StepKey};
-use crate::testing::{AB, B, flat, reseeded};
+use crate::testing::{AB, B, reseeded};
 
 const EXAMPLES: usize = 5;
 const DIM: usize = 6;
@@ -101,9 +102,7 @@ fn figures(estimator: &Estimator, model: &Dropped<AB>, batch: &Rows, step: u64) 
         Space::Weights { .. } => Allocation::uniform(EXAMPLES, &QueryBudget::new(4, 1).unwrap()),
         _ => Allocation::project(&weights, &QueryBudget::new(4, 1).unwrap()).unwrap(),
     };
-    let estimate = clean.estimate(&allocation, step + 50).unwrap();
-    let of = |id| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect());
-    [clean.losses.clone(), estimate.second_moments.clone(), flat(&plain, &mut |id, _| of(id))]
+    figures_of(&clean, &allocation, step + 50)
 }
 
 /// The estimate is bit for bit that of the same model with the factors multiplied in: what every

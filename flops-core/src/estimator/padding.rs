@@ -6,6 +6,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::prelude::*;
 
+use super::tests::figures_of;
 use super::*;
 use crate::allocator::{Allocation, QueryBudget};
 use crate::batch::Batch;
@@ -97,9 +98,7 @@ fn figures(estimator: &Estimator, masked: bool, pads: usize, prediction: Option<
     let mut clean = estimator.clean(&model, &batch, &trained).unwrap();
     clean.set_prediction(prediction);
     let allocation = Allocation::uniform(EXAMPLES, &QueryBudget::new(6, 1).unwrap());
-    let estimate = clean.estimate(&allocation, 3).unwrap();
-    let of = |id| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect());
-    [clean.losses.clone(), estimate.second_moments.clone(), flat(&model, &mut |id, _| of(id))]
+    figures_of(&clean, &allocation, 3)
 }
 
 /// Relative distance of two vectors.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use burn::module::{ModuleMapper, Param, ParamId};
 use burn::prelude::*;
+use burn::tensor::FloatDType;
 
 use super::clean::CleanPass;
 use super::context::{check_failure, to_host};
@@ -192,7 +193,7 @@ fn moved<B: Backend, const D: usize>(value: Tensor<B, D>, number: usize) -> Tens
     let flat: Tensor<B, 1> = value.reshape([len]).cast(ops::accum_dtype::<B>());
     let size = flat.clone().powi_scalar(2).mean().sqrt();
     let size = size.clone().mask_fill(size.equal_elem(0.0), FROM_ZERO);
-    let wave = Tensor::<B, 1, Int>::arange(0..len as i64, &device).float().cast(ops::accum_dtype::<B>());
+    let wave = Tensor::<B, 1, Int>::arange(0..len as i64, &device).cast(FloatDType::F32).cast(ops::accum_dtype::<B>());
     let wave = (wave * 0.731_058_6 + (1 + number) as f64).sin() * 1.5;
     (flat + wave * size).reshape(shape).cast(dtype)
 }

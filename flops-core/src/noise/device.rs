@@ -149,7 +149,8 @@ impl<B: Backend> DeviceNoise<B> {
         let given = x.shape().num_elements();
         assert!(
             given == len || given == rows * len,
-            "noise of {rows} rows of {len} values cannot be added to {:?}: a site has a row for each, a parameter one for all",
+            "noise of {rows} rows of {len} values cannot be added to {:?}: a site has a row for each, a \
+             parameter one for all",
             x.dims()
         );
         if self.within_segment(len).1 == len {

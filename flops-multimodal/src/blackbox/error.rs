@@ -150,7 +150,8 @@ pub enum BlackBoxError {
     },
     /// The queries exceed the cap. They were not sent.
     #[error(
-        "{requested} more queries would exceed the cap of {cap}, of which {spent} are spent or in flight; raise it, or stop here"
+        "{requested} more queries would exceed the cap of {cap}, of which {spent} are spent or in flight; \
+         raise it, or stop here"
     )]
     CapReached {
         /// The cap.
@@ -201,7 +202,8 @@ pub enum JournalError {
     },
     /// The answers are those of another black box.
     #[error(
-        "it holds the answers of another black box ({got} classes, fingerprint {got_fingerprint}; this one has {expected} and {expected_fingerprint}); give another path"
+        "it holds the answers of another black box ({got} classes, fingerprint {got_fingerprint}; this one \
+         has {expected} and {expected_fingerprint}); give another path"
     )]
     OtherBlackBox {
         /// Classes of the black box in the file.

@@ -27,7 +27,8 @@ pub enum DataError {
     },
     /// CIFAR is not where it was looked for.
     #[error(
-        "no {data_set} {wanted} in {}: name the folder of the official binary files ({files}) with --data-dir, or fetch the data \
+        "no {data_set} {wanted} in {}: name the folder of the official binary files ({files}) with \
+         --data-dir, or fetch the data \
          with --download",
         path.display()
     )]
@@ -56,7 +57,8 @@ pub enum DataError {
     },
     /// The size of a binary file is not a whole number of records.
     #[error(
-        "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (labels and 32×32×3 pixels); the next \
+        "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (labels and 32×32×3 \
+         pixels); the next \
          whole size is {expected}: fetch the file again",
         path.display()
     )]
@@ -108,7 +110,8 @@ pub enum DataError {
     },
     /// No image of a class folder can be decoded.
     #[error(
-        "none of the {files} images of the class in {} can be decoded (the first: {reason}): replace them or remove the folder",
+        "none of the {files} images of the class in {} can be decoded (the first: {reason}): replace them \
+         or remove the folder",
         path.display()
     )]
     BrokenClass {
@@ -155,7 +158,8 @@ pub enum DataError {
     ZeroImageSize,
     /// The download failed.
     #[error(
-        "{data_set} could not be downloaded ({reason}): check the network, or name a folder that holds it with --data-dir"
+        "{data_set} could not be downloaded ({reason}): check the network, or name a folder that holds it \
+         with --data-dir"
     )]
     Download {
         /// CIFAR-10 or CIFAR-100.
@@ -165,7 +169,8 @@ pub enum DataError {
     },
     /// The build has no download.
     #[error(
-        "this build cannot download: build with `--features download`, or name a folder that holds {data_set} with --data-dir"
+        "this build cannot download: build with `--features download`, or name a folder that holds \
+         {data_set} with --data-dir"
     )]
     DownloadDisabled {
         /// CIFAR-10 or CIFAR-100.

@@ -38,7 +38,8 @@ fn config_of(name: &str) -> Result<ViTConfig> {
         "vit_small_patch16_224" => ViTConfig::vit_small_patch16_224().with_num_classes(10),
         "vit_base_patch16_224" => ViTConfig::vit_base_patch16_224().with_num_classes(10),
         _ => bail!(
-            "--model {name}: use vit_micro_patch4_32, vit_tiny_patch16_224, vit_small_patch16_224 or vit_base_patch16_224"
+            "--model {name}: use vit_micro_patch4_32, vit_tiny_patch16_224, vit_small_patch16_224 or \
+             vit_base_patch16_224"
         ),
     })
 }

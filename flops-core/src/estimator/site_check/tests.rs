@@ -240,9 +240,8 @@ fn accidents_of_equal_counts_are_found() {
         let joined = all(Way::Joined, Space::activation(), rows, 256);
         assert!(matches!(joined, Err(Error::RowAxis { what, .. }) if what == "an argument of probe.add"));
     }
-    assert!(
-        matches!(all(Way::Vary, Space::activation(), 3, 256), Err(Error::SitesVary { path }) if path == "model.mix.weight")
-    );
+    let vary = all(Way::Vary, Space::activation(), 3, 256);
+    assert!(matches!(vary, Err(Error::SitesVary { path }) if path == "model.mix.weight"));
     assert!(matches!(all(Way::FlatRow, Space::activation(), 1, 256), Err(Error::RowShape { .. })));
 }
 

@@ -15,7 +15,7 @@ use super::threads::threads;
 #[derive(Args, Clone, Debug)]
 pub struct ForwardArgs {
     /// Allocator of the queries: uniform, neyman, gaussian, bernoulli or gaussian-paper [default:
-    /// the method's, gaussian].
+    /// the method's, neyman].
     #[arg(long)]
     pub allocator: Option<String>,
     /// Source of the allocator's variances: running, loss or pilot:N [default: the library's].

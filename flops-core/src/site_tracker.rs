@@ -152,6 +152,9 @@ mod tests {
         tracker.observe(&[moment(2, 1.0, 1)]);
         close(tracker.probabilities(&sites([1, 2]), &[1.0; 2]), &[3.0, 1.0].map(|r| 0.1 + 0.8 * r / 4.0));
         close(tracker.probabilities(&sites([1, 2, 3]), &[1.0; 3]), &[1.0 / 3.0; 3]);
+        let mut flat = SiteTracker::default();
+        flat.observe(&[moment(1, 0.0, 1), moment(2, 0.0, 1)]);
+        close(flat.probabilities(&sites([1, 2]), &[1.0; 2]), &[0.5; 2]);
         assert!(tracker.probabilities(&[], &[]).is_empty());
     }
 

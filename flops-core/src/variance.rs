@@ -287,6 +287,11 @@ mod tests {
         let mut tracker = VarianceTracker::new();
         tracker.observe(&[1, 2, 3], &[1.0, f64::NAN, 1.0], &[f64::INFINITY, 1.0, 1.0], &[5, 5, 0]);
         assert_eq!(tracker.predict(&[1, 2], &[1.0, 1.0]), [1.0, 1.0]);
+        assert!(tracker.is_empty());
+        // beside an example with queries, one without any is not remembered
+        tracker.observe(&[1, 2], &[1.0; 2], &[4.0; 2], &[5, 0]);
+        assert_eq!((tracker.len(), tracker.is_empty()), (1, false));
+        assert!(tracker.predict(&[1, 2], &[1.0; 2]).iter().all(|v| (v - 4.0).abs() < 1e-12));
     }
 
     #[test]

@@ -311,7 +311,13 @@ mod tests {
         // τ = 0.5 leaves 1.5, 1.5 and 3. The remainders are equal, so the earlier example gets the
         // query.
         assert_eq!(Allocation::project(&[2.0, 2.0, 3.5], &budget(2, 1)).unwrap().counts(), [2, 1, 3]);
-        assert_eq!(Allocation::neyman(&[1.0, 3.0], &budget(4, 1)).unwrap().counts(), [2, 6]);
+        // shares of 2.6, 1.5 and 1.9 beside the minimum: the largest remainders are 0.9 and 0.6
+        assert_eq!(Allocation::project(&[3.6, 2.5, 2.9], &budget(3, 1)).unwrap().counts(), [4, 2, 3]);
+        for unit in [1.0, 1e200, 1e-200] {
+            assert_eq!(Allocation::neyman(&[unit, 3.0 * unit], &budget(4, 1)).unwrap().counts(), [2, 6], "{unit}");
+        }
+        // here the shares rounded down, and filled up to the total, are [2, 12, 1]: a query moves
+        assert_eq!(Allocation::neyman(&[1.0, 8.0, 1.0], &budget(5, 1)).unwrap().counts(), [2, 11, 2]);
         assert_eq!(Allocation::neyman(&[0.0, 0.0, 9.0], &budget(7, 3)).unwrap().counts(), [3, 3, 15]);
         assert_eq!(Allocation::neyman(&[0.0; 3], &budget(7, 3)).unwrap().counts(), [7, 7, 7]);
     }

@@ -320,6 +320,30 @@ mod tests {
     }
 
     #[test]
+    fn it_starts_with_the_logit_of_the_configured_probability() {
+        let lambda = allocator(BernoulliAllocatorConfig::new().with_keep(0.8)).lambda();
+        assert!(lambda.len() == 2 && (lambda[0] - 4f64.ln()).abs() < 1e-6 && lambda[1] == 0.0, "{lambda:?}");
+    }
+
+    /// With at least two queries each, six are left to be shared by what two examples kept.
+    #[test]
+    fn the_minimum_comes_before_the_shares() {
+        let budget = QueryBudget::new(5, 2).unwrap();
+        assert_eq!(spare(&budget), 3);
+        let features = DatumFeatures { losses: &[1.0; 2], variances: &[1.0; 2], ..Default::default() };
+        let design = MeanModel::Loss.design(&features).unwrap();
+        let law = Bernoulli::new(&[0.0, 0.0], &design, spare(&budget));
+        assert_eq!(law.allocation(&vec![1, 2], &budget).unwrap().counts(), [4, 6]);
+    }
+
+    #[test]
+    fn coefficients_stay_within_their_bounds() {
+        let mut lambda = [-9.0, 9.0, 0.5];
+        clamp(&mut lambda);
+        assert_eq!(lambda, [-8.0, 8.0, 0.5]);
+    }
+
+    #[test]
     fn errors_name_the_setting() {
         let fail = |c: BernoulliAllocatorConfig| c.init::<Flex>(&Default::default()).unwrap_err().to_string();
         let config = BernoulliAllocatorConfig::new;

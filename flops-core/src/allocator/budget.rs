@@ -85,6 +85,24 @@ impl QueryBudget {
 mod tests {
     use super::*;
 
+    /// A budget counts whole passes: queries that cost a part of one are more, up to a thousandfold.
+    #[test]
+    fn cheap_queries_are_more() {
+        let at_cost = |queries, cost| QueryBudget::new(queries, 1).unwrap().at_cost(cost).queries_per_datum();
+        assert_eq!([1.0, 0.5, 0.1, 2.0, 0.0].map(|cost| at_cost(3, cost)), [3, 6, 30, 3, 3000]);
+        assert_eq!(at_cost(QueryBudget::MAX_PER_DATUM, 0.5), QueryBudget::MAX_PER_DATUM);
+    }
+
+    #[test]
+    fn pilots_leave_the_rest_of_the_budget() {
+        let budget = QueryBudget::new(5, 3).unwrap();
+        let rest = |pilots| budget.after_pilots(pilots).map(|b| (b.queries_per_datum(), b.min_per_datum()));
+        assert_eq!([1, 2, 4].map(|pilots| rest(pilots).unwrap()), [(4, 2), (3, 1), (1, 1)]);
+        for pilots in [0, 5, 6] {
+            assert!(rest(pilots).unwrap_err().to_string().contains("use 1 to 4"), "{pilots}");
+        }
+    }
+
     #[test]
     fn errors_name_the_setting() {
         let message = |queries, min| QueryBudget::new(queries, min).unwrap_err().to_string();

@@ -301,6 +301,22 @@ mod tests {
         (0..n * n).map(|ij| rows.iter().map(|row| row[ij / n] * row[ij % n]).sum()).collect()
     }
 
+    /// One minus the cosine, whatever the lengths of the embeddings.
+    #[test]
+    fn distances_are_those_of_directions() {
+        let values = [1.0, 0.0, 0.0, 3.0, 2.0, 2.0, -5.0, 0.0];
+        let given = Embeddings::new(&values, 2).unwrap();
+        let Distances::Exact { all, .. } = Distances::new(4, Some(&given), 4, 1) else { panic!("four are few") };
+        let half = 1.0 - 0.5f64.sqrt();
+        let expected = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, half, half, 0.0, 0.0, 2.0, 1.0, 2.0 - half, 0.0];
+        assert!(all.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{all:?}");
+        // the landmarks are examples 0 and 2
+        let Distances::LowRank { to, among, .. } = Distances::new(4, Some(&given), 3, 2) else { panic!("of rank 2") };
+        let expected = [0.0, half, 1.0, half, half, 0.0, 2.0, 2.0 - half];
+        assert!(to.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{to:?}");
+        assert!(among.iter().zip([0.0, half, half, 0.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{among:?}");
+    }
+
     #[test]
     fn the_factor_reproduces_the_covariance() {
         let values = embeddings(10);

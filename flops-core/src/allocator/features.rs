@@ -113,6 +113,7 @@ mod tests {
         };
         assert!(check(&[1.0; 4]).is_ok());
         assert_eq!(check(&[1.0; 6]), Err(Error::Length { name: "embeddings", got: 3, expected: 2 }));
-        assert!(check(&[1.0, 1.0, 1.0, f32::NAN]).unwrap_err().to_string().contains("embeddings[1] = NaN"));
+        assert!(check(&[1.0, f32::NAN, 1.0, 1.0]).unwrap_err().to_string().contains("embeddings[0] = NaN"));
+        assert!(check(&[1.0, 1.0, f32::NAN, 1.0]).unwrap_err().to_string().contains("embeddings[1] = NaN"));
     }
 }

@@ -571,6 +571,26 @@ mod tests {
         }
     }
 
+    /// σ has a floor of one query, in units of A₀; β₀ has bounds of its own, unless it is a rank's.
+    #[test]
+    fn bounds_are_those_of_each_coefficient() {
+        let clamped = |mean, lambda: [f64; 5], per_datum| {
+            let mut lambda = lambda;
+            GaussianAllocatorConfig::new().with_mean(mean).clamp(&mut lambda, &queries(per_datum));
+            lambda
+        };
+        let (low, high, variance) = ([-9.0; 5], [9.0; 5], MeanModel::Variance);
+        let floors = [(20, 0.05f64), (1, 0.5), (5000, 1e-3)];
+        for (per_datum, floor) in floors {
+            assert_eq!(clamped(variance, low, per_datum), [0.0, -4.0, -4.0, floor.ln(), 0.1f64.ln()]);
+        }
+        assert_eq!(clamped(variance, high, 20), [2.0, 4.0, 4.0, 0.5f64.ln(), 0.0]);
+        assert_eq!(clamped(MeanModel::Ranks(3), low, 20)[..3], [-4.0; 3]);
+        assert_eq!(clamped(MeanModel::Ranks(3), high, 20)[..3], [4.0; 3]);
+        let inside = [1.0, 0.5, -0.5, 0.1f64.ln(), 0.3f64.ln()];
+        assert_eq!(clamped(variance, inside, 20), inside);
+    }
+
     /// β₀ has no effect: the projection removes what all examples share.
     #[test]
     fn beta_0_changes_no_allocation() {

@@ -168,3 +168,78 @@ pub(super) fn within(name: &'static str, value: f64, (low, high): (f64, f64)) ->
         false => Err(Error::Setting { name, value, remedy: format!("choose a value from {low} to {high}") }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Draws 0, 1, 2, … in turn; draw k gives the first of two examples k + 1 of 5 queries, and has
+    /// the score (k, 1).
+    struct InTurn(Cell<usize>);
+
+    impl Law for InTurn {
+        type Draw = usize;
+        fn draw(&self, _: &mut StdRng) -> usize {
+            self.0.replace(self.0.get() + 1)
+        }
+        fn mean(&self, budget: &QueryBudget) -> Result<Allocation, Error> {
+            Ok(Allocation::uniform(2, budget))
+        }
+        fn allocation(&self, draw: &usize, _: &QueryBudget) -> Result<Allocation, Error> {
+            Ok(Allocation::of(&[draw + 1, 4 - draw]))
+        }
+        fn score(&self, draw: &usize) -> Vec<f64> {
+            vec![*draw as f64, 1.0]
+        }
+    }
+
+    /// Σ (J − mean of the others)/(n·spread)·score, written out for three draws.
+    #[test]
+    fn the_gradient_is_the_mean_of_the_scores_weighted_by_standardised_costs() {
+        let budget = QueryBudget::new(3, 1).unwrap();
+        let of = |variances: [f64; 2]| {
+            gradient(&InTurn(Cell::new(0)), (&variances, &budget), 3, &mut StdRng::seed_from_u64(0)).unwrap()
+        };
+        let j = |a: f64| 8.0 / a + 2.0 / (5.0 - a);
+        let costs = [j(1.0), j(2.0), j(3.0)];
+        let mean = costs.iter().sum::<f64>() / 3.0;
+        let spread = (costs.iter().map(|c| (c - mean) * (c - mean)).sum::<f64>() / 3.0).sqrt();
+        let others = |i: usize| (costs.iter().sum::<f64>() - costs[i]) / 2.0;
+        let expected: f64 = (0..3).map(|i| (costs[i] - others(i)) / (3.0 * spread) * i as f64).sum();
+        let got = of([8.0, 2.0]).unwrap();
+        assert!((got[0] - expected).abs() < 1e-12 && expected.abs() > 0.1, "{got:?}, not {expected}");
+        assert!(got[1].abs() < 1e-12, "what all scores share cancels");
+        // the scale of the variances has no part in it
+        let scaled = of([8e-30, 2e-30]).unwrap();
+        assert!((scaled[0] - expected).abs() < 1e-9, "{scaled:?}");
+        assert_eq!(of([0.0; 2]), None);
+    }
+
+    /// Adam's first steps (Kingma & Ba 2015) with decays of 0.9 and 0.99, written out.
+    #[test]
+    fn steps_of_lambda_are_those_of_adam() {
+        let (mut adam, mut lambda) = (Adam::default(), [1.0, -2.0]);
+        adam.step(&mut lambda, &[3.0, -0.5], 0.1);
+        // bias correction makes the first step a sign
+        assert!((lambda[0] - 0.9).abs() < 1e-8 && (lambda[1] + 1.9).abs() < 1e-8, "{lambda:?}");
+        adam.step(&mut lambda, &[-1.0, 2.0], 0.1);
+        for (lambda, (start, g)) in lambda.into_iter().zip([(0.9, [3.0, -1.0]), (-1.9, [-0.5, 2.0])]) {
+            let first = (0.9 * 0.1 * g[0] + 0.1 * g[1]) / (1.0 - 0.9 * 0.9);
+            let second: f64 = (0.99 * 0.01 * g[0] * g[0] + 0.01 * g[1] * g[1]) / (1.0 - 0.99 * 0.99);
+            let expected = start - 0.1 * first / second.sqrt();
+            assert!((lambda - expected).abs() < 1e-7, "{lambda}, not {expected}");
+        }
+        // a gradient of zero leaves λ where it is, and is no number over no number
+        let (mut still, mut adam) = ([4.0], Adam::default());
+        adam.step(&mut still, &[0.0], 0.1);
+        assert_eq!(still, [4.0]);
+    }
+
+    #[test]
+    fn a_setting_lies_within_its_range_ends_included() {
+        let ok = |value| within("lr", value, (0.5, 2.0)).is_ok();
+        assert_eq!([0.5, 1.0, 2.0, 0.4, 2.1, f64::NAN].map(ok), [true, true, true, false, false, false]);
+    }
+}

@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn ranks_follow_the_order_of_the_losses() {
         let losses = [5.0, 1.0, 3.0, 2.0, 4.0];
-        let beta = [10.0, 20.0, 30.0, 40.0, 50.0];
+        let beta = [10.0, 20.0, 30.0, 40.0, 70.0];
         let design = MeanModel::Ranks(5).design(&features(&losses)).unwrap();
-        assert_eq!(design.mean(&beta), [50.0, 10.0, 30.0, 20.0, 40.0]);
+        assert_eq!(design.mean(&beta), [70.0, 10.0, 30.0, 20.0, 40.0]);
         // five examples interpolate between three coefficients
         let design = MeanModel::Ranks(3).design(&features(&losses)).unwrap();
         assert_eq!(design.mean(&[0.0, 10.0, 40.0]), [40.0, 0.0, 10.0, 5.0, 25.0]);
@@ -247,6 +247,9 @@ mod tests {
         let message = |r: Result<Design, Error>| r.err().unwrap().to_string();
         assert!(message(MeanModel::Features(3).design(&given)).contains("2 entries where 3"));
         assert!(message(MeanModel::Features(2).design(&features(&losses))).contains("allocation features"));
+        let counts = [MeanModel::Loss, MeanModel::Variance, MeanModel::Ranks(2), MeanModel::Features(2)];
+        assert_eq!(counts.map(MeanModel::coefficients), [2, 3, 2, 3]);
+        assert_eq!(MeanModel::Ranks(2).start(1.0, 0.0).unwrap(), [1.0, 1.0]);
         assert!(MeanModel::Features(0).start(1.0, 0.0).is_err() && MeanModel::Ranks(1).start(1.0, 0.0).is_err());
     }
 }

@@ -58,6 +58,21 @@ struct Holder<B: Backend, A> {
     allocator: A,
 }
 
+/// An allocator made by name has that name; uniform shares are those of one kind alone.
+#[test]
+fn allocators_have_the_names_of_their_kinds() {
+    for kind in AllocatorKind::ALL {
+        let allocator = AnyAllocator::<Flex>::new(kind, &Default::default()).unwrap();
+        assert_eq!(allocator.name(), kind.to_string());
+        let uniform = kind == AllocatorKind::Uniform;
+        assert_eq!((kind.is_uniform(), allocator.is_uniform()), (uniform, uniform), "{kind}");
+    }
+    // the paper's form is both of its settings
+    let of = |config: GaussianAllocatorConfig| config.init::<Flex>(&Default::default()).unwrap().name();
+    assert_eq!(of(GaussianAllocatorConfig::new().with_mean(MeanModel::Loss)), "gaussian");
+    assert_eq!(of(GaussianAllocatorConfig::new().with_draws(true)), "gaussian");
+}
+
 /// The contract that every allocator keeps.
 fn contract<A, P>(make: impl Fn() -> A)
 where

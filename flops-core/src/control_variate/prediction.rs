@@ -194,7 +194,7 @@ impl Prediction {
     }
 
     /// The gradients predicted at a site before their gain, if any.
-    pub(super) fn gradients(&self, site: usize) -> Option<&[f32]> {
+    pub(crate) fn gradients(&self, site: usize) -> Option<&[f32]> {
         self.sites[site].predicted.as_ref().map(|p| &p.gradients[..])
     }
 

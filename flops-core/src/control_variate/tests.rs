@@ -80,6 +80,12 @@ fn values_that_are_not_finite_and_wide_outputs_are_skipped() {
     }
     let nothing = prediction.observe(&[0], &[0.0]);
     predictor.observe(nothing);
+    // a site none of whose examples has an estimate shows nothing, beside another that does
+    let mut seen = prediction.observe(&[0], &[1.0]);
+    seen.sites.extend(prediction.add_back(0, &[0], &[0.0], &mut [1.0; 4]));
+    predictor.observe(seen);
+    let after = predictor.predict(signals.clone(), &sites).unwrap();
+    assert!(after.gradients(0).is_some_and(|h| h.iter().all(|h| h.is_finite() && *h != 0.0)));
     assert!(predictor.predict(signals.mul_scalar(f32::NAN), &sites).is_none());
     assert!(predictor.predict(Tensor::<Flex, 2>::zeros([1, 129], &device), &sites).is_none());
     assert!(prediction.add_back(1, &[0], &[1.0], &mut [0.0; 4097]).is_none());
@@ -187,8 +193,19 @@ fn the_widths_of_a_site_are_bounded() {
     for width in [1, 2, 3, 4, 5, 6, 7, 8, 1, 9, 10] {
         step(&mut predictor, 1.0, &[(5, width), (6, 1)]);
     }
-    let widths: Vec<usize> = predictor.kept().iter().map(|(_, width, _)| *width).collect();
-    assert_eq!(widths, [1, 4, 5, 6, 7, 8, 9, 10, 1]);
+    let widths = |predictor: &GradientPredictor| -> Vec<usize> { predictor.kept().iter().map(|kept| kept.1).collect() };
+    assert_eq!(widths(&predictor), [1, 4, 5, 6, 7, 8, 9, 10, 1]);
+    // the oldest may lie behind the new one, too
+    step(&mut predictor, 1.0, &[(5, 2), (6, 1)]);
+    assert_eq!(widths(&predictor), [1, 2, 5, 6, 7, 8, 9, 10, 1]);
+    // each has what its own steps showed
+    let sites = [1, 2, 5, 6, 7, 8, 9, 10].map(|width| (5, width));
+    for (h, (parameter, width)) in predicted(&predictor, 1.0, &sites).into_iter().zip(sites) {
+        for (i, h) in h.unwrap().into_iter().enumerate() {
+            let expected = weight(parameter, i / width, i % width) / 1.1;
+            assert!((h - expected).abs() < 1e-5, "width {width}: {h}, not {expected}");
+        }
+    }
 }
 
 /// Through JSON, whose maps have strings for keys, and whose reader rounds in the last bit.
@@ -204,6 +221,118 @@ fn a_predictor_survives_serde() {
     let gradients = |of: &GradientPredictor| predicted(of, 1.0, &sites).into_iter().flat_map(Option::unwrap);
     assert_eq!(gradients(&back).count(), 3 * (3 + 5 + 1));
     assert!(gradients(&back).zip(gradients(&predictor)).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+/// γ is the regression coefficient of gradients on predictions, kept from 0 to 1.
+#[test]
+fn the_gain_is_the_share_of_a_prediction_that_holds() {
+    let sites = [TracedSite::fake(1, 4)];
+    let (positions, shares) = ([0, 1, 2], [1.0 / 3.0; 3]);
+    for (measured, gain) in [(-2.0, 0.0), (0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (2.0, 1.0)] {
+        let mut predictor = GradientPredictor::default();
+        step(&mut predictor, 1.0, &[(1, 4)]);
+        let prediction = predictor.predict(axes(1.0), &sites).unwrap();
+        assert_eq!(prediction.gain(0), 0.0, "nothing was predicted before");
+        let mut gradients: Vec<f32> = prediction.gradients(0).unwrap().iter().map(|h| measured * h / 3.0).collect();
+        let mut seen = prediction.observe(&positions, &shares);
+        seen.sites.extend(prediction.add_back(0, &positions, &shares, &mut gradients));
+        predictor.observe(seen);
+        let got = predictor.predict(axes(1.0), &sites).unwrap().gain(0);
+        assert!((got - gain).abs() < 1e-6, "{measured} times the prediction: {got}");
+    }
+}
+
+/// With one step behind it, h = r_jᵀ(C + ridge·c̄)⁻¹X in closed form, for signals that are neither
+/// orthogonal nor of one length.
+#[test]
+fn predictions_are_those_of_ridge_regression() {
+    let r = [[1.0f64, 2.0], [-1.0, 0.5]];
+    let g = [[3.0f64, -1.0, 0.5], [2.0, 4.0, -2.0]];
+    let signals = Tensor::<Flex, 2>::from_data([[1.0f32, 2.0], [-1.0, 0.5]], &Default::default());
+    let (mut predictor, sites) = (GradientPredictor::default(), [TracedSite::fake(1, 3)]);
+    let prediction = predictor.predict(signals.clone(), &sites).unwrap();
+    let mut seen = prediction.observe(&[0, 1], &[0.5; 2]);
+    let mut gradients: Vec<f32> = g.as_flattened().iter().map(|g| 0.5 * *g as f32).collect();
+    seen.sites.extend(prediction.add_back(0, &[0, 1], &[0.5; 2], &mut gradients));
+    predictor.observe(seen);
+    // sums over the examples; the rate and the number of examples cancel
+    let c = |a: usize, b: usize| r[0][a] * r[0][b] + r[1][a] * r[1][b];
+    let ridge = 0.1 * (c(0, 0) + c(1, 1)) / 2.0;
+    let (a, b, d) = (c(0, 0) + ridge, c(0, 1), c(1, 1) + ridge);
+    let x = |f: usize, k: usize| r[0][f] * g[0][k] + r[1][f] * g[1][k];
+    let w = |k: usize| {
+        let (x, y) = (x(0, k), x(1, k));
+        [(d * x - b * y) / (a * d - b * b), (a * y - b * x) / (a * d - b * b)]
+    };
+    let prediction = predictor.predict(signals, &sites).unwrap();
+    for (i, h) in prediction.gradients(0).unwrap().iter().enumerate() {
+        let expected = r[i / 3][0] * w(i % 3)[0] + r[i / 3][1] * w(i % 3)[1];
+        assert!((f64::from(*h) - expected).abs() < 1e-5, "{i}: {h}, not {expected}");
+    }
+}
+
+/// γ·h_jᵀ(σε) for the coordinates at hand, of the row's own example.
+#[test]
+fn the_predicted_effect_of_a_perturbation_is_subtracted() {
+    let h = (1..=6).map(|i| i as f32).collect();
+    let prediction = Prediction::fixed(vec![1.0; 2], 1, vec![(0.5, h)]);
+    assert_eq!(prediction.subtract(0, 1, 3, 0, &[1.0, 10.0, 100.0]), 0.5 * (4.0 + 50.0 + 600.0));
+    assert_eq!(prediction.subtract(0, 1, 3, 1, &[10.0, 100.0]), 0.5 * (50.0 + 600.0));
+    assert_eq!(prediction.subtract(0, 0, 3, 2, &[100.0]), 0.5 * 300.0);
+    // a row of another width, and a site that the step does not have
+    assert_eq!(prediction.subtract(0, 0, 2, 0, &[1.0, 1.0]), 0.0);
+    assert_eq!(prediction.subtract(1, 0, 3, 0, &[1.0; 3]), 0.0);
+}
+
+/// Two tokens of two values for each of three examples; what a masked one measured does not count.
+#[test]
+fn nothing_is_learned_from_masked_tokens() {
+    let mut prediction = Prediction::fixed(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, vec![(0.5, vec![2.0; 12])]);
+    prediction.mask(0, vec![true, false, true, true, false, true]);
+    prediction.mask(7, vec![true]);
+    let mut gradients = vec![1.0; 8];
+    // the examples 2 and 0, of weights 1/2 and 1/4
+    let seen = prediction.add_back(0, &[2, 0], &[0.5, 0.25], &mut gradients).unwrap();
+    assert_eq!(gradients, [0.0, 0.0, 1.5, 1.5, 1.25, 1.25, 0.0, 0.0]);
+    assert_eq!((seen.examples, seen.squares), (2.0, 61.0 + 5.0));
+    assert_eq!((seen.along, seen.squared), (2.0 * 2.0 * 1.5 / 0.5 + 2.0 * 2.0 * 1.25 / 0.25, 8.0 + 8.0));
+    // Σ r·g/weight, for each of the two signals
+    assert_eq!(seen.cross, [5.0, 5.0, 15.0, 15.0, 10.0, 10.0, 18.0, 18.0]);
+}
+
+/// Of the whole batch and of its parts, with a prediction whose part in them is not zero.
+#[test]
+fn what_a_site_shows_adds_up() {
+    let prediction = Prediction::fixed(vec![1.0, 2.0, 4.0], 1, vec![(0.5, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]);
+    let observe = |positions: &[usize]| {
+        let mut gradients: Vec<f32> = positions.iter().flat_map(|&j| [8.0 * j as f32 + 1.0, -4.0]).collect();
+        let mut seen = prediction.observe(positions, &vec![0.5; positions.len()]);
+        seen.sites.extend(prediction.add_back(0, positions, &vec![0.5; positions.len()], &mut gradients));
+        seen
+    };
+    let (whole, mut merged) = (observe(&[0, 1, 2]), observe(&[0]));
+    merged.merge(observe(&[1, 2]));
+    assert_eq!((merged.examples, merged.squares, merged.covariance), (3.0, 21.0, whole.covariance));
+    let (a, b) = (&whole.sites[0], &merged.sites[0]);
+    assert_eq!((a.examples, a.squares, a.along, a.squared), (b.examples, b.squares, b.along, b.squared));
+    assert_eq!(a.cross, b.cross);
+    assert!(a.along != 0.0 && a.squares == 21.0 && a.squared == 91.0);
+}
+
+/// Another width of the same site, or another site of the same width, is one of its own.
+#[test]
+fn observations_of_other_sites_and_widths_stay_apart() {
+    let observe = |key: u64, width: usize| {
+        let prediction = GradientPredictor::default().predict(axes(1.0), &[TracedSite::fake(key, width)]).unwrap();
+        let mut seen = prediction.observe(&[0], &[1.0]);
+        seen.sites.extend(prediction.add_back(0, &[0], &[1.0], &mut vec![1.0; width]));
+        seen
+    };
+    let mut merged = observe(1, 2);
+    for (key, width, expected) in [(1, 3, 2), (2, 2, 3), (1, 2, 3), (2, 2, 3)] {
+        merged.merge(observe(key, width));
+        assert_eq!(merged.sites.len(), expected, "site {key} of width {width}");
+    }
 }
 
 /// Signals of another number start everything anew.

@@ -167,3 +167,68 @@ impl<B: Backend> Estimate<B> {
         register.1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::module::ParamId;
+
+    use super::*;
+    use crate::testing::B;
+
+    /// An estimate of `rows` queries, whose gradient is the number of its queries.
+    fn estimate(second_moments: &[f64], survived: &[usize], rows: u64) -> Estimate<B> {
+        let mut gradients = Gradients::default();
+        gradients.add_flat(ParamId::from(1), Tensor::from_floats([rows as f32], &Default::default()));
+        let cost = |rows| PassCost { rows, elapsed: Duration::from_secs(rows), largest: rows };
+        Estimate {
+            gradients,
+            second_moments: second_moments.to_vec(),
+            site_moments: vec![],
+            observed: None,
+            survived: survived.to_vec(),
+            dropped: rows,
+            changes: LossChanges::default(),
+            mixed: None,
+            loss_spread: 0.0,
+            queries: cost(rows),
+            update: cost(2 * rows),
+        }
+    }
+
+    fn gradient(estimate: &Estimate<B>) -> f64 {
+        estimate.gradients.get(ParamId::from(1)).unwrap().clone().into_scalar().into()
+    }
+
+    /// Two pilots for each of three examples, and three queries on average. One example lost all
+    /// queries of the rest, another all its pilots.
+    #[test]
+    fn two_estimates_are_combined_by_their_weight_and_their_queries() {
+        let (pilot, rest) =
+            (estimate(&[4.0, 7.0, f64::NAN], &[2, 2, 0], 6), estimate(&[10.0, f64::NAN, 5.0], &[3, 0, 4], 9));
+        let both = pilot.combine(rest, 0.25);
+        assert_eq!(both.second_moments, [(2.0 * 4.0 + 3.0 * 10.0) / 5.0, 7.0, 5.0]);
+        assert_eq!((both.survived.clone(), both.dropped), (vec![5, 2, 4], 15));
+        assert_eq!(gradient(&both), 0.25 * 6.0 + 0.75 * 9.0);
+        let cost = |cost: PassCost| (cost.rows, cost.elapsed.as_secs(), cost.largest);
+        assert_eq!((cost(both.queries), cost(both.update)), ((15, 15, 9), (30, 30, 18)));
+        // w²/P + (1 − w)²/(A_j − P), with P = 2
+        let share = |rest: f64| 0.0625 / 2.0 + 0.5625 / rest;
+        let variance = both.variance_objective(&[8.0, 16.0, 32.0], &Allocation::of(&[5, 4, 6]));
+        assert_eq!(variance, 8.0 * share(3.0) + 16.0 * share(2.0) + 32.0 * share(4.0));
+    }
+
+    #[test]
+    fn the_variance_of_an_estimate_falls_with_the_queries_of_each_example() {
+        let alone = estimate(&[1.0; 3], &[1; 3], 3);
+        assert_eq!(alone.variance_objective(&[8.0, 16.0, 9.0], &Allocation::of(&[2, 4, 3])), 4.0 + 4.0 + 3.0);
+    }
+
+    #[test]
+    fn a_gradient_is_not_normalised_where_the_losses_do_not_differ() {
+        for (loss_spread, expected) in [(0.0, 6.0), (4.0, 0.75)] {
+            let mut estimate = Estimate { loss_spread, ..estimate(&[1.0], &[6], 6) };
+            estimate.normalise(0.5);
+            assert_eq!(gradient(&estimate), expected, "spread {loss_spread}");
+        }
+    }
+}

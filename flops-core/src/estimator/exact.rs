@@ -3,16 +3,21 @@
 //! The loss is quadratic and the noise are signs, so the mean of an estimate is the gradient, at
 //! any σ.
 
-use burn::module::Module;
+use burn::module::{AutodiffModule, Module};
+use burn::nn::{Embedding, EmbeddingConfig};
 use burn::prelude::*;
 
 use super::*;
 use crate::allocator::{Allocation, QueryBudget};
+use crate::batch::Batch;
 use crate::control_variate::Prediction;
+use crate::model::ForwardModel;
 use crate::noise::script::{for_all, mean};
-use crate::noise::{Placement, Sampling};
+use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling};
+use crate::probe::Probe;
+use crate::random::derive_seed;
 use crate::testing::pair::{Case, Pair, assert_close, case, pair};
-use crate::testing::{B, flat};
+use crate::testing::{AB, B, flat, true_gradient};
 
 const SAMPLINGS: [Sampling; 2] = [Sampling::OneSided, Sampling::Antithetic];
 /// Unequal, so that an equal weight for all sites shows.
@@ -86,6 +91,78 @@ fn means_are_gradients_in_every_space() {
     }
 }
 
+/// A table, whose noise of low rank falls on its output: a row takes part in one entry alone.
+#[derive(Module, Debug)]
+struct Words<B: Backend> {
+    table: Embedding<B>,
+}
+
+impl<B: Backend> ForwardModel<B> for Words<B> {
+    type Input = Tensor<B, 2, Int>;
+    type Target = Tensor<B, 2>;
+    type Output = Tensor<B, 2>;
+    fn forward(&self, ids: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        probe.embedding(&self.table, ids).squeeze_dim(1)
+    }
+    fn losses(&self, y: Tensor<B, 2>, t: Tensor<B, 2>) -> Tensor<B, 1> {
+        (y - t).powi_scalar(2).sum_dim(1).squeeze_dim(1)
+    }
+}
+
+/// Noise of low rank that falls on outputs leaves the mean as well, in one job of both examples.
+#[test]
+fn noise_of_low_rank_on_an_output_leaves_the_mean() {
+    fn words<B: Backend>() -> Batch<Tensor<B, 2, Int>, Tensor<B, 2>> {
+        let device = Default::default();
+        let target = Tensor::from_floats([[0.2, 0.9], [-1.0, 0.4]], &device);
+        Batch { ids: vec![0, 1], input: Tensor::from_ints([[2], [0]], &device), target }
+    }
+    let with_graph = Words::<AB> { table: EmbeddingConfig::new(3, 2).init(&Default::default()) };
+    let (model, trained, batch) = (with_graph.valid(), trained_parameters(&with_graph), words::<B>());
+    let gradient = true_gradient(&with_graph, words::<AB>());
+    for (sampling, counts) in SAMPLINGS.into_iter().zip([[2, 1], [4, 2]]) {
+        let estimator = estimator(Space::low_rank(2), sampling);
+        let clean = estimator.clean(&model, &batch, &trained).unwrap();
+        let mean = mean(|| {
+            let estimate = clean.estimate(&Allocation::of(&counts), 3).unwrap();
+            // the shapes of the sites, and then both examples
+            assert_eq!(estimate.update.rows, 1 + 2);
+            flat(&model, &mut |id, _| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect()))
+        });
+        assert_close(&mean, &gradient, &sampling.to_string());
+    }
+}
+
+/// The gradient of an entry is the coefficient times the noise, also where that is no sign.
+#[test]
+fn noise_of_low_rank_on_an_output_is_its_own_score() {
+    let with_graph = Words::<AB> { table: EmbeddingConfig::new(3, 2).init(&Default::default()) };
+    let (model, trained) = (with_graph.valid(), trained_parameters(&with_graph));
+    let (device, id) = (Default::default(), 4);
+    let target = Tensor::from_floats([[0.2, 0.9]], &device);
+    let batch = Batch { ids: vec![id], input: Tensor::<B, 2, Int>::from_ints([[2]], &device), target };
+    let space = Space::low_rank(1).with_placement(Placement::Joint).unwrap();
+    let estimator = Estimator { noise: NoiseLaw::Uniform, ..estimator(space, Sampling::OneSided) };
+    let clean = estimator.clean(&model, &batch, &trained).unwrap();
+    let estimate = clean.estimate(&Allocation::of(&[1]), 3).unwrap();
+    let mut noise = [0f32; 2];
+    NoiseSource {
+        law: NoiseLaw::Uniform,
+        sampling: Sampling::OneSided,
+        sigma: 0.5,
+        seed: derive_seed(&[7, id]),
+        step: 3,
+        sites: None,
+        spread: false,
+        on_device: false,
+    }
+    .draw(0, 0, 0, &mut noise);
+    let gradient = estimate.gradient(&model.table.weight).unwrap().into_data().to_vec::<f32>().unwrap();
+    assert_eq!(gradient[..4], [0.0; 4], "other words");
+    let (a, b) = (gradient[4] * noise[1], gradient[5] * noise[0]);
+    assert!((a - b).abs() < 1e-5 * a.abs() && a != 0.0, "{gradient:?} of {noise:?}");
+}
+
 /// E‖ĝ − g‖² = (1/B²) Σ_j Tr Σ_j/A_j: the queries of a batch are independent of one another.
 ///
 /// Tr Σ_j is that of a single query, or pair, of the example alone.
@@ -138,6 +215,7 @@ fn second_moments_are_those_of_single_queries() {
                 for_all(
                     || clean.estimate(&allocation, 3).unwrap(),
                     |probability, estimate| {
+                        assert_eq!(estimate.site_moments.is_empty(), placement == Placement::Joint, "{name}");
                         let g = vector(&clean, &estimate);
                         let square = queries as f64 * g.iter().map(|g| g * g).sum::<f64>();
                         assert_close(&estimate.second_moments, &[square], &name);

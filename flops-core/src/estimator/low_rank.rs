@@ -125,3 +125,49 @@ impl Sums {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocator::Allocation;
+    use crate::estimator::{Estimator, Space};
+    use crate::noise::{NoiseLaw, Placement, Sampling};
+    use crate::random::derive_seed;
+    use crate::testing::pair::{case, pair};
+
+    /// One query's gradients are its coefficient times A·B/√r and the noise of the bias, also where
+    /// that noise is no sign. The coefficient is the same for both, and so it drops out.
+    #[test]
+    fn gradients_are_proportional_to_the_noise_of_their_query() {
+        let case = case(&pair(1, true), &[4]);
+        let space = Space::low_rank(1).with_placement(Placement::Joint).unwrap();
+        for law in [NoiseLaw::Gaussian, NoiseLaw::Uniform] {
+            let estimator = Estimator { noise: law, sigma: 0.5, seed: 7, ..Estimator::new(space) };
+            let clean = estimator.clean(&case.model, &case.batch, &case.trained).unwrap();
+            let estimate = clean.estimate(&Allocation::of(&[1]), 3).unwrap();
+            let noise = NoiseSource {
+                law,
+                sampling: Sampling::OneSided,
+                sigma: 0.5,
+                seed: derive_seed(&[7, 4]),
+                step: 3,
+                sites: None,
+                spread: false,
+                on_device: false,
+            };
+            for (index, (layer, outputs)) in [(&case.model.first, 2), (&case.model.second, 1)].into_iter().enumerate() {
+                // A, then B, then the noise of the bias
+                let mut row = vec![0f32; 1 + 2 * outputs];
+                noise.draw(index, 0, 0, &mut row);
+                let values = |gradient: Tensor<_, 1>| gradient.into_data().to_vec::<f32>().unwrap();
+                let of_weight = values(estimate.gradient(&layer.weight).unwrap().reshape([outputs]));
+                let of_bias = values(estimate.gradient(layer.bias.as_ref().unwrap()).unwrap());
+                for k in 0..outputs {
+                    let (product, bias) = (row[0] * row[1 + k], row[1 + outputs + k]);
+                    let (a, b) = (of_weight[k] * bias, of_bias[k] * product);
+                    assert!((a - b).abs() < 1e-5 * a.abs().max(b.abs()) && a != 0.0, "{law}, site {index}: {a}, {b}");
+                }
+            }
+        }
+    }
+}

@@ -170,6 +170,28 @@ fn the_control_variate_does_not_look_at_padding() {
     }
 }
 
+/// Each row has its own mask, in whichever pass it was.
+#[test]
+fn predictions_are_zero_at_padding_in_every_chunk() {
+    let with_graph = text(true);
+    let (model, trained, batch) = (with_graph.valid(), trained_parameters(&with_graph), batch(1));
+    let tokens = WORDS + 1;
+    let ones = |len: usize| vec![1.0; EXAMPLES * len];
+    let given = [vec![(0.5, ones(tokens * DIM)); 3], vec![(1.0, ones(DIM))]].concat();
+    for max_rows in [2, 256] {
+        let estimator = Estimator { max_rows, ..estimator(Space::activation()) };
+        let mut clean = estimator.clean(&model, &batch, &trained).unwrap();
+        clean.set_prediction(Some(Prediction::fixed(vec![1.0; EXAMPLES], 1, given.clone())));
+        let prediction = clean.prediction.as_ref().unwrap();
+        for site in 0..3 {
+            let real = |i: usize| i / DIM % tokens < if i / (tokens * DIM) == 2 { 2 } else { WORDS };
+            let expected: Vec<f32> = (0..EXAMPLES * tokens * DIM).map(|i| f32::from(real(i))).collect();
+            assert_eq!(prediction.gradients(site).unwrap(), expected, "site {site}, passes of {max_rows} rows");
+        }
+        assert_eq!(prediction.gradients(3).unwrap(), ones(DIM));
+    }
+}
+
 /// On a device the noise of later sites depends on the widths of earlier ones, so estimates agree
 /// in law alone.
 ///

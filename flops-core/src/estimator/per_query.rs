@@ -274,6 +274,11 @@ mod tests {
                     }
                 }
                 assert!(seen.iter().flatten().all(|&n| n == 1));
+                for (j, &count) in counts.iter().enumerate().filter(|(_, count)| **count <= max_rows) {
+                    let parts = chunks.iter().filter(|chunk| chunk.positions.contains(&j)).count();
+                    assert_eq!(parts, 1, "{count} queries fit into a chunk of {max_rows}");
+                }
+                assert!(chunks.len() <= fill(&counts, max_rows, group, 1).len(), "more chunks than needed");
             }
         }
     }

@@ -195,9 +195,11 @@ mod tests {
         // seven finite queries; the example whose loss is zero is in the square alone
         let square = (64.0 + 100.0 + 1.0) * ulp * ulp + 9.0;
         assert!((changes.mean_square - square / 7.0).abs() < 1e-15);
-        let both = changes.and(LossChanges { finite: 7, queries: 5, unmoved: 1, ..LossChanges::default() });
-        assert_eq!((both.queries, both.unmoved, both.unresolved), (10, 3, 2));
-        assert!((both.mean_square - square / 14.0).abs() < 1e-15);
+        // seven queries with squares of `square` in all, and three of 2 each
+        let other = LossChanges { finite: 3, queries: 5, unmoved: 1, unresolved: 4, mean_square: 2.0 };
+        let both = changes.and(other);
+        assert_eq!((both.finite, both.queries, both.unmoved, both.unresolved), (10, 10, 3, 6));
+        assert!((both.mean_square - (square + 6.0) / 10.0).abs() < 1e-15);
         assert_eq!(LossChanges::of(&[vec![f64::NAN]], &[1.0]), LossChanges::default());
     }
 

@@ -125,6 +125,13 @@ impl Estimator {
 mod tests {
     use super::*;
 
+    /// Noise of low rank is taken as it is, whatever the law of its entries.
+    #[test]
+    fn the_second_moment_of_the_score_is_that_of_the_law_outside_of_low_rank() {
+        let of = |space| Estimator { noise: NoiseLaw::Laplace, ..Estimator::new(space) }.score_second_moment();
+        assert_eq!(Space::ALL.map(of), [2.0, 2.0, 1.0]);
+    }
+
     #[test]
     fn errors_name_the_setting() {
         let weights = || Estimator::new(Space::weights());

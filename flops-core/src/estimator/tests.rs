@@ -409,6 +409,113 @@ fn a_model_without_sites_trains_in_the_weights_space_alone() {
     assert!(matches!(estimate(Space::weights(), &Arc::default()), Err(Error::NothingTrained)));
 }
 
+/// A layer, and a bias behind it that is not called through the probe.
+#[derive(Module, Debug)]
+struct Biased<B: Backend> {
+    fc: burn::nn::Linear<B>,
+    bias: burn::module::Param<Tensor<B, 1>>,
+    /// Parameters whose gradient the model gives: ones.
+    #[module(skip)]
+    exact: Vec<ParamId>,
+    #[module(skip)]
+    fails: bool,
+}
+
+impl<B: Backend> ForwardModel<B> for Biased<B> {
+    type Input = Tensor<B, 2>;
+    type Target = ();
+    type Output = Tensor<B, 2>;
+    fn forward(&self, x: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        probe.linear(&self.fc, x) + self.bias.val().unsqueeze()
+    }
+    fn losses(&self, y: Tensor<B, 2>, (): ()) -> Tensor<B, 1> {
+        y.powi_scalar(2).sum_dim(1).squeeze_dim(1)
+    }
+    fn exact_gradients(&self, y: &Tensor<B, 2>, (): &()) -> Vec<(ParamId, Tensor<B, 1>)> {
+        self.exact.iter().map(|&id| (id, Tensor::ones([2], &y.device()))).collect()
+    }
+    fn failure(&self) -> Option<String> {
+        self.fails.then(|| "no answer".into())
+    }
+}
+
+/// The estimate of a [`Biased`] that gives the gradients of these of its two biases.
+fn biased(space: Space, exact: [bool; 2], fails: bool) -> Result<(Biased<B>, Estimate<B>), Error> {
+    use burn::module::AutodiffModule;
+    let device = Default::default();
+    let fc = burn::nn::LinearConfig::new(3, 2).init(&device);
+    let bias = burn::module::Param::from_tensor(Tensor::<AB, 1>::ones([2], &device).require_grad());
+    let mut with_graph = Biased { fc, bias, exact: vec![], fails };
+    let ids = [with_graph.fc.bias.as_ref().unwrap().id, with_graph.bias.id];
+    with_graph.exact = ids.into_iter().zip(exact).filter_map(|(id, exact)| exact.then_some(id)).collect();
+    let (trained, model) = (trained_parameters(&with_graph), with_graph.valid());
+    let batch = Batch { ids: vec![0, 1], input: Tensor::<B, 2>::ones([2, 3], &device), target: () };
+    let estimator = Estimator::new(space);
+    let clean = estimator.clean(&model, &batch, &trained)?;
+    let estimate = clean.estimate(&Allocation::uniform(2, &QueryBudget::new(4, 1).unwrap()), 0)?;
+    Ok((model.clone(), estimate))
+}
+
+/// A gradient in closed form is taken as it is, and its parameter need not be a site.
+#[test]
+fn gradients_in_closed_form_are_not_estimated() {
+    for space in Space::ALL {
+        let (model, estimate) = biased(space, [false, true], false).unwrap();
+        let values = |gradient: Option<Tensor<B, 1>>| gradient.unwrap().into_data().to_vec::<f32>().unwrap();
+        assert_eq!(values(estimate.gradient(&model.bias)), [1.0; 2], "{space}");
+        assert_ne!(values(estimate.gradient(model.fc.bias.as_ref().unwrap())), [1.0; 2], "{space}");
+        assert!(estimate.gradient(&model.fc.weight).is_some(), "{space}");
+        // that of a site would be the sum of both
+        let told = biased(space, [true, true], false).err();
+        assert_eq!(told, Some(Error::ExactSites { paths: "model.fc.bias".into(), count: 1 }), "{space}");
+    }
+}
+
+/// Of several parameters, those that no site has are named alone.
+#[test]
+fn a_parameter_that_is_no_site_is_named() {
+    for space in Space::ALL.into_iter().filter(|space| space.is_independent()) {
+        let told = biased(space, [false; 2], false).err();
+        assert_eq!(told, Some(Error::NotSites { paths: "model.bias".into(), missed: 1, trained: 3 }), "{space}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_answer_says_why() {
+    for space in Space::ALL {
+        assert_eq!(biased(space, [false, true], true).err(), Some(Error::Model { why: "no answer".into() }), "{space}");
+    }
+}
+
+#[test]
+fn every_site_needs_a_probability() {
+    let (f, estimator) = (fixture(2), Estimator::new(Space::activation()));
+    let mut clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
+    let given = [0.5, 0.1, 0.1, 0.1, 0.1, 0.1];
+    clean.set_site_probabilities(given.to_vec()).unwrap();
+    for (index, bad) in [0.0, -0.1, 1.1, f64::NAN].into_iter().enumerate() {
+        let mut probabilities = given.to_vec();
+        probabilities[index] = bad;
+        let told = clean.set_site_probabilities(probabilities);
+        assert!(matches!(told, Err(Error::Value { index: at, .. }) if at == index), "{told:?}");
+    }
+    let told = clean.set_site_probabilities(vec![0.2; 5]);
+    assert_eq!(told, Err(Error::Length { name: "site probabilities", got: 5, expected: 6 }));
+    assert_eq!(clean.site_probabilities(), given, "what is refused changes nothing");
+}
+
+/// The update records each example once, in five jobs, in three and in one.
+#[test]
+fn the_cost_of_an_update_is_a_row_for_each_example() {
+    let f = fixture(5);
+    for max_rows in [2, 32, 256] {
+        let estimator = Estimator { max_rows, ..Estimator::new(Space::activation()) };
+        let clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
+        let estimate = clean.estimate(&Allocation::uniform(5, &QueryBudget::new(4, 1).unwrap()), 0).unwrap();
+        assert_eq!((estimate.queries.rows, estimate.update.rows, clean.cost.rows), (20, 5, 5));
+    }
+}
+
 /// Passes of a split batch have nearly equally many rows.
 #[test]
 fn passes_have_as_many_rows_each() {

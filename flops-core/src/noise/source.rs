@@ -266,6 +266,36 @@ pub(in crate::noise) mod tests {
         }
     }
 
+    /// σ scales the noise and a weight the scores, by powers of two: to the bit.
+    #[test]
+    fn noise_is_proportional_to_sigma_and_scores_to_their_weight() {
+        let (keys, group, len) = (rows(1, 1), 0..1, 70);
+        for law in NoiseLaw::ALL {
+            let src = source(law, Sampling::OneSided);
+            let small = NoiseSource { sigma: 0.25, ..src.clone() };
+            let scaled: Vec<f32> = src.perturbation(1, &keys, len).iter().map(|e| 0.25 * e).collect();
+            assert_eq!(small.perturbation(1, &keys, len), scaled, "{law}");
+            let scores = |weight| src.weighted_scores(1, std::slice::from_ref(&group), &keys, &[weight], len);
+            let scaled: Vec<f32> = scores(1.0).iter().map(|s| 0.25 * s).collect();
+            assert_eq!(scores(0.25), scaled, "{law}");
+        }
+    }
+
+    #[test]
+    fn a_law_is_sampled_from_the_stream_of_its_seed() {
+        for law in NoiseLaw::ALL {
+            let of = |seed| {
+                let mut out = [0f32; 70];
+                law.sample(seed, &mut out);
+                out
+            };
+            let mut stream = [0f32; 70];
+            Stream::new(7).fill(law, 1.0, &mut stream);
+            assert_eq!(of(7), stream, "{law}");
+            assert_ne!(of(7), of(8), "{law}");
+        }
+    }
+
     #[test]
     fn a_row_does_not_depend_on_its_neighbours() {
         for law in NoiseLaw::ALL {

@@ -222,6 +222,14 @@ mod tests {
         fresh.push(step(5));
         assert_eq!(firsts(base.clone().take()), [0; 0]);
         assert_eq!(firsts(fresh.take()), [5]);
+        // and one that steps itself, beside a clone of it
+        let mut clone = base.clone();
+        let mut own = base;
+        clone.push(step(7));
+        own.push(step(6));
+        assert_eq!(own.clone().earlier().steps, 0, "what clones take is their own");
+        assert_eq!(firsts(own.take()), [6]);
+        assert_eq!(firsts(clone.take()), [7]);
     }
 
     /// Workers step on clones of a clone, which are gone when the learner's next clone updates.

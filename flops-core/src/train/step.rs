@@ -345,3 +345,14 @@ fn fill_missing(moments: &[f64]) -> Vec<f64> {
     let mean = finite().sum::<f64>() / finite().count().max(1) as f64;
     moments.iter().map(|&m| if m.is_finite() { m } else { mean }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_moments_are_the_mean_of_the_others() {
+        assert_eq!(fill_missing(&[1.0, f64::NAN, 6.0, 2.0, f64::INFINITY]), [1.0, 3.0, 6.0, 2.0, 3.0]);
+        assert_eq!(fill_missing(&[f64::NAN; 2]), [0.0; 2]);
+    }
+}

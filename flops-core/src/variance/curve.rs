@@ -165,3 +165,71 @@ fn smooth(bins: &[(f64, f64); KNOTS]) -> [f64; KNOTS] {
         sum / weight
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The window holds the latest observations: all of the last batch, and the last of the one
+    /// before.
+    #[test]
+    fn the_curve_rests_on_the_latest_observations() {
+        let mut curve = Curve::default();
+        let batch = |moment: f64| (0..3000).map(|i| (f64::from(i), moment, 1.0)).collect::<Vec<_>>();
+        curve.observe(&batch(1.0));
+        curve.observe(&batch(9.0));
+        let of = |moment: f64| curve.recent.iter().filter(move |o| o.moment == moment).map(|o| o.covariate as usize);
+        assert_eq!(of(9.0).collect::<Vec<_>>(), (0..3000).collect::<Vec<_>>());
+        assert_eq!(of(1.0).collect::<Vec<_>>(), (6000 - WINDOW..3000).collect::<Vec<_>>());
+        assert!(curve.recent.iter().all(|o| o.weight == if o.moment == 9.0 { 1.0 } else { DECAY as f32 }));
+    }
+
+    /// Half of the weight has a covariate of 0 with m = 1, the other half 1 with m = 9: ranks of
+    /// 1/4 and 3/4, and log odds of ∓ln 3.
+    #[test]
+    fn the_curve_is_linear_between_its_knots() {
+        let mut curve = Curve::default();
+        curve.observe(&[(0.0, 1.0, 5.0), (1.0, 9.0, 5.0)]);
+        let fitted = curve.fit().unwrap();
+        assert_eq!(fitted.ranks, [(0.0, 0.25), (0.5, 0.75)]);
+        for (covariate, rank) in [(0.0, 0.25), (0.5, 0.5), (1.0, 0.75)] {
+            let above = fitted.knots.iter().position(|k| *k > rank).unwrap();
+            let (a, b) = (fitted.knots[above - 1], fitted.knots[above]);
+            let part = (rank - a) / (b - a);
+            let expected = fitted.moments[above - 1] + part * (fitted.moments[above] - fitted.moments[above - 1]);
+            assert!((fitted.at(covariate) - expected).abs() < 1e-12, "{covariate}");
+        }
+        // the kernel gives each half its own m, up to what the wide part of it brings from the other
+        assert!((fitted.at(0.0) - 1.0).abs() < 0.1 && (fitted.at(1.0) - 9.0).abs() < 0.1);
+        assert!((fitted.at(0.5) - 5.0).abs() < 1e-9, "halfway by symmetry");
+    }
+
+    /// Two knots side by side have been seen: each other one has their mean, weighted by a Gaussian of
+    /// the distance in log odds, and far away by an exponential.
+    #[test]
+    fn knots_are_smoothed_over_their_neighbours() {
+        let mut bins = [(0.0, 0.0); KNOTS];
+        (bins[40], bins[41]) = ((6.0, 2.0), (20.0, 4.0));
+        let kernel = |k: usize, at: usize| {
+            let d = 0.2 * k.abs_diff(at) as f64 / 0.25;
+            (-0.5 * d * d).exp() + 1e-4 * (-d).exp()
+        };
+        for (at, got) in smooth(&bins).into_iter().enumerate() {
+            let (a, b) = (kernel(40, at), kernel(41, at));
+            let expected = (6.0 * a + 20.0 * b) / (2.0 * a + 4.0 * b);
+            assert!((got / expected - 1.0).abs() < 1e-12, "knot {at}: {got}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_rank_lies_between_two_knots() {
+        let knots = knot_ranks();
+        assert_eq!(knots[KNOTS / 2], 0.5);
+        assert!(knots.iter().zip(knots.iter().rev()).all(|(a, b)| (a + b - 1.0).abs() < 1e-12));
+        let odds = |k: usize| (knots[k] / (1.0 - knots[k])).ln();
+        assert!((odds(0) + REACH).abs() < 1e-9 && (odds(KNOTS - 1) - REACH).abs() < 1e-9);
+        let (a, b) = (knots[50], knots[51]);
+        let parts = [a - 0.01, a, 0.75 * a + 0.25 * b, b, b + 0.01].map(|rank| between(&knots, 50, rank));
+        assert!(parts.iter().zip([0.0, 0.0, 0.25, 1.0, 1.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{parts:?}");
+    }
+}

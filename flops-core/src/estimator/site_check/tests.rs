@@ -219,6 +219,17 @@ fn broken_contracts_are_errors() {
     }
 }
 
+/// Frozen parameters are not looked at, though they act on the losses.
+#[test]
+fn trained_parameters_alone_are_named() {
+    let mut with_graph = text(Way::Penalty);
+    with_graph.table.weight = with_graph.table.weight.no_grad();
+    let (trained, model, batch) = (trained_parameters(&with_graph), with_graph.valid(), batch(4));
+    let estimator = Estimator::new(Space::activation());
+    let told = estimator.clean(&model, &batch, &trained).unwrap().check_sites();
+    assert_eq!(told, Err(Error::ActsOutsideSites { paths: "model.mix.weight".into() }));
+}
+
 /// One loss for all fits a batch of one; other numbers of rows do not.
 #[test]
 fn a_wrong_number_of_losses_names_the_row_contract() {
@@ -240,9 +251,14 @@ fn accidents_of_equal_counts_are_found() {
         let joined = all(Way::Joined, Space::activation(), rows, 256);
         assert!(matches!(joined, Err(Error::RowAxis { what, .. }) if what == "an argument of probe.add"));
     }
-    let vary = all(Way::Vary, Space::activation(), 3, 256);
-    assert!(matches!(vary, Err(Error::SitesVary { path }) if path == "model.mix.weight"));
-    assert!(matches!(all(Way::FlatRow, Space::activation(), 1, 256), Err(Error::RowShape { .. })));
+    // passes of three rows and of two
+    for (rows, most) in [(3, 256), (5, 3)] {
+        let vary = all(Way::Vary, Space::activation(), rows, most);
+        assert!(matches!(vary, Err(Error::SitesVary { path }) if path == "model.mix.weight"));
+    }
+    let flat = all(Way::FlatRow, Space::activation(), 1, 256).unwrap_err();
+    let (few, many) = (TOKENS * DIM, 2 * TOKENS * DIM);
+    assert_eq!(flat, Error::RowShape { path: "model.mix.weight".into(), few_rows: 1, few, many_rows: 2, many });
 }
 
 /// Healthy models pass in every space and placement, whatever the rows; a layer whose output is not
@@ -329,6 +345,7 @@ fn losses_differ_beyond_the_tolerance() {
     let (nan, inf) = (f64::NAN, f64::INFINITY);
     assert!(!differ(&[1.0, nan, inf], &[1.0, nan, inf], 0.0));
     assert!(differ(&[1.0], &[1.0 + 1e-12], 0.0) && !differ(&[1.0], &[1.0 + 1e-12], 1e-9));
+    assert!(!differ(&[1.0], &[1.5], 0.5), "the tolerance itself is within it");
     for (a, b) in [(nan, 1.0), (1.0, nan), (inf, 1.0), (inf, -inf)] {
         assert!(differ(&[a], &[b], 1e3), "{a} {b}");
     }

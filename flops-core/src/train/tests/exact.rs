@@ -123,6 +123,34 @@ fn sites_are_drawn_by_moment_and_cost() {
     }
 }
 
+/// The budget counts whole passes. In the first step the sites are equally likely, and a query costs
+/// 1/2 + 1/2·1/3 of a pass.
+#[test]
+fn a_budget_buys_more_queries_where_they_cost_less() {
+    for (placement, each) in [(Placement::Joint, 4), (Placement::Single, 4), (Placement::CostWeighted, 6)] {
+        let learner = learner(pair(2, true), activation(placement), 4, VarianceSource::Loss);
+        let _ = TrainStep::step(&learner, pair_batch::<B>(&[0, 1, 2], 2));
+        assert_eq!(learner.monitor().take_reports()[0].queries, 3 * each, "{placement}");
+    }
+}
+
+/// A report's variance is that of the estimate: with P pilots of A₀ queries, (1/B²) Σ v_j (w²/P +
+/// (1 − w)²/(A_j − P)) with w = P/A₀, and (1/B²) Σ v_j/A_j without.
+#[test]
+fn reports_have_the_loss_and_the_variance_of_their_examples() {
+    for (source, pilots, weight) in [(VarianceSource::Loss, 0.0, 0.0f64), (VarianceSource::Pilot(2), 2.0, 0.4)] {
+        let learner = learner(pair(2, true), activation(Placement::Joint), 5, source);
+        let _ = TrainStep::step(&learner, pair_batch::<B>(&[0, 1, 2], 2));
+        let report = learner.monitor().take_reports().remove(0);
+        let of_pilots = if pilots > 0.0 { weight * weight / pilots } else { 0.0 };
+        let share = |queries: usize| of_pilots + (1.0 - weight).powi(2) / (queries as f64 - pilots);
+        let variance = report.data.iter().map(|d| d.second_moment * share(d.queries)).sum::<f64>() / 9.0;
+        assert!((report.variance / variance - 1.0).abs() < 1e-12, "{source}: {}, not {variance}", report.variance);
+        let loss = report.data.iter().map(|d| d.loss).sum::<f64>() / 3.0;
+        assert!((report.loss - loss).abs() < 1e-12, "{source}: {}, not {loss}", report.loss);
+    }
+}
+
 /// What is learned of an example's variance stays with its id when the batch is in another order.
 ///
 /// All losses are alike, so that ids alone tell the examples apart. Example 10 has no gradient: its

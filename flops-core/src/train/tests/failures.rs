@@ -163,6 +163,11 @@ fn noise_of_the_loss_is_told_in_every_space_and_its_rows_are_counted() {
         let noises: Vec<_> = sound.monitor().take_reports().iter().map(|r| r.loss_noise).collect();
         assert_eq!(noises, [Some(0.0), None]);
         assert_eq!(sound.state().ledger.of(Phase::Clean).row_forwards, 2 * 10 + 8);
+        // nor in a further step before the first update
+        let twice = learner(Fault::Nothing, space, 0.01);
+        (0..2).for_each(|step| drop(TrainStep::step(&twice, batch(10, step))));
+        let noises: Vec<_> = twice.monitor().take_reports().iter().map(|r| r.loss_noise).collect();
+        assert_eq!(noises, [Some(0.0), None]);
         // little noise under a large σ is no fault
         assert_eq!(advice(learner(Fault::Noise(1e-3), space, 0.5), 6, 2, 0.0), [], "{space}");
     }

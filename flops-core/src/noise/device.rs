@@ -313,6 +313,13 @@ mod tests {
         values(source.device_scores::<Flex>(0, groups, rows, weights, max_rows, &Default::default()).take(len))
     }
 
+    /// The tests that compare noise of the device with the host's would else compare the host's alone.
+    #[test]
+    fn noise_is_made_on_a_host_backend_where_a_test_asks_for_it() {
+        let made = || makes_noise::<Flex>(&Default::default());
+        assert_eq!((made(), forced::on(made), made()), (false, true, false));
+    }
+
     #[test]
     fn integers_of_a_backend_wrap_at_32_bits() {
         let source = source(NoiseLaw::Rademacher, Sampling::OneSided);

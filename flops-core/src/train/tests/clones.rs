@@ -1,7 +1,8 @@
 //! Whose steps an update commits: loops, burn-train's clones, sweeps, workers, accumulation.
 
 use burn::module::{AutodiffModule, Module};
-use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
+use burn::optim::{GradientsAccumulator, GradientsParams, MultiGradientsParams, SgdConfig};
+use burn::tensor::backend::DeviceOps;
 use burn::train::TrainStep;
 
 use crate::allocator::{GaussianAllocator, GaussianAllocatorConfig, QueryBudget};
@@ -175,6 +176,24 @@ fn one_step_may_update_two_clones() {
     assert_ne!(bits(&b).0, bits(&base).0);
     assert_eq!((a.state().step, b.state().step), (1, 1));
     assert_eq!(b.state().ledger, Ledger::default());
+}
+
+/// The gradients of a multi-device strategy are applied, and there is no update without any.
+#[test]
+fn gradients_of_several_devices_update_once() {
+    let base = learner();
+    let id = base.model.devices()[0].id();
+    let multi = |grads: GradientsParams| {
+        let grads = MultiGradientsParams { grads: vec![(GradientsParams::new(), id), (grads, id)] };
+        base.clone().optimize_multi::<AB, _>(&mut SgdConfig::new().init(), 0.05, grads)
+    };
+    // another learner with the same parameters, whose steps are none of this one's
+    let grads = || learner().load_record(base.clone().into_record()).step(batch(0)).grads;
+    let (updated, idle) = (multi(grads()), multi(GradientsParams::new()));
+    assert_eq!(bits(&updated).0, bits(&optimize(base.clone(), 0.05, grads())).0);
+    assert_ne!(bits(&updated).0, bits(&base).0);
+    assert_eq!(bits(&idle), bits(&base));
+    assert_eq!((updated.state().step, idle.state().step), (1, 0));
 }
 
 /// Kept reports are bounded by memory: 2 MiB of reports of examples, and the latest step's always.

@@ -24,8 +24,7 @@ impl<B: Backend> Probe<B> {
     /// # Shapes
     /// - mask: `[rows, tokens]`, 1 at a token and 0 at padding; a single row is for all rows
     ///
-    /// A mask with another number of rows ends the step in
-    /// [`Error::Length`](crate::Error::Length).
+    /// A mask with another number of rows ends the step in [`Error::Length`].
     ///
     /// # Example
     /// ```

@@ -25,7 +25,7 @@ impl<B: Backend> Probe<B> {
     /// - x: `[rows, …]`, or `[1, …]` for what does not depend on the input
     /// - returns: `[rows, …]`
     ///
-    /// An input of another number of rows ends the step in [`Error::Length`](crate::Error::Length).
+    /// An input of another number of rows ends the step in [`Error::Length`].
     pub fn dropout<const D: usize>(&mut self, layer: &Dropout, x: Tensor<B, D>) -> Tensor<B, D> {
         let p = layer.prob;
         if p == 0.0 {

@@ -78,8 +78,9 @@ pub enum Error {
     /// tokens.
     #[error(
         "a site under a token mask gives its squared score norm in {got} parts where {expected} tokens are \
-         masked; give squares of shape [rows, tokens] (SquaredScoreNorm::of_inputs on an input [rows, \
-         tokens, …] does), or call the layer inside probe.unmasked"
+         masked; give squares of shape [rows, tokens], or a whole number of parts for each token \
+         (SquaredScoreNorm::of_inputs on an input [rows, tokens, …] does), or call the layer inside \
+         probe.unmasked"
     )]
     NormByToken {
         /// Parts of the norm.

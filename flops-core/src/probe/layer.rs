@@ -167,8 +167,9 @@ pub struct SquaredScoreNorm<B: Backend> {
     /// What differs from row to row, summed over the last axis; nothing where all rows have the
     /// same norm.
     ///
-    /// `[rows, tokens]`, each token's part. `[rows, 1]` will do where the output has no tokens, or
-    /// its site is never called under a mask.
+    /// `[rows, tokens]`, each token's part, or `[rows, tokens · parts]`, several parts of each, token
+    /// by token. `[rows, 1]` will do where the output has no tokens, or its site is never called
+    /// under a mask.
     pub squares: Option<Tensor<B, 2>>,
     /// Factor of the squares.
     pub factor: f64,

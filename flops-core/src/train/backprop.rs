@@ -180,6 +180,8 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        // an accumulation that an epoch leaves incomplete has no update that would tell
+        self.monitor.give_up();
         if let Err(error) = batch.check() {
             self.monitor.note(error);
             self.monitor.give_up();

@@ -36,12 +36,12 @@ use crate::variance::VarianceSource;
 /// trained; freeze the others with `no_grad`. `B` is an autodiff backend in training, because
 /// burn-train asks for one, but no graph is ever recorded on it.
 ///
-/// Clones share the [`Monitor`] and cached prefixes, and nothing else: the clones of a sweep train
-/// side by side, each with its own steps. [`apart`](Self::apart) gives a clone its own of these
-/// two. An update commits the steps of its own learner, or of the
-/// one that this was cloned from. Where that one has not stepped, it commits the steps of all its
-/// clones, which are the workers of a multi-device strategy. Several steps may come before an update
-/// (gradient accumulation); each has noise of its own.
+/// Clones share the [`Monitor`], cached prefixes and the check of sites, and nothing else: the clones
+/// of a sweep train side by side, each with its own steps. [`apart`](Self::apart) gives a clone its
+/// own of these. An update commits the steps of its own learner, or of the one that this was cloned
+/// from. Where that one has not stepped, it commits the steps of all its clones, which are the
+/// workers of a multi-device strategy. Several steps may come before an update (gradient
+/// accumulation); each has noise of its own.
 ///
 /// # Panics
 /// burn-train's methods return no `Result`. Without an interrupter ([`Monitor::stop_with`]) these
@@ -49,7 +49,7 @@ use crate::variance::VarianceSource;
 ///
 /// - [`TrainStep::optimize`], where a step had such an error, for example for a layer that is not
 ///   called through the probe; [`check`](Self::check) returns that error before training;
-/// - [`InferenceStep::step`], where the parts of a batch differ in length.
+/// - [`InferenceStep::step`], where no update has told it, or the parts of a batch differ in length.
 ///
 /// With an interrupter training stops in an orderly way, and [`Monitor::error`] has the error.
 ///
@@ -152,7 +152,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         self
     }
 
-    /// Gives a clone its own monitor and its own empty prefix caches.
+    /// Gives a clone its own monitor, its own check of sites and its own empty prefix caches.
     ///
     /// For clones that train apart, as in a sweep. Clones that share a cache must have the same
     /// frozen parameters, with the same values. Two that trained all layers, and then freeze all but
@@ -161,6 +161,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     pub fn apart(mut self) -> Self {
         self.monitor = self.monitor.renewed();
         self.prefixes = PrefixCaches::new(self.config.prefix_cache, self.config.evaluation_cache);
+        self.site_checks = SiteChecks::default();
         self
     }
 
@@ -229,6 +230,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             let evidence = format!("no finite loss in {steps} steps in a row");
             self.monitor.note(Error::Diverged { evidence, sigma, lr });
         }
+        self.monitor.give_up();
         !failed
     }
 }
@@ -354,6 +356,8 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        // an accumulation that an epoch leaves incomplete has no update that would tell
+        self.monitor.give_up();
         if let Err(error) = batch.check() {
             self.monitor.note(error);
             self.monitor.give_up();

@@ -86,7 +86,11 @@ impl Monitor {
     /// passes](Error::may_pass). After other errors training goes on, and failed steps leave the
     /// model as it was.
     pub fn stop_with(&self, interrupter: Interrupter) {
-        self.watched().interrupter = Some(interrupter);
+        let mut watched = self.watched();
+        if let Some(error) = watched.stuck.take() {
+            interrupter.stop(Some(&error.to_string()));
+        }
+        watched.interrupter = Some(interrupter);
     }
 
     /// The first error of the run, if there was one. Look at it when `launch` returns.

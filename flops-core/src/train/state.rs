@@ -21,7 +21,7 @@ pub struct LearnerState {
     /// Running estimates of the variances; empty unless the source is
     /// [`Running`](crate::VarianceSource::Running).
     pub variances: VarianceTracker,
-    /// The least loss so far, for [`VarianceSource::Loss`](crate::VarianceSource::Loss).
+    /// The least losses of the latest steps, for [`VarianceSource::Loss`](crate::VarianceSource::Loss).
     pub loss_excess: LossExcess,
     /// Running second moments of the sites.
     pub sites: SiteTracker,

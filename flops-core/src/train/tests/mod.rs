@@ -448,6 +448,36 @@ fn a_foreign_update_is_an_error() {
     assert_eq!(weights(&learner.model.valid()), [1.0; 3]);
 }
 
+/// Nothing is lost between a step and whoever can tell: the update itself, an evaluation after an
+/// incomplete accumulation, or an interrupter that comes later.
+#[test]
+fn an_error_that_never_passes_is_told_wherever_the_run_goes() {
+    let panics = |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
+    // in the update that finds it
+    let learner = watchful();
+    let output = TrainStep::step(&learner, points([1.0, 2.0]));
+    learner.pending.for_each(|pending| pending.update = Some(Box::new("foreign")));
+    let optimize = || {
+        let grads = burn::optim::GradientsParams::new();
+        drop(learner.clone().optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, grads));
+    };
+    drop(output);
+    assert!(panics(&optimize));
+    // in the evaluation
+    let uneven = || Batch { ids: vec![1, 2, 3], ..points([1.0, 2.0]) };
+    let learner = watchful();
+    TrainStep::step(&learner, uneven());
+    let valid = learner.valid();
+    assert!(panics(&|| drop(InferenceStep::step(&valid, points([1.0, 2.0])))));
+    // by an interrupter
+    let learner = watchful();
+    TrainStep::step(&learner, uneven());
+    let interrupter = Interrupter::new();
+    learner.monitor().stop_with(interrupter.clone());
+    assert!(interrupter.should_stop());
+    assert!(!panics(&|| drop(InferenceStep::step(&learner.valid(), points([1.0, 2.0])))));
+}
+
 /// A linear classifier with the 0-1 loss, which has no gradient; its smoothed version has one.
 #[derive(Module, Debug)]
 struct Perceptron<B: Backend> {

@@ -144,7 +144,8 @@ const MAX_RATIO: f64 = 100.0;
 ///
 /// The ratios of at most 1.8 million examples are kept. Beyond, those seen longest ago are
 /// forgotten, an eighth of them at a time. This needs up to 55 MB. The curve takes 100 kB. A clone
-/// shares the ratios, and costs the same whatever was seen.
+/// shares the ratios, and costs the same whatever was seen. Only while another copy is kept do the
+/// changes since then, up to an eighth of the table, wait and go with each clone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VarianceTracker {
     curve: Curve,

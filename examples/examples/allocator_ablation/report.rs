@@ -9,12 +9,9 @@ use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::run::artifacts::Artifacts;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Args, contenders};
+use crate::args::{Args, Contender, contenders};
 use crate::training::{Point, Trained};
 use crate::trajectory::{Look, ORACLE};
-
-/// The contenders whose lines are drawn.
-const SHOWN: [&str; 5] = ["uniform", "neyman, running", "gaussian, running", "bernoulli, running", ORACLE];
 
 /// Everything that was measured.
 pub struct Results<'a> {
@@ -22,6 +19,8 @@ pub struct Results<'a> {
     seeds: Vec<u64>,
     /// All contenders: uniform first, the oracle last.
     names: Vec<String>,
+    /// Those whose lines are drawn: uniform, and the contenders with the first estimate.
+    shown: Vec<String>,
     looks: Vec<Look>,
     /// Uniform's expected error by seed and step. In units of it every look counts alike.
     units: BTreeMap<(u64, usize), f64>,
@@ -40,11 +39,15 @@ impl<'a> Results<'a> {
         points: Vec<Point>,
         by_depth: Vec<f64>,
     ) -> Result<Self> {
-        let mut names: Vec<String> = contenders(args)?.into_iter().map(|c| c.name).collect();
+        let list = contenders(args)?;
+        let first = list.get(1).map(|c| c.estimate);
+        let is_shown = |(i, c): &(usize, &Contender)| *i == 0 || Some(c.estimate) == first;
+        let shown = list.iter().enumerate().filter(is_shown).map(|(_, c)| c.name.clone()).collect();
+        let mut names: Vec<String> = list.into_iter().map(|c| c.name).collect();
         names.push(ORACLE.into());
         let of_uniform = looks.iter().filter(|l| l.contender == names[0]);
         let units = of_uniform.filter_map(|l| Some(((l.seed, l.step), l.expected?))).collect();
-        Ok(Self { args, seeds, names, looks, units, trained, points, by_depth })
+        Ok(Self { args, seeds, names, shown, looks, units, trained, points, by_depth })
     }
 
     fn uniform(&self) -> &str {
@@ -170,22 +173,22 @@ impl<'a> Results<'a> {
     }
 
     fn draw(&self) -> Result<String> {
+        let shown = || self.shown.iter().map(String::as_str);
         let mut pictures = vec![];
         if !self.looks.is_empty() {
             pictures.push(Panel {
                 title: "error of the gradient along uniform's trajectory".into(),
                 axes: ("step".into(), "squared error over uniform's".into()),
                 log: (false, false),
-                series: SHOWN.map(|name| Series::new(name, self.error_curve(name))).into(),
+                series: shown().chain([ORACLE]).map(|name| Series::new(name, self.error_curve(name))).collect(),
             });
         }
         if !self.points.is_empty() {
-            let shown = SHOWN[..SHOWN.len() - 1].iter();
             pictures.push(Panel {
                 title: "training on its own".into(),
                 axes: ("queries".into(), "training loss".into()),
                 log: (false, true),
-                series: shown.map(|name| Series::new(*name, self.training_curve(name))).collect(),
+                series: shown().map(|name| Series::new(name, self.training_curve(name))).collect(),
             });
         }
         if !self.by_depth.is_empty() {

@@ -63,6 +63,12 @@ fn allocator_ablation() {
     }
     assert_eq!(summary["training"]["gaussian, running"]["loss"].as_array().unwrap().len(), 2);
     assert!(summary["second_moment_by_layer"].as_array().unwrap().len() > 5);
+    // what was not run is not drawn
+    let drawn = |name: &str| fs::read_to_string(dir.path().join("run/ablation.svg")).unwrap().contains(name);
+    assert!(drawn("bernoulli, running") && !drawn("bernoulli, loss"));
+    let few = [flags.as_slice(), &["--contenders", "neyman", "--estimates", "loss"]].concat();
+    self::summary("allocator_ablation", dir.path(), &few, &files);
+    assert!(drawn("neyman, loss") && drawn("variances known") && !drawn("bernoulli") && !drawn("running"));
     let bad = [TINY.as_slice(), &["--queries", "0"]].concat();
     assert!(crate::fail("allocator_ablation", dir.path(), &bad).contains("queries_per_datum = 0"));
     let bad = [TINY.as_slice(), &["--contenders", "best"]].concat();

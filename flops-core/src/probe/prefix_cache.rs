@@ -85,27 +85,11 @@ impl PrefixCache {
         Some(CachedRows { rows, prefix: Prefix { skipped, state } })
     }
 
-    /// Inserts the prefix of examples whose input rows have these sizes, as long as there is room.
+    /// Inserts the prefix of examples whose input rows have these sizes, as long as there is room and
+    /// the cache belongs to these trained parameters.
     ///
     /// Without room, an example that is cached in another padding changes to this one.
     pub(crate) fn insert(&self, ids: &[u64], input: &[usize], trained: &Arc<HashSet<ParamId>>, prefix: &Prefix) {
-        if self.capacity == 0 {
-            return;
-        }
-        let mut kept = self.kept();
-        // where nothing is frozen, too: what is kept will be stale
-        kept.reset_if_changed(trained);
-        kept.insert(self.capacity, (ids, input), prefix);
-    }
-
-    /// The same, unless the cache belongs to other trained parameters.
-    pub(crate) fn insert_if_unchanged(
-        &self,
-        ids: &[u64],
-        input: &[usize],
-        trained: &Arc<HashSet<ParamId>>,
-        prefix: &Prefix,
-    ) {
         let mut kept = self.kept();
         if kept.trained == *trained {
             kept.insert(self.capacity, (ids, input), prefix);
@@ -114,8 +98,9 @@ impl PrefixCache {
 
     /// Empties the cache if other parameters are trained than before.
     pub fn reset_if_changed(&self, trained: Arc<HashSet<ParamId>>) {
-        if self.capacity > 0 {
-            self.kept().reset_if_changed(&trained);
+        let mut kept = self.kept();
+        if self.capacity > 0 && kept.trained != trained {
+            *kept = Kept { trained, ..Kept::default() };
         }
     }
 
@@ -128,8 +113,7 @@ impl PrefixCache {
     /// Whether [`insert`](Self::insert) would keep the prefix of any of these examples, none of
     /// which is cached.
     pub(crate) fn has_room(&self, ids: impl IntoIterator<Item = u64>) -> bool {
-        let kept = self.kept();
-        ids.into_iter().any(|id| kept.len < self.capacity || kept.states.contains_key(&id))
+        self.kept().has_room(self.capacity, ids)
     }
 
     /// The number of outputs it holds.
@@ -140,16 +124,14 @@ impl PrefixCache {
 }
 
 impl Kept {
-    fn reset_if_changed(&mut self, trained: &Arc<HashSet<ParamId>>) {
-        if self.trained != *trained {
-            *self = Self { trained: trained.clone(), ..Self::default() };
-        }
+    fn has_room(&self, capacity: usize, ids: impl IntoIterator<Item = u64>) -> bool {
+        ids.into_iter().any(|id| self.len < capacity || self.states.contains_key(&id))
     }
 
     fn insert(&mut self, capacity: usize, (ids, input): (&[u64], &[usize]), prefix: &Prefix) {
         let Some(state) = &prefix.state else { return };
         // a layout is kept for examples alone
-        if self.len >= capacity && !ids.iter().any(|id| self.states.contains_key(id)) {
+        if !self.has_room(capacity, ids.iter().copied()) {
             return;
         }
         let Some(layout) = self.layout_of(input, state.shape_of_row(), prefix) else { return };

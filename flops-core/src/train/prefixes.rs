@@ -46,11 +46,10 @@ impl PrefixCaches {
         stages: &Stages,
         reaches_all: bool,
     ) {
-        if reaches_all {
-            self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.lasting());
-        } else {
-            self.training.reset_if_changed(Arc::default());
-        }
-        self.evaluation.reset_if_changed(if reaches_all { trained.clone() } else { Arc::default() });
+        // also where nothing is frozen or nothing is stored: what the caches hold will be stale
+        let known = if reaches_all { trained.clone() } else { Arc::default() };
+        self.training.reset_if_changed(known.clone());
+        self.training.insert(&batch.ids, &batch.input.row_shape(), trained, &stages.lasting());
+        self.evaluation.reset_if_changed(known);
     }
 }

@@ -180,11 +180,10 @@ where
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> Self::Output {
+        let is_sound = batch.check().map_err(|error| self.monitor.note(error)).is_ok();
         // an accumulation that an epoch leaves incomplete has no update that would tell
         self.monitor.give_up();
-        if let Err(error) = batch.check() {
-            self.monitor.note(error);
-            self.monitor.give_up();
+        if !is_sound {
             return StepOutput::failed(batch.ids.len());
         }
         let output = infer_cached(&self.model, &batch, ROWS, self.threads, &self.prefixes.evaluation);

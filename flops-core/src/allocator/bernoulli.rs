@@ -134,7 +134,7 @@ impl<B: Backend> Allocator<B> for BernoulliAllocator<B> {
     }
 
     fn apply(mut self, update: LearnedUpdate, shown: &Shown<'_>) -> Self {
-        // a record or an allocator of another mean may have come between; the next allocation says so
+        // a record or an allocator of another mean came between; the next allocation says so
         if [self.beta.val().dims()[0], update.design.coefficients()].iter().any(|&n| self.mean.check(n).is_err()) {
             return self;
         }

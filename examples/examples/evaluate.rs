@@ -100,8 +100,7 @@ fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<Stri
     ensure!(
         found.is_empty() && model.len() == data.len(),
         "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose \
-         weights with a head for this data set, or \
-         tune one with vit_cifar",
+         weights with a head for this data set, or tune one with vit_cifar",
         model.len(),
         model.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "),
         data.len() - found.len(),

@@ -132,8 +132,7 @@ impl Artifacts {
             if now != then {
                 bail!(
                     "cannot resume: {name} is {now}, the run in {} has {then}; give the same value, or \
-                     start a new run in \
-                     another --artifact-dir",
+                     start a new run in another --artifact-dir",
                     self.dir.display()
                 );
             }

@@ -230,9 +230,8 @@ impl Cifar {
         let test = split.test.items.len() + skipped_test.len();
         if (train, test) != (TRAIN_IMAGES, TEST_IMAGES) {
             let reason = format!(
-                "{train} training and {test} test images, expected {TRAIN_IMAGES} and {TEST_IMAGES}: remove \
-                 the folder and \
-                 use --download"
+                "{train} training and {test} test images, expected {TRAIN_IMAGES} and {TEST_IMAGES}: \
+                 remove the folder and use --download"
             );
             return Err(DataError::malformed(dir, reason));
         }

@@ -28,8 +28,7 @@ pub enum DataError {
     /// CIFAR is not where it was looked for.
     #[error(
         "no {data_set} {wanted} in {}: name the folder of the official binary files ({files}) with \
-         --data-dir, or fetch the data \
-         with --download",
+         --data-dir, or fetch the data with --download",
         path.display()
     )]
     MissingCifar {
@@ -58,8 +57,7 @@ pub enum DataError {
     /// The size of a binary file is not a whole number of records.
     #[error(
         "{} is truncated: {found} bytes, expected a positive multiple of {record_size} (labels and 32×32×3 \
-         pixels); the next \
-         whole size is {expected}: fetch the file again",
+         pixels); the next whole size is {expected}: fetch the file again",
         path.display()
     )]
     Truncated {

@@ -80,22 +80,19 @@ impl Causes {
         let percent = 100.0 * (still + rounded) / queries;
         Some(if rounded < ROUNDED * queries && last_place < COARSE * sigma {
             format!(
-                "{percent:.0} % of the queries leave the loss exactly as it is at sigma = {sigma}: the loss \
-                 has steps, and the noise \
-                 does not reach over them; raise sigma, or use a smoother loss"
+                "{percent:.0} % of the queries leave the loss exactly as it is at sigma = {sigma}: the \
+                 loss has steps, and the noise does not reach over them; raise sigma, or use a smoother loss"
             )
         } else if loss.abs() >= LARGE {
             format!(
                 "{percent:.0} % of the queries change the loss by less than single precision can tell at a \
-                 loss of {loss:.3e} \
-                 (sigma = {sigma}): subtract a constant from the loss, compute it so that it keeps its \
-                 precision, or raise sigma"
+                 loss of {loss:.3e} (sigma = {sigma}): subtract a constant from the loss, compute it so \
+                 that it keeps its precision, or raise sigma"
             )
         } else {
             format!(
                 "{percent:.0} % of the queries change the loss by less than single precision can tell at a \
-                 loss of {loss:.3e}: \
-                 sigma = {sigma} is too small; raise sigma"
+                 loss of {loss:.3e}: sigma = {sigma} is too small; raise sigma"
             )
         })
     }
@@ -108,9 +105,8 @@ impl Causes {
         self.noisy.then(|| {
             format!(
                 "the same examples with the same parameters give losses that scatter by {noise:.3e}, which \
-                 is {:.0} % of what the \
-                 queries measure: let the model draw no random numbers of its own, average its answers, or raise sigma \
-                 ({sigma}), which divides this noise",
+                 is {:.0} % of what the queries measure: let the model draw no random numbers of its own, \
+                 average its answers, or raise sigma ({sigma}), which divides this noise",
                 100.0 * share
             )
         })
@@ -126,8 +122,7 @@ impl Causes {
         lowest.map(|lowest| {
             format!(
                 "the loss has risen from {lowest:.3e} to {mean:.3e}: training diverges; lower lr, and \
-                 resume from a checkpoint \
-                 before the rise"
+                 resume from a checkpoint before the rise"
             )
         })
     }
@@ -136,8 +131,7 @@ impl Causes {
         self.singles = if report.batch_size == 1 { self.singles + 1 } else { 0 };
         (self.allocates && self.singles == SINGLE).then(|| {
             "every batch holds one example, so there is nothing to allocate: it gets all queries; use \
-             larger batches, or the \
-             uniform allocator"
+             larger batches, or the uniform allocator"
                 .to_string()
         })
     }

@@ -56,8 +56,7 @@ pub(super) fn high_variance(window: &[Figures]) -> Option<String> {
     };
     Some(format!(
         "{:.0} % of the estimate is noise at {queries:.0} queries per example ({relative:.2} of uniform's \
-         variance, {least:.2} \
-         possible): {remedy}",
+         variance, {least:.2} possible): {remedy}",
         100.0 * (1.0 - signal)
     ))
 }
@@ -84,8 +83,8 @@ pub(super) fn oscillating(window: &[Figures]) -> Option<String> {
     }
     (turns >= TURNS).then(|| {
         format!(
-            "the loss goes up and down by {largest:.3} within {} steps, more than its batches differ: lower \
-             lr, or the allocator's",
+            "the loss goes up and down by {largest:.3} within {} steps, more than its batches differ: \
+             lower lr, or the allocator's",
             window.len()
         )
     })
@@ -97,8 +96,7 @@ pub(super) fn slow(window: &[Figures], now: f64) -> Option<String> {
     (relative <= NEAR * least && signal(window) >= SIGNAL).then(|| {
         format!(
             "the loss stands at {now:.3} although the allocation is near its optimum ({relative:.2} of \
-             uniform's variance, {least:.2} \
-             possible): raise lr, train more layers, or stop here"
+             uniform's variance, {least:.2} possible): raise lr, train more layers, or stop here"
         )
     })
 }

@@ -63,8 +63,8 @@ pub enum Error {
     #[error(
         "{missed} of {trained} trained parameters belong to no layer called through the probe ({paths}), \
          and the activation and low-rank spaces perturb only those; call their layers as \
-         probe.linear(&layer, x) or the like, make other kinds of layers (a convolution with groups is one) \
-         sites by Probe::site, freeze them, or use the weight space"
+         probe.linear(&layer, x) or the like, other modules (a convolution with groups is one) by the macro \
+         site!, freeze them, or use the weight space"
     )]
     NotSites {
         /// The paths of the first of them.
@@ -115,6 +115,18 @@ pub enum Error {
     ActsOutsideSites {
         /// The paths of the first of them.
         paths: String,
+    },
+    /// A module whose gradients belong to another output than the one of the passes.
+    #[error(
+        "the module of {path} gives another output under autodiff, which differs by {difference:.1e} of its size, \
+         and its gradients would be wrong; set dropout inside it to 0 and call probe.dropout around it, call \
+         batch normalisation as probe.batch_norm outside it, and let both functions of probe.module be the same"
+    )]
+    ModuleDiffers {
+        /// The path of the module's first parameter.
+        path: String,
+        /// Root mean square of the difference, relative to that of the output.
+        difference: f64,
     },
     /// A gradient of another shape than its parameter.
     #[error(

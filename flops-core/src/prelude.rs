@@ -15,6 +15,7 @@ pub use crate::model::ForwardModel;
 pub use crate::noise::{NoiseLaw, Placement, Sampling};
 pub use crate::probe::Probe;
 pub use crate::recipe::Recipe;
+pub use crate::site;
 pub use crate::train::{
     BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, InnerBatcher, Monitor, StepOutput, StepReport,
 };

@@ -20,7 +20,7 @@ use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::ops;
-use crate::parameters::{parameters, paths};
+use crate::parameters::{parameters, path, paths};
 use crate::probe::{PassExamples, Probe, SiteOutputs};
 
 /// Examples that the check evaluates at most.
@@ -34,7 +34,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// Checks that every trained parameter acts on the losses through its sites alone, and that
     /// sites do not depend on the number of rows.
     ///
-    /// It takes two passes of at most 8 examples, more where it finds something. Nothing is drawn
+    /// It takes two passes of at most 8 examples, more where it finds something. In the first of
+    /// them every [module](Probe::module) at a site is run under autodiff as well. Nothing is drawn
     /// from the noise, and no later result changes. A [learner](crate::ForwardLearner) calls it in
     /// its first step with a set of trained parameters, unless the model
     /// [asks it not to](ForwardModel::skips_site_check). In the weight space it passes at once.
@@ -44,6 +45,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     ///
     /// # Errors
     /// - [`Error::ActsOutsideSites`]: the losses move with parameters whose sites are held fixed.
+    /// - [`Error::ModuleDiffers`]: a [module](Probe::module) is not the same under autodiff.
     /// - [`Error::RowShape`], [`Error::RowAxis`], [`Error::BareParameter`], [`Error::RowCount`]:
     ///   the first axis of a tensor is not its rows.
     /// - [`Error::SitesVary`]: other layers are called than in the clean pass.
@@ -59,6 +61,9 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let check = SiteCheck { model: self.model, input, target, examples, trained: &trained, rows: index.len() };
         let (clean, kept) = check.keep()?;
         check_sites(self.model, (&self.sites, self.largest_chunk()), (&kept.sites, index.len()))?;
+        if let Some((parameter, difference)) = kept.mismatch {
+            return Err(Error::ModuleDiffers { path: path::<B, M>(self.model, parameter), difference });
+        }
         let check = PinnedCheck { check, kept };
         let moved = check.losses(&trained)?;
         if !differ(&moved, &clean, 0.0) {

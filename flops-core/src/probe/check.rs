@@ -27,7 +27,9 @@ use crate::parameters::trained_parameters;
 /// both backends. With each parameter frozen in turn, and with none:
 ///
 /// - `backward` forms the gradients that autodiff does, in the shapes of their parameters;
-/// - `squared_score_norm` is what `backward` gives coordinate by coordinate;
+/// - `squared_score_norm` is what `backward` gives coordinate by coordinate, or along
+///   [`norm_direction`](super::Site::norm_direction) within 2 %;
+/// - `mismatch` finds none;
 /// - a row under noise of low rank is what the layer with the perturbed parameters gives.
 ///
 /// And in a query every row has noise of its own. Where the output is `[rows, tokens, …]`, all this
@@ -90,6 +92,7 @@ pub fn check_site<AB, M>(
     let mut keep = Probe::keep(all.clone()).with_row_check(rows, true);
     plain.forward(input.clone(), &mut keep);
     assert_eq!(keep.row_fault(), None, "rows of the output");
+    assert_eq!(keep.kept().mismatch, None, "the output that backward differentiates is another");
     let all_rows: Vec<usize> = (0..rows).collect();
     let unmasked = Check { model: &plain, input: &input, clean: &clean, mask: None };
     let tokens = unmasked.record(&all_rows, &all).tokens;
@@ -158,12 +161,19 @@ impl<B: Backend> ModuleMapper<B> for Step<'_, B> {
 }
 
 fn close(found: &[f64], expected: &[f64], what: &str) {
+    close_within(2e-5, found, expected, what);
+}
+
+fn close_within(tolerance: f64, found: &[f64], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: number of values");
     let scale = 1.0 + expected.iter().fold(0.0, |m: f64, b| m.max(b.abs()));
     for (a, b) in found.iter().zip(expected) {
-        assert!((a - b).abs() < 2e-5 * scale, "{what}: {a}, expected {b}");
+        assert!((a - b).abs() < tolerance * scale, "{what}: {a}, expected {b}");
     }
 }
+
+/// Relative error that a derivative by differences may have.
+const OF_DIFFERENCES: f64 = 0.02;
 
 fn to_vec<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
     x.into_data().iter::<f64>().collect()
@@ -232,9 +242,16 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
         self.forward(&all, &mut Probe::query(trained.clone(), Prefix::empty(), query))
     }
 
-    /// E‖Σ_k ε_k ∂_k‖² = Σ_k ‖∂_k‖² of each row, by each coordinate in turn.
+    /// E‖Σ_k ε_k ∂_k‖² = Σ_k ‖∂_k‖² of each row, by each coordinate in turn; Σ_k ⟨∂_k, u⟩² where the
+    /// norm is an estimate along u.
     fn norms(&self, recorded: &Recorded<B>, trained: &Arc<HashSet<ParamId>>) {
         let [rows, coordinates] = self.clean.dims();
+        let direction = recorded.site.norm_direction();
+        let signs = |id: ParamId| direction.as_ref().map(|u| u.get(id).map(|u| to_vec(u.clone())).unwrap_or_default());
+        for id in trained.iter() {
+            let are_signs = signs(*id).is_none_or(|u| !u.is_empty() && u.iter().all(|u| u.abs() == 1.0));
+            assert!(are_signs, "the norm direction has no signs for parameter {id}");
+        }
         let norm = recorded.squared_score_norm(rows).expect("one squared score norm for each row");
         let squares = norm.squares.map_or(vec![0.0; rows], to_vec);
         for (row, square) in squares.into_iter().enumerate() {
@@ -247,9 +264,20 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
                 let mut gradients = Gradients::default();
                 site.backward(unit, &mut gradients);
                 gradients.retain(trained);
-                sum += gradients.iter().flat_map(|g| to_vec(g.clone())).map(|g| g * g).sum::<f64>();
+                let of = |id: &ParamId| gradients.get(*id).map(|g| to_vec(g.clone())).unwrap_or_default();
+                sum += match &direction {
+                    None => trained.iter().flat_map(of).map(|g| g * g).sum::<f64>(),
+                    Some(_) => {
+                        let along = |id: &ParamId| -> f64 {
+                            of(id).iter().zip(signs(*id).unwrap_or_default()).map(|(g, u)| g * u).sum()
+                        };
+                        trained.iter().map(along).sum::<f64>().powi(2)
+                    }
+                };
             }
-            close(&[norm.constant + norm.factor * square], &[sum], &format!("squared score norm of row {row}"));
+            let tolerance = if direction.is_some() { OF_DIFFERENCES } else { 2e-5 };
+            let what = format!("squared score norm of row {row}");
+            close_within(tolerance, &[norm.constant + norm.factor * square], &[sum], &what);
         }
     }
 

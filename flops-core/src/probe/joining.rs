@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-use super::{Mode, Probe};
+use super::{Mode, ModuleInput, Probe};
 use crate::batch::Rows;
 
 impl<B: Backend> Probe<B> {
@@ -96,6 +96,22 @@ impl<B: Backend> Probe<B> {
         let back: Vec<usize> =
             groups.iter().enumerate().flat_map(|(j, g)| (0..g.len()).map(move |i| j * most + i)).collect();
         out.reshape([context_rows * most, tokens, d]).rows(&back)
+    }
+
+    /// The input of a module, with the rows of its tensors repeated as in [`align`](Self::align).
+    pub(super) fn align_input<I: ModuleInput<B>>(&self, input: I) -> I {
+        if let Mode::Query(query) = &self.mode {
+            let (rows, examples) = (query.rows.len(), query.rows.groups.len());
+            let mut is_perturbed = false;
+            input.shapes(&mut |shape| is_perturbed |= shape[0] == rows);
+            return if is_perturbed && rows != examples { input.gather(examples, &query.rows.datum) } else { input };
+        }
+        if let Some(check) = &self.check {
+            input.shapes(&mut |shape| {
+                check.joined("module", shape);
+            });
+        }
+        input
     }
 
     /// A tensor that is joined to others. In a pass that checks the row contract, one that breaks it

@@ -112,6 +112,25 @@ pub trait Site<B: Backend>: Send + 'static {
     fn is_constant(&self) -> bool {
         false
     }
+
+    /// Signs u of the trained parameters, where the [norm](Self::squared_score_norm) is an estimate.
+    ///
+    /// The squared norm of the derivative J of a row is costly for some layers. ‖J u‖² is cheap, and
+    /// over random signs its mean is that norm. A layer that gives it returns u here, and
+    /// [`check_site`](super::check_site) compares it with `backward`. `None`, the default: the norm
+    /// is exact.
+    fn norm_direction(&self) -> Option<Gradients<B>> {
+        None
+    }
+
+    /// The relative difference between the output of the pass and the one that
+    /// [`backward`](Self::backward) differentiates, where it is more than rounding.
+    ///
+    /// `None`, the default, is right where both are the same computation. The
+    /// [check](crate::estimator::CleanPass::check_sites) of a first step asks for it.
+    fn mismatch(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// How noise of low rank moves the output of a layer, and what gradient follows.

@@ -15,6 +15,7 @@ mod layers;
 pub(crate) mod low_rank;
 mod mask;
 mod masking;
+mod module_input;
 mod passes;
 mod pinned;
 mod prefix_cache;
@@ -37,7 +38,9 @@ pub use check::check_site;
 pub(crate) use examples::{PassExamples, StepKey};
 pub use gradients::Gradients;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
+pub use layers::Lifted;
 pub(crate) use mask::TokenMask;
+pub use module_input::ModuleInput;
 pub(crate) use passes::Passes;
 pub(crate) use pinned::SiteOutputs;
 pub use prefix_cache::PrefixCache;
@@ -331,6 +334,13 @@ impl<B: Backend> Probe<B> {
         self.width = self.width.max(width);
     }
 
+    /// Whether this pass makes the [`Site`] of a layer, from its clean input.
+    ///
+    /// A query of low rank makes one too, and asks for its weight noise alone.
+    fn forms_sites(&self) -> bool {
+        matches!(self.mode, Mode::Record { .. } | Mode::Keep(_))
+    }
+
     /// Whether any of the parameters is trained, in a pass that looks for sites.
     fn is_site(&self, parameters: &[ParamId]) -> bool {
         !matches!(self.mode, Mode::Inference) && parameters.iter().any(|id| self.trained.contains(id))
@@ -346,8 +356,9 @@ impl<B: Backend> Probe<B> {
     /// Makes the output of a layer a site; this is how a layer of your own joins (see [`Site`]).
     ///
     /// Returns the output, perturbed in a query. The closure makes the [`Site`] from the clean
-    /// input. It is called in the recording pass. In the low-rank space it is called in every
-    /// query, too: the input then has a row per example or one per query ([`QueryRows::repeat`]).
+    /// input. It is called in the recording pass, and where a first step checks its sites. In the
+    /// low-rank space it is called in every query, too: the input then has a row per example or one
+    /// per query ([`QueryRows::repeat`]).
     /// Its argument holds the ids of the trained parameters, for [`trained_id`].
     ///
     /// # Shapes
@@ -387,7 +398,7 @@ impl<B: Backend> Probe<B> {
                 output
             }
             Mode::Keep(outputs) => {
-                outputs.keep(parameters, &output);
+                outputs.keep(parameters, &output, site(&self.trained).mismatch());
                 output
             }
             Mode::Pinned(outputs) => outputs.pin(index, output),

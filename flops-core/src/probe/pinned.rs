@@ -12,17 +12,22 @@ pub(crate) struct SiteOutputs<B: Backend> {
     pub sites: Vec<TracedSite>,
     /// Flattened.
     outputs: Vec<Tensor<B, 1>>,
+    /// The first site whose gradients belong to another output, by its first parameter, and how far
+    /// that is off.
+    pub mismatch: Option<(Option<ParamId>, f64)>,
 }
 
 impl<B: Backend> Default for SiteOutputs<B> {
     fn default() -> Self {
-        Self { sites: vec![], outputs: vec![] }
+        Self { sites: vec![], outputs: vec![], mismatch: None }
     }
 }
 
 impl<B: Backend> SiteOutputs<B> {
-    /// Keeps the output of the next site.
-    pub fn keep<const D: usize>(&mut self, parameters: &[ParamId], output: &Tensor<B, D>) {
+    /// Keeps the output of the next site, and notes its [mismatch](super::Site::mismatch).
+    pub fn keep<const D: usize>(&mut self, parameters: &[ParamId], output: &Tensor<B, D>, mismatch: Option<f64>) {
+        let mismatch = mismatch.map(|difference| (parameters.first().copied(), difference));
+        self.mismatch = self.mismatch.or(mismatch);
         let shape = output.dims();
         let key = SiteKey::next(parameters, &self.sites);
         self.sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });

@@ -8,7 +8,10 @@ mod dropout;
 mod embedding;
 mod layer_norm;
 mod linear;
+mod module;
 mod param;
 #[cfg(test)]
 mod tests;
 mod tied_linear;
+
+pub use module::Lifted;

@@ -45,6 +45,8 @@ macro_rules! model_of {
     };
 }
 
+mod modules;
+
 model_of!(LinearModel, Linear<B>, Tensor<B, 3>, |layer, x, probe| probe.linear(layer, x));
 model_of!(LayerNormModel, LayerNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.layer_norm(layer, x));
 model_of!(BatchNorm1dModel, BatchNorm<B>, Tensor<B, 3>, |layer, x, probe| probe.batch_norm(layer, x));

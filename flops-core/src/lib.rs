@@ -3,8 +3,9 @@
 //! A gradient is estimated from the losses of perturbed forward passes, called queries. Each step
 //! has a budget of queries. An [allocator](mod@allocator) gives more of them to the examples whose
 //! gradient is harder to estimate ([FLOPS: Forward Learning with OPtimal
-//! Sampling](https://arxiv.org/abs/2410.05966), ICLR 2025). No autodiff graph is recorded: the loss
-//! need not be differentiable, and memory is that of forward passes over a bounded number of rows.
+//! Sampling](https://arxiv.org/abs/2410.05966), ICLR 2025). No autodiff graph is recorded across
+//! layers: the loss need not be differentiable, and memory is that of forward passes over a bounded
+//! number of rows.
 //!
 //! Where backpropagation is possible and fits into memory, it makes more progress per second. This
 //! crate is for the other cases.
@@ -17,7 +18,8 @@
 //!    unless frozen with `no_grad`.
 //!
 //! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `batch_norm`, `conv2d`
-//! (one group), `embedding`, `param`, `dropout`. Any other layer joins by [`probe::Site`].
+//! (one group), `embedding`, `param`, `dropout`. Any other Burn module joins by [`Probe::module`] and
+//! the macro [`site!`]. A layer with a derivative of its own joins by [`probe::Site`].
 //!
 //! - **Padding.** Call layers on padded tokens inside [`Probe::masked`]: estimate and variance are
 //!   then those of the batch without padding.

@@ -19,7 +19,7 @@ use crate::probe::{Probe, trained_id};
 impl<B: Backend> Probe<B> {
     /// A convolution (any stride, padding and dilation; one group) as a site.
     ///
-    /// With more than one group the layer runs, but is no site: its gradient is not estimated.
+    /// With more than one group the layer runs, but is no site: call it by [`site!`](crate::site).
     /// Its second axis is channels, so no [token mask](Self::masked) applies.
     ///
     /// # Shapes

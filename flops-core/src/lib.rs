@@ -103,7 +103,7 @@ pub mod variance;
 
 pub use allocator::{Allocation, QueryBudget};
 pub use batch::{Batch, Rows};
-pub use control_variate::ControlVariate;
+pub use control_variate::{ControlVariate, GradientEstimate};
 pub use error::Error;
 pub use estimator::{Estimator, Normalisation, Space};
 pub use inference::infer;

@@ -36,6 +36,46 @@ pub(crate) fn solve(factor: &[f64], b: &mut [f64]) {
     }
 }
 
+/// Eigenvalues of a symmetric matrix, row-major `[n, n]`, from the largest on, and the eigenvectors
+/// as rows in the same order; by cyclic Jacobi rotations.
+pub(crate) fn eigen(mut matrix: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut vectors: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i % (n + 1) == 0))).collect();
+    let total: f64 = matrix.iter().map(|v| v * v).sum();
+    for _ in 0..30 {
+        let off: f64 = (0..n * n).filter(|i| i % (n + 1) != 0).map(|i| matrix[i] * matrix[i]).sum();
+        if off <= 1e-24 * total {
+            break;
+        }
+        for p in 0..n {
+            for q in p + 1..n {
+                let apq = matrix[p * n + q];
+                if apq == 0.0 {
+                    continue;
+                }
+                let theta = (matrix[q * n + q] - matrix[p * n + p]) / (2.0 * apq);
+                let t = theta.signum() / (theta.abs() + (theta * theta + 1.0).sqrt());
+                let t = if theta == 0.0 { 1.0 } else { t };
+                let c = 1.0 / (t * t + 1.0).sqrt();
+                let s = t * c;
+                for k in 0..n {
+                    let (a, b) = (matrix[k * n + p], matrix[k * n + q]);
+                    (matrix[k * n + p], matrix[k * n + q]) = (c * a - s * b, s * a + c * b);
+                }
+                for k in 0..n {
+                    let (a, b) = (matrix[p * n + k], matrix[q * n + k]);
+                    (matrix[p * n + k], matrix[q * n + k]) = (c * a - s * b, s * a + c * b);
+                    let (a, b) = (vectors[p * n + k], vectors[q * n + k]);
+                    (vectors[p * n + k], vectors[q * n + k]) = (c * a - s * b, s * a + c * b);
+                }
+            }
+        }
+    }
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&a, &b| matrix[b * n + b].total_cmp(&matrix[a * n + a]));
+    let values = order.iter().map(|&i| matrix[i * n + i]).collect();
+    (values, order.iter().flat_map(|&i| vectors[i * n..(i + 1) * n].to_vec()).collect())
+}
+
 /// Σ a_i b_i in eight partial sums, which the compiler can keep in vector registers.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -62,5 +102,24 @@ mod tests {
         cholesky(&mut factor, 3, 1e-12);
         solve(&factor, &mut b);
         assert!(b.iter().zip(x).all(|(got, x)| (got - x).abs() < 1e-12), "{b:?}");
+    }
+
+    /// A = Σ λ_k v_k v_kᵀ, v_k orthonormal, λ falling.
+    #[test]
+    fn eigenvectors_rebuild_their_matrix() {
+        for n in [1, 2, 5, 20] {
+            let entry = |i: usize, j: usize| ((i * j + 1) as f64).sin() + ((i + j) as f64).cos();
+            let matrix: Vec<f64> = (0..n * n).map(|k| entry(k / n, k % n)).collect();
+            let (values, vectors) = eigen(matrix.clone(), n);
+            assert!(values.is_sorted_by(|a, b| a >= b), "{values:?}");
+            for i in 0..n {
+                for j in 0..n {
+                    let (a, b) = (&vectors[i * n..(i + 1) * n], &vectors[j * n..(j + 1) * n]);
+                    assert!((dot(a, b) - f64::from(u8::from(i == j))).abs() < 1e-9, "n = {n}, {i}, {j}");
+                    let sum: f64 = (0..n).map(|k| values[k] * vectors[k * n + i] * vectors[k * n + j]).sum();
+                    assert!((sum - matrix[i * n + j]).abs() < 1e-9, "n = {n}, {i}, {j}");
+                }
+            }
+        }
     }
 }

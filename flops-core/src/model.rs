@@ -169,4 +169,17 @@ pub trait ForwardModel<B: Backend>: Module<B> {
         let probabilities = burn::tensor::activation::softmax(logits.cast(DType::F32), 1);
         Some(probabilities - labels.one_hot::<2>(classes).float().cast(DType::F32))
     }
+
+    /// The outputs o of which the [error signals](Self::error_signals) are the derivatives ∂ℓ/∂o.
+    ///
+    /// The control variate learns from how queries move them: as many equations a query as there
+    /// are outputs, instead of one. The default is the logits of a classifier. A model that
+    /// overrides the error signals overrides this too. `None` means that only losses are visible,
+    /// as does another number of outputs than of signals.
+    ///
+    /// # Shapes
+    /// - returns: `[rows, signals]`
+    fn signal_outputs(&self, output: &Self::Output, target: &Self::Target) -> Option<Tensor<B, 2>> {
+        self.classification(output, target).map(|(logits, _)| logits)
+    }
 }

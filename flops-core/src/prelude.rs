@@ -8,7 +8,7 @@ pub use crate::allocator::{
     Allocation, Allocator, AllocatorKind, AnyAllocator, GaussianAllocatorConfig, Neyman, QueryBudget, Uniform,
 };
 pub use crate::batch::{Batch, Rows};
-pub use crate::control_variate::ControlVariate;
+pub use crate::control_variate::{ControlVariate, GradientEstimate};
 pub use crate::estimator::{Normalisation, Space};
 pub use crate::losses::{cross_entropy, zero_one};
 pub use crate::model::ForwardModel;

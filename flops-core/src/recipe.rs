@@ -1,7 +1,7 @@
 //! Published methods as combinations of this crate's parts.
 
 use crate::allocator::{AllocatorKind, QueryBudget};
-use crate::control_variate::ControlVariate;
+use crate::control_variate::{ControlVariate, GradientEstimate};
 use crate::estimator::{Normalisation, Space};
 use crate::names::named_enum;
 use crate::noise::{NoiseLaw, Placement, Sampling};
@@ -95,7 +95,9 @@ impl Recipe {
         }
         let (placement, control_variate) = (Placement::Joint, ControlVariate::None);
         match space {
-            Space::Activation { .. } => Space::Activation { placement, control_variate },
+            Space::Activation { .. } => {
+                Space::Activation { placement, control_variate, estimate: GradientEstimate::Unbiased }
+            }
             Space::LowRank { rank, .. } => Space::LowRank { rank, placement },
             Space::Weights { .. } if self == Self::Fzoo => Space::Weights { normalisation: Normalisation::LossSpread },
             Space::Weights { .. } => space,

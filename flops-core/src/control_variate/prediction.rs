@@ -1,77 +1,135 @@
-//! The gradients that a step predicts, and what they take from losses and add to estimates.
+//! The gradients that a step predicts, what its queries are expected to answer, and what they show.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use burn::prelude::*;
 
 use super::observation::{Observation, SiteObservation};
+use super::signals::Basis;
 use crate::ops;
-use crate::probe::{SiteKey, TracedSite};
+use crate::probe::{Layout, SiteKey, TracedSite};
 
-/// Largest number of perturbed coordinates of a row at a site with predictions. It bounds their
-/// memory.
-const MAX_COORDINATES: usize = 4096;
+/// Largest number of weights of a site, 16 MiB; a site that needs more has no prediction.
+const MAX_WEIGHTS: usize = 1 << 22;
 
-/// The signals of a batch, and the gradients that they predict at each site.
+/// Largest number of coordinates of a row that the host reads where noise is made by a device.
+const MAX_READ: usize = 4096;
+
+/// Part of the signals' mean square that keeps small signals from being divided by nearly 0.
+const FLOOR: f64 = 0.1;
+
+/// The signals of a batch, and the weights that gradients are predicted by at each site.
 #[derive(Clone, Debug)]
 pub struct Prediction {
-    /// r_j, `[batch, signals]`.
-    signals: Vec<f64>,
-    /// The number of signals.
-    dim: usize,
+    /// r_j, `[batch, dim]`.
+    pub(super) signals: Vec<f32>,
+    /// The number of signals; 0 where there are none.
+    pub(super) dim: usize,
+    /// Mean of ‖r_j‖² over the batch.
+    mean_square: f64,
+    /// The clean outputs that the signals are derivatives of, `[batch, dim]`, where they are visible.
+    outputs: Option<Vec<f32>>,
+    /// The directions of the signals; `None` where they are the model's own.
+    pub(super) basis: Option<Arc<Basis>>,
+    /// The directions from the next step on.
+    pub(super) next: Option<Arc<Basis>>,
+    /// Whether this step compares halves of its batch.
+    pub(super) measures: bool,
     /// The sites of the step, in order.
     sites: Vec<PredictedSite>,
 }
 
-/// A site of the step, with the gradients predicted there, if any.
+/// A site of the step.
 #[derive(Clone, Debug)]
-struct PredictedSite {
-    key: SiteKey,
-    /// Values of a row.
-    coordinates: usize,
-    predicted: Option<SitePrediction>,
+pub(super) struct PredictedSite {
+    pub key: SiteKey,
+    pub layout: Layout,
+    /// W, `[dim, shared]`; `None` for zeros.
+    pub weights: Option<Arc<Vec<f32>>>,
+    /// γ; 0 where the prediction is not used.
+    pub gain: f64,
+    /// α.
+    pub alpha: f64,
     /// Which tokens are real, `[batch, tokens]`; `None` for all.
-    mask: Option<Vec<bool>>,
+    pub mask: Option<Vec<bool>>,
+    /// Whether weights are learned here.
+    pub learns: bool,
 }
 
-/// The predicted gradients at one site.
-#[derive(Clone, Debug)]
-pub(super) struct SitePrediction {
-    /// γ.
-    pub gain: f64,
-    /// r_jᵀW, `[batch, coordinates]`.
-    pub gradients: Vec<f32>,
+impl PredictedSite {
+    /// A site without weights, whose residual counts in full.
+    pub fn new(site: &TracedSite, dim: usize) -> Self {
+        let learns = dim > 0 && dim * site.layout.shared() <= MAX_WEIGHTS && site.layout.shared() > 0;
+        Self { key: site.key, layout: site.layout, weights: None, gain: 0.0, alpha: 1.0, mask: None, learns }
+    }
+}
+
+/// What the prediction expects of the rows of a pass.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PredictedRows {
+    /// The change of the outputs along the signals, W(σε), `[rows, dim]`.
+    pub answers: Vec<f32>,
+    /// The part of each row's loss to subtract, Σ γ·r_jᵀW(σε).
+    pub explained: Vec<f64>,
 }
 
 impl Prediction {
-    /// The prediction of a batch with these signals, at the sites of its step.
+    /// The prediction of a batch by these sites.
     ///
     /// # Shapes
-    /// - signals: `[batch, dim]`
-    pub(super) fn new(
-        signals: Vec<f64>,
-        dim: usize,
-        sites: &[TracedSite],
-        predict: impl Fn(&TracedSite) -> Option<SitePrediction>,
-    ) -> Self {
-        let site = |site: &TracedSite| PredictedSite {
-            key: site.key,
-            coordinates: site.coordinates,
-            predicted: takes_part(site.coordinates).then(|| predict(site)).flatten(),
-            mask: None,
-        };
-        Self { signals, dim, sites: sites.iter().map(site).collect() }
+    /// - signals, outputs: `[batch, dim]`
+    pub(super) fn new(signals: Vec<f32>, outputs: Option<Vec<f32>>, dim: usize, sites: Vec<PredictedSite>) -> Self {
+        let batch = signals.len().checked_div(dim).unwrap_or(0).max(1);
+        let mean_square = ops::dot(&signals, &signals) / batch as f64;
+        Self { signals, dim, mean_square, outputs, basis: None, next: None, measures: false, sites }
     }
 
-    /// What is predicted at a site whose rows have `len` coordinates.
-    fn at(&self, site: usize, len: usize) -> Option<&SitePrediction> {
-        self.sites.get(site).filter(|site| site.coordinates == len)?.predicted.as_ref()
+    /// The number of signals.
+    pub(crate) fn dim(&self) -> usize {
+        self.dim
     }
 
-    /// The part of a row's loss to subtract: the predicted effect of its perturbation σε.
+    /// Whether queries are asked for the outputs, and not for the loss alone.
+    pub(crate) fn sees_outputs(&self) -> bool {
+        self.outputs.is_some()
+    }
+
+    /// Whether this step compares halves of its batch.
+    pub(crate) fn measures(&self) -> bool {
+        self.measures
+    }
+
+    /// The outputs of queries along the signals.
     ///
-    /// `position` is the row's place in the batch. The row has `len` coordinates, and
-    /// `perturbation` holds σε of those from `start` on. The result is their part of h_jᵀ(σε).
-    pub(crate) fn subtract(&self, site: usize, position: usize, len: usize, start: usize, perturbation: &[f32]) -> f64 {
-        let Some(predicted) = self.at(site, len) else { return 0.0 };
-        let start = position * len + start;
-        predicted.gain * ops::dot(perturbation, &predicted.gradients[start..start + perturbation.len()])
+    /// # Shapes
+    /// - outputs: `[rows, all signals]`; the result `[rows, dim]`
+    pub(crate) fn along_signals<B: Backend>(&self, outputs: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.basis {
+            Some(basis) => basis.project(outputs),
+            None => outputs.cast(ops::accum_dtype::<B>()),
+        }
+    }
+
+    /// Leaves out sites whose noise a device makes and the host would have to read in full.
+    ///
+    /// `shares` tells whether tokens that are alike share their noise, which the host then draws.
+    pub(crate) fn read_no_device(&mut self, shares: bool) {
+        for site in &mut self.sites {
+            if site.layout.len() > MAX_READ && !(shares && site.layout.is_shared()) {
+                (site.learns, site.weights, site.gain) = (false, None, 0.0);
+            }
+        }
+    }
+
+    /// Whether the host must see the noise of this site, whose rows have `len` coordinates.
+    pub(crate) fn looks_at(&self, site: usize, len: usize) -> bool {
+        self.sites.get(site).is_some_and(|site| site.learns && site.layout.len() == len)
+    }
+
+    /// α of a site: the weight of the residual's estimate.
+    pub(crate) fn alpha(&self, site: usize) -> f64 {
+        self.sites.get(site).map_or(1.0, |site| site.alpha)
     }
 
     /// Keeps predictions and observations at a site off masked tokens.
@@ -79,127 +137,210 @@ impl Prediction {
     /// # Shapes
     /// - mask: `[batch, tokens]`, true at a real token
     pub(crate) fn mask(&mut self, site: usize, mask: Vec<bool>) {
-        let Some(site) = self.sites.get_mut(site) else { return };
-        if let Some(predicted) = &mut site.predicted {
-            zero_masked(&mut predicted.gradients, &mask);
+        if let Some(site) = self.sites.get_mut(site) {
+            site.mask = Some(mask);
         }
-        site.mask = Some(mask);
     }
 
-    /// Whether a site with `len` coordinates per row takes part.
-    ///
-    /// If so, the host must see its noise and its gradients.
-    pub(crate) fn looks_at(&self, len: usize) -> bool {
-        takes_part(len)
-    }
-
-    /// Adds the prediction h_j, times the weight of example j, to what the queries measured of its
-    /// gradient.
-    ///
-    /// Returns what the sums show of the regression, or none if the site does not take part.
-    ///
-    /// # Shapes
-    /// - positions: `[examples]`, their places in the batch
-    /// - weights: `[examples]`, 1/B, or 0 if none of the example's queries survived
-    /// - gradients: `[examples, coordinates]`
-    pub(crate) fn add_back(
-        &self,
-        site: usize,
-        positions: &[usize],
-        weights: &[f64],
-        gradients: &mut [f32],
-    ) -> Option<SiteObservation> {
-        let len = gradients.len() / positions.len().max(1);
-        let &PredictedSite { key, ref mask, .. } = self.sites.get(site).filter(|_| takes_part(len))?;
-        let predicted = self.at(site, len);
-        let mut seen = SiteObservation {
-            key,
-            examples: 0.0,
-            squares: 0.0,
-            cross: vec![0.0; self.dim * len],
-            along: 0.0,
-            squared: 0.0,
-        };
-        for ((&j, &weight), gradient) in positions.iter().zip(weights).zip(gradients.chunks_exact_mut(len)) {
-            if weight == 0.0 {
-                continue;
-            }
-            if let Some(mask) = mask {
-                let tokens = mask.len() / (self.signals.len() / self.dim.max(1)).max(1);
-                zero_masked(gradient, &mask[j * tokens..(j + 1) * tokens]);
-            }
-            if let Some(predicted) = predicted {
-                let h = &predicted.gradients[j * len..(j + 1) * len];
-                let scale = (weight * predicted.gain) as f32;
-                gradient.iter_mut().zip(h).for_each(|(g, h)| *g += scale * h);
-                seen.along += ops::dot(gradient, h) / weight;
-                seen.squared += ops::dot(h, h);
-            }
-            let signals = self.signals_of(j);
-            seen.examples += 1.0;
-            seen.squares += squared_norm(signals);
-            for (row, &r) in seen.cross.chunks_exact_mut(len).zip(signals) {
-                let r = (r / weight) as f32;
-                row.iter_mut().zip(&*gradient).for_each(|(c, g)| *c += r * g);
-            }
-        }
-        Some(seen)
-    }
-
-    /// The observation of a step, with the signals of these examples and no site yet.
-    pub(crate) fn observe(&self, positions: &[usize], weights: &[f64]) -> Observation {
-        let mut covariance = vec![0.0; self.dim * self.dim];
-        let (mut examples, mut squares) = (0.0, 0.0);
-        for (&j, _) in positions.iter().zip(weights).filter(|(_, w)| **w != 0.0) {
-            let r = self.signals_of(j);
-            examples += 1.0;
-            squares += squared_norm(r);
-            for (row, a) in covariance.chunks_exact_mut(self.dim).zip(r) {
-                row.iter_mut().zip(r).for_each(|(c, b)| *c += a * b);
-            }
-        }
-        Observation { dim: self.dim, examples, covariance, squares, sites: vec![] }
+    /// The mask of an example at a site.
+    fn mask_of<'a>(&self, site: &'a PredictedSite, position: usize) -> Option<&'a [bool]> {
+        let mask = site.mask.as_ref()?;
+        let tokens = mask.len() / (self.signals.len() / self.dim.max(1)).max(1);
+        Some(&mask[position * tokens..(position + 1) * tokens])
     }
 
     /// r_j.
-    fn signals_of(&self, j: usize) -> &[f64] {
-        &self.signals[j * self.dim..(j + 1) * self.dim]
+    fn signals_of(&self, position: usize) -> &[f32] {
+        &self.signals[position * self.dim..(position + 1) * self.dim]
     }
-}
 
-/// Sets the values of masked tokens to 0; `mask` has an entry for each token of `values`.
-fn zero_masked(values: &mut [f32], mask: &[bool]) {
-    let width = values.len() / mask.len().max(1);
-    values.chunks_exact_mut(width.max(1)).zip(mask).filter(|(_, real)| !**real).for_each(|(token, _)| token.fill(0.0));
-}
+    /// The mean perturbation of each group of tokens, `[shared]`, from that of a row.
+    fn group_means(&self, site: &PredictedSite, position: usize, perturbation: &[f32]) -> Vec<f32> {
+        let mask = self.mask_of(site, position);
+        let mut means = vec![0.0; site.layout.shared()];
+        site.layout.sum_groups(perturbation, mask, &mut means);
+        site.layout.divide(&site.layout.counts(mask), &mut means);
+        means
+    }
 
-fn takes_part(coordinates: usize) -> bool {
-    (1..=MAX_COORDINATES).contains(&coordinates)
-}
+    /// Adds what is expected of a row to `predicted`.
+    ///
+    /// - perturbation: σε of the row at this site, `[coordinates]`, or `[shared]` where the tokens
+    ///   that are alike share it
+    pub(crate) fn expect(
+        &self,
+        site: usize,
+        position: usize,
+        (shares, perturbation): (bool, &[f32]),
+        row: usize,
+        predicted: &mut PredictedRows,
+    ) {
+        let Some(site) = self.sites.get(site) else { return };
+        let Some(weights) = &site.weights else { return };
+        let means = match shares {
+            true => self.real_groups(site, position, perturbation),
+            false => Cow::Owned(self.group_means(site, position, perturbation)),
+        };
+        let answers = &mut predicted.answers[row * self.dim..(row + 1) * self.dim];
+        let signals = self.signals_of(position);
+        for ((answer, weights), r) in answers.iter_mut().zip(weights.chunks_exact(means.len())).zip(signals) {
+            let change = ops::dot(weights, &means);
+            *answer += change as f32;
+            predicted.explained[row] += site.gain * f64::from(*r) * change;
+        }
+    }
 
-fn squared_norm(r: &[f64]) -> f64 {
-    r.iter().map(|r| r * r).sum()
+    /// What a query of an example shows beyond the prediction, per unit of noise, `[dim]`.
+    ///
+    /// Where outputs are visible it is (Δo − Ŵ)/σ, with `predicted` the Ŵ. Where the loss alone is,
+    /// it is the smallest vector that explains what the prediction leaves of Δℓ.
+    pub(crate) fn innovation(
+        &self,
+        position: usize,
+        predicted: &[f32],
+        outputs: Option<&[f32]>,
+        loss_change: f64,
+        sigma: f64,
+    ) -> Vec<f32> {
+        let signals = self.signals_of(position);
+        match (&self.outputs, outputs) {
+            (Some(clean), Some(outputs)) => {
+                let clean = &clean[position * self.dim..(position + 1) * self.dim];
+                let change = outputs.iter().zip(clean).zip(predicted);
+                change.map(|((o, clean), predicted)| (o - clean - predicted) / sigma as f32).collect()
+            }
+            _ => {
+                let left = (loss_change - ops::dot(signals, predicted)) / sigma;
+                let scale = left / (ops::dot(signals, signals) + FLOOR * self.mean_square).max(f64::MIN_POSITIVE);
+                signals.iter().map(|r| (scale * f64::from(*r)) as f32).collect()
+            }
+        }
+    }
+
+    /// γ·r_jᵀW of an example, `[shared]`: the predicted gradient, summed over the tokens of each
+    /// group.
+    pub(crate) fn gradient(&self, site: usize, position: usize) -> Option<Vec<f32>> {
+        let site = self.sites.get(site).filter(|site| site.gain != 0.0)?;
+        let weights = site.weights.as_ref()?;
+        let shared = site.layout.shared();
+        let mut out = vec![0f32; shared];
+        for (weights, r) in weights.chunks_exact(shared).zip(self.signals_of(position)) {
+            let scale = (site.gain * f64::from(*r)) as f32;
+            out.iter_mut().zip(weights).for_each(|(h, w)| *h += scale * w);
+        }
+        Some(out)
+    }
+
+    /// Shared coordinates of all sites at which weights are learned.
+    pub(crate) fn learned_coordinates(&self) -> usize {
+        self.sites.iter().filter(|site| site.learns).map(|site| site.layout.shared()).sum()
+    }
+
+    /// Shared noise of an example, 0 for groups without a real token.
+    fn real_groups<'a>(&self, site: &PredictedSite, position: usize, noise: &'a [f32]) -> Cow<'a, [f32]> {
+        let counts = site.layout.counts(self.mask_of(site, position));
+        if counts.iter().all(|count| *count > 0.0) {
+            return Cow::Borrowed(noise);
+        }
+        let mut noise = noise.to_vec();
+        site.layout.divide(&counts.iter().map(|count| count.min(1.0)).collect::<Vec<_>>(), &mut noise);
+        Cow::Owned(noise)
+    }
+
+    /// An observation of this step without a site yet.
+    pub(crate) fn observe(&self) -> Observation {
+        let (basis, next) = (self.basis.clone(), self.next.clone());
+        Observation { dim: self.dim, basis, next, sites: vec![] }
+    }
+
+    /// An observation of a site without a query yet; `None` where nothing is learned there.
+    pub(crate) fn observe_site(&self, site: usize) -> Option<SiteObservation> {
+        let site = self.sites.get(site).filter(|site| site.learns || self.measures)?;
+        let (key, shared) = (site.key, site.layout.shared());
+        let innovation = if site.learns { vec![0.0; self.dim * shared] } else { vec![] };
+        let (queries, along, squared, total, residual) = Default::default();
+        let together = shared;
+        Some(SiteObservation { key, shared, innovation, queries, together, along, squared, total, residual })
+    }
+
+    /// Adds a query of an example to the observation of a site.
+    ///
+    /// - noise: ε of the query, `[coordinates]`, or `[shared]` where tokens that are alike share it
+    /// - innovation, coefficient: what the query showed, and its (ℓ_q − ℓ)/σ
+    pub(crate) fn observe_query(
+        &self,
+        site: usize,
+        position: usize,
+        (shares, noise): (bool, &[f32]),
+        (innovation, coefficient): (&[f32], f64),
+        seen: &mut SiteObservation,
+    ) {
+        let site = &self.sites[site];
+        if seen.innovation.is_empty() || !coefficient.is_finite() || innovation.iter().any(|v| !v.is_finite()) {
+            return;
+        }
+        // sums and means of independent noise over a group are dual: E[sum·mean] = 1 a coordinate
+        let (sums, means) = if shares {
+            let noise = self.real_groups(site, position, noise);
+            (noise.clone(), noise)
+        } else {
+            let mask = self.mask_of(site, position);
+            let mut sums = vec![0.0; seen.shared];
+            site.layout.sum_groups(noise, mask, &mut sums);
+            let mut means = sums.clone();
+            site.layout.divide(&site.layout.counts(mask), &mut means);
+            (Cow::Owned(sums), Cow::Owned(means))
+        };
+        for (row, &e) in seen.innovation.chunks_exact_mut(seen.shared).zip(innovation) {
+            row.iter_mut().zip(&*sums).for_each(|(w, s)| *w += e * s);
+        }
+        let predicted = site.weights.as_ref().map_or(0.0, |weights| {
+            let rows = weights.chunks_exact(seen.shared).zip(self.signals_of(position));
+            rows.map(|(weights, r)| f64::from(*r) * ops::dot(weights, &means)).sum()
+        });
+        seen.queries += 1.0;
+        seen.along += coefficient * predicted;
+        seen.squared += predicted * predicted;
+        seen.total += coefficient * coefficient;
+    }
 }
 
 #[cfg(test)]
 impl Prediction {
     /// A prediction with given gain and gradients, `[batch, coordinates]`, at each site.
-    pub(crate) fn fixed(signals: Vec<f64>, dim: usize, sites: Vec<(f64, Vec<f32>)>) -> Self {
-        let batch = signals.len() / dim;
+    ///
+    /// Each example has a signal of its own, so that W is the gradients.
+    pub(crate) fn fixed(batch: usize, sites: Vec<(f64, Vec<f32>)>) -> Self {
+        let signals = (0..batch * batch).map(|i| f32::from(u8::from(i % (batch + 1) == 0))).collect();
         let site = |(i, (gain, gradients)): (usize, (f64, Vec<f32>))| {
-            let TracedSite { key, coordinates, .. } = TracedSite::fake(i as u64, gradients.len() / batch);
-            PredictedSite { key, coordinates, predicted: Some(SitePrediction { gain, gradients }), mask: None }
+            let site = PredictedSite::new(&TracedSite::fake(i as u64, gradients.len() / batch), batch);
+            PredictedSite { weights: Some(Arc::new(gradients)), gain, ..site }
         };
-        Self { signals, dim, sites: sites.into_iter().enumerate().map(site).collect() }
+        Self::new(signals, None, batch, sites.into_iter().enumerate().map(site).collect())
     }
 
-    /// The gradients predicted at a site before their gain, if any.
-    pub(crate) fn gradients(&self, site: usize) -> Option<&[f32]> {
-        self.sites[site].predicted.as_ref().map(|p| &p.gradients[..])
+    /// Gives the sites their layouts.
+    pub(crate) fn with_layouts(mut self, sites: &[TracedSite]) -> Self {
+        self.sites.iter_mut().zip(sites).for_each(|(site, traced)| site.layout = traced.layout);
+        self
     }
 
-    /// γ of a site with a prediction.
-    pub(super) fn gain(&self, site: usize) -> f64 {
-        self.sites[site].predicted.as_ref().map_or(0.0, |p| p.gain)
+    pub(super) fn site(&self, site: usize) -> &PredictedSite {
+        &self.sites[site]
+    }
+
+    /// The same with α at every site.
+    pub(crate) fn with_alpha(mut self, alpha: f64) -> Self {
+        self.sites.iter_mut().for_each(|site| site.alpha = alpha);
+        self
+    }
+
+    pub(super) fn set_gain(&mut self, site: usize, gain: f64) {
+        self.sites[site].gain = gain;
+    }
+
+    /// r_jᵀx.
+    pub(super) fn dot_signals(&self, position: usize, x: &[f32]) -> f64 {
+        ops::dot(self.signals_of(position), x)
     }
 }

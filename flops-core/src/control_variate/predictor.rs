@@ -1,4 +1,4 @@
-//! The running regression that predicts gradients.
+//! The weights that predict gradients, learned from the answers of queries.
 
 use std::sync::Arc;
 
@@ -6,153 +6,239 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::observation::{Observation, SiteObservation};
-use super::prediction::{Prediction, SitePrediction};
-use crate::linalg::{cholesky, solve};
+use super::prediction::{PredictedSite, Prediction};
+use super::signals::{Basis, MAX_SIGNALS};
+use super::{GradientEstimate, shared};
 use crate::probe::{SiteKey, TracedSite};
 
-/// Weight of a step in the regression, for a window of 50 steps.
-const RATE: f64 = 0.02;
-/// Ridge of the regression, in units of the signals' mean variance.
-const RIDGE: f64 = 0.1;
+/// Queries per coordinate that the weights remember, about.
+///
+/// Fewer follow a model that moves faster, and average less over what differs between examples.
+const MEMORY: f64 = 2.0;
 /// Factor per step on the sums behind the gain, for a window of 20 steps.
 const GAIN_DECAY: f64 = 0.95;
-/// Largest number of signals that gradients are predicted from.
-const MAX_SIGNALS: usize = 128;
+/// Largest gain.
+const MAX_GAIN: f64 = 1.0;
+/// Explained share from which a site's prediction is used in a shrunk estimate.
+const USED_FROM: f64 = 0.3;
+/// Explained share below which it is not used any more.
+const USED_UNTIL: f64 = 0.2;
+/// Steps from one comparison of halves to the next.
+const MEASURE_EVERY: u64 = 8;
+/// Factor per comparison on the sums behind α, for a window of 10 comparisons.
+const RESIDUAL_DECAY: f64 = 0.9;
+/// α below which the residual is left out: it would add more noise to an optimizer that divides by
+/// the size of the gradient than it adds direction.
+const LEAST_ALPHA: f64 = 0.1;
 /// Widths that are kept of a site, those observed last.
 const WIDTHS: usize = 8;
 
-/// The running regression that predicts gradients, part of the learner's checkpoint.
+/// The weights W of every site, part of the learner's checkpoint.
 ///
-/// Regressions are kept by site and width. A step that does not have a site leaves its regression
-/// as it was. Of a site whose width changes, as with texts of several lengths, the last 8 widths
-/// are kept. If the number of signals changes, all starts anew.
+/// They are kept by site and by the number of its shared coordinates. A step that does not have a
+/// site leaves its weights as they were. Of a site whose width changes, as with texts of several
+/// lengths, the last 8 widths are kept. If the number of signals changes, all starts anew.
 ///
-/// The covariance of the signals is the mean over all steps, and the cross moments of a site are
-/// the mean over the steps that had it. The signals shrink with the loss, so the two may differ in
-/// scale. The covariance is therefore scaled to the mean square of the signals of the site's own
-/// steps. For a site that every step has, that factor is 1.
-///
-/// Memory: 4 bytes for each pair of a signal and a perturbed coordinate of a row, for each width.
-/// That is 46 kB for the class token's path through the last block, the final norm and the head of
-/// a ViT. Its width is 128 here, with 10 classes.
+/// Memory: 4 bytes for each pair of a signal, 32 at most, and a shared coordinate of a row, for each
+/// width. A site of a ViT of width 128 with 10 classes has 10 kB, where its patches are
+/// [alike](crate::Probe::alike).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct GradientPredictor {
     /// The number of signals.
     dim: usize,
-    /// Mean of r rᵀ over the window, `[signals, signals]`.
-    covariance: Vec<f64>,
-    /// Mean of ‖r‖² over the window.
-    squares: f64,
+    /// Signals of the model, where there are more than directions.
+    full: usize,
+    /// The principal directions of the signals, `[dim, full]`; empty where they are the signals.
+    #[serde(with = "shared")]
+    directions: Arc<Vec<f32>>,
+    /// What the signals have along them.
+    energies: Vec<f64>,
     /// Observations so far.
     steps: u64,
     /// Sorted by key and width.
-    sites: Vec<SiteRegression>,
+    sites: Vec<SiteWeights>,
 }
 
-/// The running regression of one site and width.
+/// What is known of one site and width.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct SiteRegression {
+struct SiteWeights {
     key: SiteKey,
-    /// Mean of r ĝᵀ over the window of this site, `[signals, coordinates]`.
-    ///
-    /// Clones share it, for burn-train clones the learner in every step.
+    shared: usize,
+    /// W, `[signals, shared]`; clones share it, for burn-train clones the learner in every step.
     #[serde(with = "shared")]
-    cross: Arc<Vec<f32>>,
-    /// Mean of ‖r‖² over the same window.
-    squares: f64,
-    /// Σ hᵀĝ over the window of the gain.
+    weights: Arc<Vec<f32>>,
+    /// Σ c·ĉ over the window of the gain.
     along: f64,
-    /// Σ ‖h‖² over the window of the gain.
+    /// Σ ĉ² over the same window.
     squared: f64,
+    /// Σ c² over the same window.
+    total: f64,
+    /// Whether a shrunk estimate uses the prediction.
+    used: bool,
+    /// Running sum of products of the residual's estimates by halves, and of what they show of V.
+    product: f64,
+    variance: f64,
+    /// Pairs in these sums.
+    pairs: f64,
+    /// Whether halves were ever to be compared.
+    tried: bool,
     /// The last observation that had it.
     last: u64,
 }
 
-/// A shared vector in a record: its values.
-mod shared {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(values: &Arc<Vec<f32>>, serializer: S) -> Result<S::Ok, S::Error> {
-        values.as_slice().serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Vec<f32>>, D::Error> {
-        Vec::deserialize(deserializer).map(Arc::new)
-    }
+/// What the predictor knows of a site, for reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SiteReport {
+    /// Which site it is.
+    pub key: SiteKey,
+    /// Coordinates of a row that have weights of their own.
+    pub shared_coordinates: usize,
+    /// The share of the gradient's energy that the prediction explains, in [0, 1].
+    pub explained: f64,
+    /// γ of the next step; 0 where the prediction is not used.
+    pub gain: f64,
+    /// α of the next step: 1 in an unbiased estimate.
+    pub alpha: f64,
 }
 
 impl GradientPredictor {
     /// Predicts the gradients of a batch from its signals, at the sites of its step.
     ///
-    /// [`CleanPass::sites`](crate::estimator::CleanPass::sites) gives the sites. One that was not
-    /// observed at its present width has no prediction. Returns `None` if there are no signals,
-    /// more than 128, or any that is not finite.
+    /// [`CleanPass::sites`](crate::estimator::CleanPass::sites) gives the sites. Without signals, or
+    /// with any that is not finite, nothing is predicted; a shrunk estimate then has its α all the
+    /// same. `None` where there is nothing to do at all.
     ///
     /// # Shapes
-    /// - signals: `[batch, signals]`
-    pub fn predict<B: Backend>(&self, signals: Tensor<B, 2>, sites: &[TracedSite]) -> Option<Prediction> {
-        let [_, dim] = signals.dims();
-        let signals: Vec<f64> = signals.into_data().iter::<f64>().collect();
-        if !(1..=MAX_SIGNALS).contains(&dim) || signals.iter().any(|r| !r.is_finite()) {
+    /// - signals: `[batch, signals]`, ∂ℓ/∂o of each example
+    /// - outputs: `[batch, signals]`, the o, where they are visible
+    pub fn predict<B: Backend>(
+        &self,
+        signals: Option<Tensor<B, 2>>,
+        outputs: Option<Tensor<B, 2>>,
+        sites: &[TracedSite],
+        estimate: GradientEstimate,
+    ) -> Option<Prediction> {
+        let shape = signals.as_ref().map(|signals| signals.dims());
+        let read = |signals: Tensor<B, 2>| signals.into_data().iter::<f64>().collect::<Vec<_>>();
+        let signals = signals.map(read).filter(|r| r.iter().all(|r| r.is_finite()));
+        let full = signals.as_ref().and(shape).map_or(0, |[_, full]| full);
+        // an output of −∞, as of a masked class, has no change: losses tell instead
+        let outputs = outputs.filter(|outputs| Some(outputs.dims()) == shape).map(read);
+        let outputs = outputs.filter(|outputs| outputs.iter().all(|o| o.is_finite()));
+        let basis = (full > MAX_SIGNALS).then(|| self.basis(full)).flatten().map(Arc::new);
+        let next = match &signals {
+            Some(signals) if full > MAX_SIGNALS => Some(Arc::new(Basis::updated(basis.as_deref(), signals, full))),
+            _ => None,
+        };
+        let dim = match (&basis, full) {
+            (Some(basis), _) => basis.len(),
+            (None, full) if full > MAX_SIGNALS => 0,
+            (None, full) => full,
+        };
+        let along = |values: Vec<f64>| -> Vec<f32> {
+            match &basis {
+                Some(basis) => values
+                    .chunks_exact(full)
+                    .flat_map(|row| {
+                        let row: Vec<f32> = row.iter().map(|&v| v as f32).collect();
+                        let of = |d: &[f32]| crate::ops::dot(d, &row) as f32;
+                        basis.directions.chunks_exact(full).map(of).collect::<Vec<_>>()
+                    })
+                    .collect(),
+                None => values.iter().map(|&v| v as f32).collect(),
+            }
+        };
+        if estimate == GradientEstimate::Unbiased && full == 0 {
             return None;
         }
-        let trace: f64 = self.covariance.iter().step_by(self.dim + 1).sum();
-        let mean = trace / dim as f64;
-        if dim != self.dim || mean <= f64::MIN_POSITIVE {
-            return Some(Prediction::new(signals, dim, sites, |_| None));
-        }
-        let coefficients = self.coefficients(&signals, mean);
-        let predict = |site: &TracedSite| {
-            let kept = self.sites.get(self.find(site.key, dim * site.coordinates).ok()?)?;
-            kept.predict(&coefficients, dim, self.squares)
+        let r = if dim > 0 { signals.map(along).unwrap_or_default() } else { vec![] };
+        let outputs = if dim > 0 { outputs.map(along) } else { None };
+        let measured = |site: &TracedSite| self.get(site, dim).is_some_and(|known| known.tried);
+        let measures = estimate == GradientEstimate::Shrunk
+            && (self.steps.is_multiple_of(MEASURE_EVERY) || !sites.iter().all(measured));
+        let sites = sites.iter().map(|site| self.predict_site(site, dim, estimate));
+        let mut prediction = Prediction::new(r, outputs, dim, sites.collect());
+        (prediction.basis, prediction.next, prediction.measures) = (basis, next, measures);
+        Some(prediction)
+    }
+
+    /// The directions, where they belong to this many signals.
+    fn basis(&self, full: usize) -> Option<Basis> {
+        let known = self.full == full && !self.energies.is_empty();
+        known.then(|| Basis { full, directions: self.directions.to_vec(), weights: self.energies.clone() })
+    }
+
+    /// What is known of a site at its width, by as many signals.
+    fn get(&self, site: &TracedSite, dim: usize) -> Option<&SiteWeights> {
+        let at = self.find(site.key, site.layout.shared()).ok()?;
+        // without signals there is no prediction, but still an α
+        self.sites.get(at).filter(|_| self.dim == dim || dim == 0)
+    }
+
+    fn find(&self, key: SiteKey, shared: usize) -> Result<usize, usize> {
+        self.sites.binary_search_by_key(&(key, shared), |site| (site.key, site.shared))
+    }
+
+    /// What is known of these sites; nothing of one that was not observed at its present width.
+    pub fn reports(&self, sites: &[TracedSite], estimate: GradientEstimate) -> Vec<SiteReport> {
+        let report = |site: &TracedSite| {
+            let PredictedSite { gain, alpha, .. } = self.predict_site(site, self.dim, estimate);
+            let explained = self.get(site, self.dim).map_or(0.0, SiteWeights::explained);
+            SiteReport { key: site.key, shared_coordinates: site.shared_coordinates(), explained, gain, alpha }
         };
-        Some(Prediction::new(signals, dim, sites, predict))
+        sites.iter().map(report).collect()
     }
 
-    /// (C/c̄ + ridge)⁻¹ r/c̄ of each example.
-    ///
-    /// The signals' mean variance c̄ falls with the loss, by many orders of magnitude.
-    fn coefficients(&self, signals: &[f64], mean: f64) -> Vec<f64> {
-        let mut factor: Vec<f64> = self.covariance.iter().map(|c| c / mean).collect();
-        factor.iter_mut().step_by(self.dim + 1).for_each(|c| *c += RIDGE);
-        cholesky(&mut factor, self.dim, 0.1 * RIDGE);
-        let mut coefficients: Vec<f64> = signals.iter().map(|r| r / mean).collect();
-        coefficients.chunks_exact_mut(self.dim).for_each(|row| solve(&factor, row));
-        coefficients
-    }
-
-    /// Where the regression of a site with this many cross moments lies, or belongs.
-    fn find(&self, key: SiteKey, moments: usize) -> Result<usize, usize> {
-        self.sites.binary_search_by_key(&(key, moments), |site| (site.key, site.cross.len()))
-    }
-
-    /// Adds the observation of a step. One that is not finite is skipped.
-    pub fn observe(&mut self, seen: Observation) {
-        if seen.examples == 0.0 || !seen.is_finite() {
-            return;
+    fn predict_site(&self, site: &TracedSite, dim: usize, estimate: GradientEstimate) -> PredictedSite {
+        match self.get(site, dim) {
+            Some(known) => known.predict(site, dim, estimate),
+            None if estimate == GradientEstimate::Shrunk => {
+                PredictedSite { alpha: 0.0, ..PredictedSite::new(site, dim) }
+            }
+            None => PredictedSite::new(site, dim),
         }
-        if self.dim != seen.dim {
-            *self = Self { dim: seen.dim, covariance: vec![0.0; seen.dim * seen.dim], ..Self::default() };
+    }
+
+    /// Adds the observation of a step. What is not finite is skipped.
+    pub fn observe(&mut self, seen: Observation) {
+        let known = self.basis(seen.basis.as_ref().map_or(0, |basis| basis.full));
+        // steps that wait for the same update may have seen older directions
+        let turned = match (&known, &seen.basis) {
+            (Some(known), Some(basis)) if known != &**basis => Some(known.rotation(basis)),
+            _ => None,
+        };
+        let dim = if turned.is_some() || seen.dim == 0 { self.dim } else { seen.dim };
+        if self.dim != dim {
+            *self = Self { dim, ..Self::default() };
         }
         self.steps += 1;
-        let share = RATE / seen.examples;
-        self.covariance.iter_mut().zip(&seen.covariance).for_each(|(c, s)| *c = (1.0 - RATE) * *c + share * s);
-        self.squares = (1.0 - RATE) * self.squares + share * seen.squares;
-        for site in seen.sites.iter().filter(|site| site.examples > 0.0) {
-            let at = self.entry(site.key, site.cross.len());
-            self.sites[at].observe(site, self.steps);
+        for mut site in seen.sites.into_iter().filter(SiteObservation::is_finite) {
+            if let Some(turned) = &turned {
+                site.innovation = rotate(turned, seen.dim, &site.innovation, site.shared);
+            }
+            let at = self.entry(site.key, site.shared);
+            self.sites[at].observe(&site, dim, self.steps);
+        }
+        if let Some(next) = seen.next {
+            let rotation = known.or_else(|| seen.basis.as_deref().cloned()).map(|old| (next.rotation(&old), old.len()));
+            for site in &mut self.sites {
+                let turned = rotation.as_ref().map(|(r, old)| rotate(r, *old, &site.weights, site.shared));
+                site.weights = Arc::new(turned.unwrap_or_default());
+            }
+            self.dim = next.len();
+            self.full = next.full;
+            (self.directions, self.energies) = (Arc::new(next.directions.clone()), next.weights.clone());
         }
     }
 
-    /// Where the regression of a site lies. A new one replaces the site's oldest of too many.
-    fn entry(&mut self, key: SiteKey, moments: usize) -> usize {
-        let at = match self.find(key, moments) {
+    /// Where a site lies. A new one replaces the site's oldest of too many widths.
+    fn entry(&mut self, key: SiteKey, shared: usize) -> usize {
+        let at = match self.find(key, shared) {
             Ok(at) => return at,
             Err(at) => at,
         };
-        self.sites.insert(at, SiteRegression::new(key, moments, self.steps));
+        self.sites.insert(at, SiteWeights::new(key, shared, self.steps));
         let others = self.sites.iter().enumerate().filter(|(i, site)| *i != at && site.key == key);
         let (count, oldest) = (others.clone().count(), others.min_by_key(|(_, site)| site.last));
         match oldest.map(|(oldest, _)| oldest) {
@@ -165,44 +251,83 @@ impl GradientPredictor {
     }
 }
 
-impl SiteRegression {
-    fn new(key: SiteKey, moments: usize, last: u64) -> Self {
-        Self { key, cross: Arc::new(vec![0.0; moments]), squares: 0.0, along: 0.0, squared: 0.0, last }
+/// Weights along other directions: `rotation` `[new, old]` times `[old, shared]`.
+fn rotate(rotation: &[f32], old: usize, weights: &[f32], shared: usize) -> Vec<f32> {
+    if weights.is_empty() || old == 0 {
+        return vec![];
+    }
+    let mut out = vec![0f32; rotation.len() / old * shared];
+    for (out, row) in out.chunks_exact_mut(shared).zip(rotation.chunks_exact(old)) {
+        for (weights, r) in weights.chunks_exact(shared).zip(row) {
+            out.iter_mut().zip(weights).for_each(|(o, w)| *o += r * w);
+        }
+    }
+    out
+}
+
+impl SiteWeights {
+    fn new(key: SiteKey, shared: usize, last: u64) -> Self {
+        let (along, squared, total, product, variance, pairs) = Default::default();
+        let weights = Arc::default();
+        Self { key, shared, weights, along, squared, total, used: false, product, variance, pairs, tried: false, last }
     }
 
-    /// The gradients that the coefficients of a batch predict; `squares` is the mean ‖r‖² of all
-    /// steps.
-    fn predict(&self, coefficients: &[f64], dim: usize, squares: f64) -> Option<SitePrediction> {
-        if self.squares <= f64::MIN_POSITIVE {
-            return None;
-        }
-        let (len, scale) = ((self.cross.len() / dim).max(1), squares / self.squares);
-        let gain = if self.squared > 0.0 { (self.along / self.squared).clamp(0.0, 1.0) } else { 0.0 };
-        let mut gradients = vec![0f32; coefficients.len() / dim * len];
-        for (h, a) in gradients.chunks_exact_mut(len).zip(coefficients.chunks_exact(dim)) {
-            for (cross, a) in self.cross.chunks_exact(len).zip(a) {
-                let a = (scale * a) as f32;
-                h.iter_mut().zip(cross).for_each(|(h, c)| *h += a * c);
-            }
-        }
-        gradients.iter().all(|h| h.is_finite()).then_some(SitePrediction { gain, gradients })
+    /// The squared cosine of coefficients and predicted ones; 0 where they point apart.
+    fn explained(&self) -> f64 {
+        let scale = self.squared * self.total;
+        if scale > 0.0 { (self.along.max(0.0).powi(2) / scale).min(1.0) } else { 0.0 }
     }
 
-    fn observe(&mut self, seen: &SiteObservation, step: u64) {
-        let share = RATE / seen.examples;
-        self.squares = (1.0 - RATE) * self.squares + share * seen.squares;
-        let (keep, share) = ((1.0 - RATE) as f32, share as f32);
-        Arc::make_mut(&mut self.cross).iter_mut().zip(&seen.cross).for_each(|(c, s)| *c = keep * *c + share * s);
-        self.along = GAIN_DECAY * self.along + seen.along;
-        self.squared = GAIN_DECAY * self.squared + seen.squared;
+    /// R/(R + V), 0 below its least; 1 where halves could not be compared.
+    fn alpha(&self) -> f64 {
+        if self.pairs == 0.0 {
+            return 1.0;
+        }
+        let residual = self.product.max(0.0);
+        let alpha = residual / (residual + self.variance.max(0.0)).max(f64::MIN_POSITIVE);
+        if alpha < LEAST_ALPHA { 0.0 } else { alpha }
+    }
+
+    fn predict(&self, site: &TracedSite, dim: usize, estimate: GradientEstimate) -> PredictedSite {
+        let new = PredictedSite::new(site, dim);
+        let known = new.learns && !self.weights.is_empty() && self.weights.len() == dim * self.shared;
+        let used = self.squared > 0.0 && (estimate == GradientEstimate::Unbiased || self.used);
+        let gain = if known && used { (self.along / self.squared).clamp(0.0, MAX_GAIN) } else { 0.0 };
+        let alpha = if estimate == GradientEstimate::Shrunk { self.alpha() } else { 1.0 };
+        PredictedSite { weights: known.then(|| self.weights.clone()), gain, alpha, ..new }
+    }
+
+    /// W += Σ (answer − Wε)εᵀ/(queries + n/μ), a normalised least-mean-squares step.
+    fn observe(&mut self, seen: &SiteObservation, dim: usize, step: u64) {
         self.last = step;
+        if seen.queries > 0.0 {
+            let weights = Arc::make_mut(&mut self.weights);
+            weights.resize(dim * self.shared, 0.0);
+            let rate = (1.0 / (seen.queries + MEMORY * seen.together.max(self.shared) as f64)) as f32;
+            weights.iter_mut().zip(&seen.innovation).for_each(|(w, i)| *w += rate * i);
+            if !weights.iter().all(|w| w.is_finite()) {
+                *self = Self::new(self.key, self.shared, step);
+                return;
+            }
+            self.along = GAIN_DECAY * self.along + seen.along;
+            self.squared = GAIN_DECAY * self.squared + seen.squared;
+            self.total = GAIN_DECAY * self.total + seen.total;
+            self.used = self.explained() >= if self.used { USED_UNTIL } else { USED_FROM };
+        }
+        self.tried |= seen.residual.tried;
+        if seen.residual.pairs > 0.0 {
+            let (keep, pairs) = (RESIDUAL_DECAY, seen.residual.pairs);
+            self.product = keep * self.product + seen.residual.product / pairs;
+            self.variance = keep * self.variance + seen.residual.variance / pairs;
+            self.pairs = keep * self.pairs + 1.0;
+        }
     }
 }
 
 #[cfg(test)]
 impl GradientPredictor {
-    /// Of each site and width: its coordinates, and whether every step has had it.
-    pub(crate) fn kept(&self) -> Vec<(SiteKey, usize, bool)> {
-        self.sites.iter().map(|s| (s.key, s.cross.len() / self.dim, s.squares == self.squares)).collect()
+    /// Of each site and width: its key and its shared coordinates.
+    pub(crate) fn kept(&self) -> Vec<(SiteKey, usize)> {
+        self.sites.iter().map(|s| (s.key, s.shared)).collect()
     }
 }

@@ -12,9 +12,10 @@ use super::estimate::PassCost;
 use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
-use crate::control_variate::Prediction;
+use crate::control_variate::{GradientEstimate, Prediction};
 use crate::error::Error;
 use crate::model::ForwardModel;
+use crate::noise::makes_noise;
 use crate::parallel::{num_workers, run_ordered};
 use crate::parameters::paths;
 use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, TracedSite};
@@ -139,12 +140,17 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// They are set to 0 at masked tokens.
     pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
         let n = self.places.len();
+        let shares = self.estimator.space.estimate() == GradientEstimate::Shrunk;
+        let on_device = self.model.devices().first().is_some_and(makes_noise::<B>);
         self.prediction = prediction.map(|mut prediction| {
+            if on_device {
+                prediction.read_no_device(shares);
+            }
             for (index, site) in self.sites.iter().enumerate() {
                 let of_chunk = |(rows, masks): &(usize, Vec<Option<TokenMask<B>>>)| {
                     masks.get(index)?.as_ref().map(|mask| mask.of_rows(*rows))
                 };
-                if prediction.looks_at(site.coordinates)
+                if prediction.looks_at(index, site.coordinates)
                     && let Some(mask) = self.masks.iter().map(of_chunk).collect::<Option<Vec<_>>>()
                 {
                     let mask = mask.concat();

@@ -26,6 +26,8 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub allocation: &'a Allocation,
     pub noise: NoiseSource,
     pub prediction: Option<&'a Arc<Prediction>>,
+    /// The clean losses.
+    pub losses: &'a [f64],
     pub max_rows: usize,
     pub on_host: bool,
     pub threads: usize,

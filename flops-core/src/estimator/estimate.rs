@@ -42,7 +42,7 @@ impl PassCost {
 /// A gradient estimate and what it tells of its own variance.
 #[non_exhaustive]
 pub struct Estimate<B: Backend> {
-    pub(super) gradients: Gradients<B>,
+    pub(crate) gradients: Gradients<B>,
     /// Estimate of E‖ĝ_jq‖² for each example j: the second moment of a single-query estimate.
     ///
     /// With a control variate, it is the second moment of what the control variate leaves. It
@@ -118,7 +118,10 @@ impl<B: Backend> Estimate<B> {
         let mut site_moments = self.site_moments;
         site_tracker::merge(&mut site_moments, other.site_moments);
         let observed = match (self.observed, other.observed) {
-            (Some(mut a), Some(b)) => {
+            (Some(mut a), Some(mut b)) => {
+                // the variance of the combination, as the mean of two that are merged
+                a.sites.iter_mut().for_each(|site| site.weigh_variance(2.0 * weight.powi(2)));
+                b.sites.iter_mut().for_each(|site| site.weigh_variance(2.0 * (1.0 - weight).powi(2)));
                 a.merge(b);
                 Some(a)
             }

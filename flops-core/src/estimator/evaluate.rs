@@ -4,13 +4,16 @@ use std::time::Instant;
 
 use burn::prelude::*;
 
+use super::activation::Shown;
 use super::clean::CleanPass;
 use super::context::{EstimateContext, SpaceGradients, check_failure};
 use super::estimate::{Estimate, PassCost};
+use super::per_query::Answers;
 use super::query_weights::{LossChanges, loss_spread};
 use super::space::Space;
 use super::{activation, low_rank, per_query, weights};
 use crate::allocator::Allocation;
+use crate::control_variate::GradientEstimate;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseSource, Placement, makes_noise};
@@ -69,6 +72,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             allocation,
             noise: self.noise(seed, step),
             prediction: self.prediction.as_ref(),
+            losses: &self.losses,
             max_rows: self.estimator.max_rows,
             on_host: self.model.devices().first().is_some_and(ops::is_host::<B>),
             threads: num_workers(self.model, self.estimator.threads),
@@ -88,6 +92,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             step,
             sites: estimator.is_single_site().then(|| self.site_probabilities.clone().into()),
             spread: estimator.space.placement() == Some(Placement::CostWeighted),
+            shared: estimator.space.estimate() == GradientEstimate::Shrunk,
             on_device: self.model.devices().first().is_some_and(makes_noise::<B>),
         }
     }
@@ -96,22 +101,29 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     fn estimate_in(&self, context: &EstimateContext<'_, B, M>) -> Result<Estimate<B>, Error> {
         let estimator = self.estimator;
         let start = Instant::now();
-        let (mut losses, explained, largest) = match estimator.space {
+        let Answers { mut losses, explained, innovations, rows: largest } = match estimator.space {
             Space::Activation { .. } => per_query::losses(context, None)?,
             Space::LowRank { rank, .. } => per_query::losses(context, Some(rank))?,
-            Space::Weights { .. } => weights::losses(context).map(|(losses, largest)| (losses, vec![], largest))?,
+            Space::Weights { .. } => {
+                let (losses, rows) = weights::losses(context)?;
+                Answers { losses, explained: vec![], innovations: vec![], rows }
+            }
         };
         check_failure(self.model)?;
         let rows = losses.iter().map(|l| l.len() as u64).sum();
         let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
         let changes = LossChanges::of(&losses, &self.losses);
+        let coefficient = |(losses, clean): (&Vec<f64>, &f64)| -> Vec<f64> {
+            losses.iter().map(|l| (l - clean) / estimator.sigma).collect()
+        };
+        let shown = Shown { innovations, coefficients: losses.iter().zip(&self.losses).map(coefficient).collect() };
         for (losses, explained) in losses.iter_mut().zip(&explained) {
             losses.iter_mut().zip(explained).for_each(|(loss, explained)| *loss -= explained);
         }
         let weighted = estimator.query_weights(&losses, &self.losses);
         let start = Instant::now();
         let formed = match estimator.space {
-            Space::Activation { .. } => activation::gradients(context, &weighted)?,
+            Space::Activation { .. } => activation::gradients(context, &weighted, &shown)?,
             Space::LowRank { rank, .. } => low_rank::gradients(context, &weighted, rank)?,
             Space::Weights { .. } => weights::gradients(context, &weighted.weights)?,
         };

@@ -154,6 +154,7 @@ fn noise_of_low_rank_on_an_output_is_its_own_score() {
         step: 3,
         sites: None,
         spread: false,
+        shared: false,
         on_device: false,
     }
     .draw(0, 0, 0, &mut noise);
@@ -249,7 +250,7 @@ fn predictions_leave_the_mean() {
     let model = pair(2, true);
     let prediction = |n: usize| {
         let values = |len: usize| (0..n * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect();
-        Prediction::fixed(vec![1.0; n], 1, vec![(0.7, values(2)), (0.9, values(1))])
+        Prediction::fixed(n, vec![(0.7, values(2)), (0.9, values(1))])
     };
     for placement in Placement::ALL {
         for sampling in SAMPLINGS {

@@ -153,6 +153,7 @@ mod tests {
                 step: 3,
                 sites: None,
                 spread: false,
+                shared: false,
                 on_device: false,
             };
             for (index, (layer, outputs)) in [(&case.model.first, 2), (&case.model.second, 1)].into_iter().enumerate() {

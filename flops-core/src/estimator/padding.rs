@@ -96,7 +96,7 @@ fn figures(estimator: &Estimator, masked: bool, pads: usize, prediction: Option<
     let with_graph = text(masked);
     let (model, trained, batch) = (with_graph.valid(), trained_parameters(&with_graph), batch(pads));
     let mut clean = estimator.clean(&model, &batch, &trained).unwrap();
-    clean.set_prediction(prediction);
+    clean.set_prediction(prediction.map(|prediction| prediction.with_layouts(clean.sites())));
     let allocation = Allocation::uniform(EXAMPLES, &QueryBudget::new(6, 1).unwrap());
     figures_of(&clean, &allocation, 3)
 }
@@ -155,7 +155,7 @@ fn the_control_variate_does_not_look_at_padding() {
         };
         let sites = vec![(0.5, width(tokens).collect()); 3];
         let head = (0..EXAMPLES * DIM).map(|i| (i as f32).cos()).collect();
-        Prediction::fixed(vec![1.0; EXAMPLES], 1, [sites, vec![(1.0, head)]].concat())
+        Prediction::fixed(EXAMPLES, [sites, vec![(1.0, head)]].concat())
     };
     for placement in [Placement::Joint, Placement::Single] {
         let estimator = estimator(Space::activation().with_placement(placement).unwrap());
@@ -167,28 +167,6 @@ fn the_control_variate_does_not_look_at_padding() {
         // noise of a device that the host looks at, because of the prediction
         let device = forced::on(|| figures(&estimator, true, 16, Some(predicted(16, -5.0))));
         device.iter().zip(&long).for_each(|(a, b)| assert!(distance(a, b) < 1e-5, "{a:?}, on a device {b:?}"));
-    }
-}
-
-/// Each row has its own mask, in whichever pass it was.
-#[test]
-fn predictions_are_zero_at_padding_in_every_chunk() {
-    let with_graph = text(true);
-    let (model, trained, batch) = (with_graph.valid(), trained_parameters(&with_graph), batch(1));
-    let tokens = WORDS + 1;
-    let ones = |len: usize| vec![1.0; EXAMPLES * len];
-    let given = [vec![(0.5, ones(tokens * DIM)); 3], vec![(1.0, ones(DIM))]].concat();
-    for max_rows in [2, 256] {
-        let estimator = Estimator { max_rows, ..estimator(Space::activation()) };
-        let mut clean = estimator.clean(&model, &batch, &trained).unwrap();
-        clean.set_prediction(Some(Prediction::fixed(vec![1.0; EXAMPLES], 1, given.clone())));
-        let prediction = clean.prediction.as_ref().unwrap();
-        for site in 0..3 {
-            let real = |i: usize| i / DIM % tokens < if i / (tokens * DIM) == 2 { 2 } else { WORDS };
-            let expected: Vec<f32> = (0..EXAMPLES * tokens * DIM).map(|i| f32::from(real(i))).collect();
-            assert_eq!(prediction.gradients(site).unwrap(), expected, "site {site}, passes of {max_rows} rows");
-        }
-        assert_eq!(prediction.gradients(3).unwrap(), ones(DIM));
     }
 }
 

@@ -13,7 +13,7 @@ use super::context::{EstimateContext, SpaceGradients, to_host};
 use super::query_weights::WeightedQueries;
 use super::rows::losses as row_losses;
 use crate::batch::Rows;
-use crate::control_variate::Observation;
+use crate::control_variate::{Observation, PredictedRows};
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
@@ -95,20 +95,29 @@ fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Ch
     chunks
 }
 
-/// Losses of the queries, what the control variate explains of each, and the rows of the largest
-/// pass.
-type QueryLosses = (Vec<Vec<f64>>, Vec<Vec<f64>>, usize);
+/// What the queries of each example answered.
+pub(super) struct Answers {
+    /// The losses.
+    pub losses: Vec<Vec<f64>>,
+    /// What the control variate explains of them.
+    pub explained: Vec<Vec<f64>>,
+    /// What they show beyond the prediction, `[queries, signals]` of each example.
+    pub innovations: Vec<Vec<f32>>,
+    /// Rows of the largest pass.
+    pub rows: usize,
+}
 
-/// Losses of all queries of each example, what the control variate explains of them, and the rows
-/// of the largest pass. `rank` is that of noise on weights.
+/// The answers of all queries of each example. `rank` is that of noise on weights.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     rank: Option<usize>,
-) -> Result<QueryLosses, Error> {
+) -> Result<Answers, Error> {
     let counts = p.allocation.counts();
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
     let mut explains: Vec<Vec<f64>> = counts.iter().map(|&a| vec![0.0; a]).collect();
     let (noise, prediction) = (&p.noise, p.prediction);
+    let dim = prediction.map_or(0, |p| p.dim());
+    let mut innovations: Vec<Vec<f32>> = counts.iter().map(|&a| vec![0.0; a * dim]).collect();
     let starts = starts(noise, p.stages, counts);
     let jobs: Vec<(usize, Chunk)> = starts
         .iter()
@@ -137,23 +146,49 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         if output.check_rows(rows.len()).is_err() && output.check_rows(positions.len()).is_ok() {
             output = output.rows(&rows.datum);
         }
-        Ok((row_losses(model, output, target.rows(&of_rows), rows.len())?, probe.explained()))
+        let target = target.rows(&of_rows);
+        let outputs = match prediction.filter(|p| p.sees_outputs()) {
+            Some(prediction) => {
+                model.signal_outputs(&output, &target).filter(|o| o.dims()[0] == rows.len()).map(|outputs| {
+                    let outputs = prediction.along_signals(outputs);
+                    let values = outputs.dims().iter().product::<usize>();
+                    outputs.reshape([values])
+                })
+            }
+            None => None,
+        };
+        Ok((row_losses(model, output, target, rows.len())?, outputs, probe.predicted()))
     };
-    let (mut found, mut explained) = (Vec::with_capacity(jobs.len()), vec![]);
-    run_ordered(jobs.len(), p.threads, context, work, |_, (losses, of_rows)| {
+    let (mut found, mut outputs, mut predicted) = (Vec::with_capacity(jobs.len()), vec![], PredictedRows::default());
+    run_ordered(jobs.len(), p.threads, context, work, |_, (losses, of_rows, rows)| {
         found.push(losses);
-        explained.extend(of_rows);
+        outputs.extend(of_rows);
+        predicted.answers.extend(rows.answers);
+        predicted.explained.extend(rows.explained);
     })?;
-    let mut values = to_host(found).into_iter().zip(explained);
+    let (values, outputs) = (to_host(found), to_host(outputs));
+    let outputs: Vec<f32> = outputs.into_iter().map(|o| o as f32).collect();
+    let outputs = (outputs.len() == values.len() * dim).then_some(outputs);
+    let mut row = 0;
     for (job, (_, chunk)) in jobs.iter().enumerate() {
         for (&j, queries) in chunk.positions.iter().zip(queries(job)) {
-            for (&query, value) in queries.iter().zip(&mut values) {
-                (losses[j][query], explains[j][query]) = value;
+            for &query in queries {
+                (losses[j][query], explains[j][query]) = (values[row], predicted.explained[row]);
+                if let Some(prediction) = prediction.filter(|_| dim > 0) {
+                    let of_row = row * dim..(row + 1) * dim;
+                    let (expected, outputs) =
+                        (&predicted.answers[of_row.clone()], outputs.as_ref().map(|o| &o[of_row]));
+                    let change = values[row] - p.losses[j];
+                    let shown = prediction.innovation(j, expected, outputs, change, noise.sigma);
+                    innovations[j][query * dim..(query + 1) * dim].copy_from_slice(&shown);
+                }
+                row += 1;
             }
         }
     }
     let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
-    Ok((losses, explains, jobs.iter().map(rows).max().unwrap_or(0)))
+    let rows = jobs.iter().map(rows).max().unwrap_or(0);
+    Ok(Answers { losses, explained: explains, innovations, rows })
 }
 
 /// A job of the update pass: some examples with all their queries.
@@ -189,7 +224,9 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer
     // at a time
-    let width = balanced_chunk(n, (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(1));
+    // a shrunk estimate compares halves of a job
+    let least = if p.prediction.is_some_and(|p| p.measures()) { 2 } else { 1 };
+    let width = balanced_chunk(n, (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(least));
     let jobs = n.div_ceil(width);
     // a device sums directions side by side, as many for each example; jobs find their examples by
     // this order

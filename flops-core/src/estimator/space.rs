@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control_variate::ControlVariate;
+use crate::control_variate::{ControlVariate, GradientEstimate};
 use crate::error::Error;
 use crate::names::named_enum;
 use crate::noise::Placement;
@@ -29,7 +29,8 @@ named_enum! { Normalisation: "normalisation" { None => "none", LossSpread => "lo
 /// Where the noise falls, with the settings of that place.
 ///
 /// [`ForwardLearner`](crate::ForwardLearner) applies all settings. An
-/// [`Estimator`](super::Estimator) alone applies the placement: predictions and site probabilities
+/// [`Estimator`](super::Estimator) alone applies the placement, and in a shrunk estimate shares the
+/// noise of tokens that are alike: predictions and site probabilities
 /// are set on its [`CleanPass`](super::CleanPass). A name such as `activation` stands for the
 /// default settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub enum Space {
         placement: Placement,
         /// What is subtracted from the coefficients of the queries, besides the clean loss.
         control_variate: ControlVariate,
+        /// Whether the estimate is unbiased, or shrunk towards the prediction.
+        estimate: GradientEstimate,
     },
     /// On the trained parameters themselves, one direction for all examples of a forward pass.
     ///
@@ -72,7 +75,11 @@ impl Space {
     /// Activation noise on one layer per direction, with the learned control variate.
     #[must_use]
     pub const fn activation() -> Self {
-        Self::Activation { placement: Placement::Single, control_variate: ControlVariate::Prediction }
+        Self::Activation {
+            placement: Placement::Single,
+            control_variate: ControlVariate::Prediction,
+            estimate: GradientEstimate::Unbiased,
+        }
     }
 
     /// Weight noise, the gradient as it is.
@@ -112,6 +119,15 @@ impl Space {
         }
     }
 
+    /// Whether gradients are unbiased, or shrunk towards a prediction.
+    #[must_use]
+    pub fn estimate(self) -> GradientEstimate {
+        match self {
+            Self::Activation { estimate, .. } => estimate,
+            Self::Weights { .. } | Self::LowRank { .. } => GradientEstimate::Unbiased,
+        }
+    }
+
     /// Divisor of the gradient.
     #[must_use]
     pub fn normalisation(self) -> Normalisation {
@@ -127,7 +143,9 @@ impl Space {
     /// [`Error::UnusedSetting`] for the weight space, where noise falls on all parameters at once.
     pub fn with_placement(self, placement: Placement) -> Result<Self, Error> {
         match self {
-            Self::Activation { control_variate, .. } => Ok(Self::Activation { placement, control_variate }),
+            Self::Activation { control_variate, estimate, .. } => {
+                Ok(Self::Activation { placement, control_variate, estimate })
+            }
             Self::LowRank { rank, .. } => Ok(Self::LowRank { rank, placement }),
             Self::Weights { .. } => Err(self.unused("placement", placement, "activation or lowrank:R")),
         }
@@ -139,9 +157,26 @@ impl Space {
     /// [`Error::UnusedSetting`] for any space but the activation space.
     pub fn with_control_variate(self, control_variate: ControlVariate) -> Result<Self, Error> {
         match self {
-            Self::Activation { placement, .. } => Ok(Self::Activation { placement, control_variate }),
+            Self::Activation { placement, estimate, .. } => {
+                Ok(Self::Activation { placement, control_variate, estimate })
+            }
             Self::Weights { .. } | Self::LowRank { .. } => {
                 Err(self.unused("control variate", control_variate, "activation"))
+            }
+        }
+    }
+
+    /// The same space with this kind of estimate.
+    ///
+    /// # Errors
+    /// [`Error::UnusedSetting`] for any space but the activation space.
+    pub fn with_estimate(self, estimate: GradientEstimate) -> Result<Self, Error> {
+        match self {
+            Self::Activation { placement, control_variate, .. } => {
+                Ok(Self::Activation { placement, control_variate, estimate })
+            }
+            Self::Weights { .. } | Self::LowRank { .. } => {
+                Err(self.unused("gradient estimate", estimate, "activation"))
             }
         }
     }

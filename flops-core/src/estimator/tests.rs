@@ -198,6 +198,7 @@ fn cost_weighted_queries_meet_the_budget_in_passes() {
     let mut counts = vec![0usize; 6];
     for step in 0..300 {
         let noise = NoiseSource {
+            shared: false,
             law: NoiseLaw::Rademacher,
             sampling: Sampling::OneSided,
             sigma: 1.0,

@@ -13,6 +13,7 @@ use super::sampling::Sampling;
 #[cfg(test)]
 use super::script;
 use super::stream::Stream;
+use crate::probe::Layout;
 use crate::random::derive_seed;
 
 /// Values of a row that are drawn at a time.
@@ -33,6 +34,8 @@ pub(crate) struct NoiseSource {
     /// Whether an example's directions are spread evenly over the sites instead of drawn
     /// independently.
     pub spread: bool,
+    /// Whether tokens that are alike share their noise.
+    pub shared: bool,
     /// Whether noise is [generated on the GPU](super::device), unless the host needs to see it.
     pub on_device: bool,
 }
@@ -55,6 +58,11 @@ pub(crate) struct RowKey {
 pub(crate) const SHARED: u64 = u64::MAX;
 
 impl NoiseSource {
+    /// Whether the noise of a site of this layout is shared by tokens that are alike.
+    pub fn shares(&self, layout: &Layout) -> bool {
+        self.shared && layout.is_shared()
+    }
+
     /// Returns the site that a direction falls on; `None` where it falls on all.
     pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
         let probabilities = self.sites.as_ref()?;
@@ -217,7 +225,17 @@ pub(in crate::noise) mod tests {
     use super::*;
 
     pub(in crate::noise) fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
-        NoiseSource { law, sampling, sigma: 1.0, seed: 3, step: 5, sites: None, spread: false, on_device: false }
+        NoiseSource {
+            law,
+            sampling,
+            sigma: 1.0,
+            seed: 3,
+            step: 5,
+            sites: None,
+            spread: false,
+            shared: false,
+            on_device: false,
+        }
     }
 
     pub(in crate::noise) fn rows(positions: u64, queries: usize) -> Vec<RowKey> {

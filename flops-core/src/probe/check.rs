@@ -189,6 +189,7 @@ fn source() -> NoiseSource {
         step: 0,
         sites: None,
         spread: false,
+        shared: false,
         on_device: false,
     }
 }

@@ -92,6 +92,15 @@ impl<B: Backend> Gradients<B> {
         self.sums.iter().map(|sum| &sum.values)
     }
 
+    /// ⟨this, other⟩ over the parameters that both have; one value is read back.
+    pub(crate) fn dot(&self, other: &Self) -> f64 {
+        let products = self.sums.iter().filter_map(|sum| {
+            let [a, b] = [&sum.values, other.get(sum.id)?].map(|g| g.clone().cast(burn::tensor::DType::F32));
+            (a.dims() == b.dims()).then(|| (a * b).sum())
+        });
+        products.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
+    }
+
     /// All gradients times `factor`.
     pub(crate) fn scaled(self, factor: f64) -> Self {
         let sums = self.sums.into_iter().map(|sum| Sum { values: sum.values * factor, ..sum });

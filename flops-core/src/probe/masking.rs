@@ -65,6 +65,35 @@ impl<B: Backend> Probe<B> {
         self.within(None, run)
     }
 
+    /// Runs a part of the forward pass in which the tokens from `apart` on are declared alike.
+    ///
+    /// What a query does to one of them, it does to the others about as well, as with the patches of
+    /// an image behind its class token. The [learned prediction](crate::control_variate) then has
+    /// one set of weights for all of them, instead of one for each. The first `apart` tokens have
+    /// their own. [`GradientEstimate::Shrunk`](crate::GradientEstimate::Shrunk) also gives them the
+    /// same noise.
+    ///
+    /// Tokens are the second of three axes, `[rows, tokens, d]`, or the last two of four, `[rows,
+    /// channels, height, width]`. Inside a [mask](Self::masked) they are always the second. Other
+    /// outputs are left alone. It may surround stages or lie in one.
+    ///
+    /// # Example
+    /// ```
+    /// use burn::{nn, prelude::*};
+    /// use flops_core::Probe;
+    ///
+    /// /// A class token and patches, `[rows, 1 + patches, d]`.
+    /// fn mix<B: Backend>(layer: &nn::Linear<B>, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+    ///     probe.alike(1, |probe| probe.linear(layer, x))
+    /// }
+    /// ```
+    pub fn alike<T>(&mut self, apart: usize, run: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.alike.replace(apart);
+        let output = run(self);
+        self.alike = outer;
+        output
+    }
+
     fn within<T>(&mut self, mask: Option<TokenMask<B>>, run: impl FnOnce(&mut Self) -> T) -> T {
         let outer = std::mem::replace(&mut self.mask, mask);
         let output = run(self);

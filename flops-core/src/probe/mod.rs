@@ -12,6 +12,7 @@ mod gradients;
 mod joining;
 mod layer;
 mod layers;
+mod layout;
 pub(crate) mod low_rank;
 mod mask;
 mod masking;
@@ -33,12 +34,14 @@ use burn::module::ParamId;
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::control_variate::PredictedRows;
 use crate::error::Error;
 pub use check::check_site;
 pub(crate) use examples::{PassExamples, StepKey};
 pub use gradients::Gradients;
 pub use layer::{Site, SquaredScoreNorm, WeightNoise};
 pub use layers::Lifted;
+pub(crate) use layout::Layout;
 pub(crate) use mask::TokenMask;
 pub use module_input::ModuleInput;
 pub(crate) use passes::Passes;
@@ -119,6 +122,8 @@ pub struct Probe<B: Backend> {
     examples: Option<PassExamples>,
     /// The mask that holds for the sites to come.
     mask: Option<TokenMask<B>>,
+    /// Tokens that stay apart from the others, which are alike; holds for the sites to come.
+    alike: Option<usize>,
     fault: Option<Error>,
     stage: usize,
     site: usize,
@@ -186,6 +191,7 @@ impl<B: Backend> Probe<B> {
             prefix,
             examples: None,
             mask: None,
+            alike: None,
             fault: None,
             check: None,
             stage: 0,
@@ -263,11 +269,11 @@ impl<B: Backend> Probe<B> {
         }
     }
 
-    /// The part of each query's loss that the control variate predicts.
-    pub(crate) fn explained(self) -> Vec<f64> {
+    /// What the control variate predicts of each query.
+    pub(crate) fn predicted(self) -> PredictedRows {
         match self.mode {
-            Mode::Query(query) => query.explained(),
-            _ => Vec::new(),
+            Mode::Query(query) => query.predicted(),
+            _ => PredictedRows::default(),
         }
     }
 
@@ -379,22 +385,22 @@ impl<B: Backend> Probe<B> {
             check.site(parameters, &output.dims());
         }
         let mask = self.mask.clone().filter(|mask| mask.covers(&output.dims()));
+        let layout = Layout::new(&output.dims(), self.alike, mask.is_some());
         match &mut self.mode {
             Mode::Inference => output,
             Mode::Trace { reached, sites, masks, .. } => {
                 let shape = output.dims();
                 let key = SiteKey::next(parameters, sites);
-                sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });
+                sites.push(TracedSite { key, rows: shape[0], coordinates: layout.len(), layout });
                 masks.push(mask);
                 reached.extend(parameters.iter().filter(|id| self.trained.contains(id)));
                 output
             }
             Mode::Record { sites } => {
                 let shape = output.dims();
-                let (rows, coordinates) = (shape[0], shape[1..].iter().product());
                 let tokens = (D > 2).then(|| shape[1]);
-                let site = Box::new(site(&self.trained));
-                sites.push(Recorded { site, rows, coordinates, tokens, mask, device: output.device() });
+                let (site, device) = (Box::new(site(&self.trained)), output.device());
+                sites.push(Recorded { site, rows: shape[0], coordinates: layout.len(), tokens, mask, layout, device });
                 output
             }
             Mode::Keep(outputs) => {
@@ -405,7 +411,7 @@ impl<B: Backend> Probe<B> {
             Mode::Query(query) if !query.falls_on(index) => output,
             Mode::Query(query) => match query.rank {
                 Some(rank) => query.perturb_weights(index, output, &site(&self.trained), (rank, mask.as_ref())),
-                None => query.perturb_output(index, output, mask.as_ref()),
+                None => query.perturb_output(index, output, mask.as_ref(), layout),
             },
         }
     }

@@ -3,6 +3,7 @@
 use burn::module::ParamId;
 use burn::prelude::*;
 
+use super::layout::Layout;
 use super::site_key::{SiteKey, TracedSite};
 
 /// Outputs of the sites of a pass, in order.
@@ -30,7 +31,8 @@ impl<B: Backend> SiteOutputs<B> {
         self.mismatch = self.mismatch.or(mismatch);
         let shape = output.dims();
         let key = SiteKey::next(parameters, &self.sites);
-        self.sites.push(TracedSite { key, rows: shape[0], coordinates: shape[1..].iter().product() });
+        let layout = Layout::new(&shape, None, false);
+        self.sites.push(TracedSite { key, rows: shape[0], coordinates: layout.len(), layout });
         self.outputs.push(output.clone().reshape([shape.iter().product::<usize>()]));
     }
 

@@ -4,6 +4,7 @@ use burn::prelude::*;
 
 use super::gradients::Gradients;
 use super::layer::{Site, SquaredScoreNorm};
+use super::layout::Layout;
 use super::mask::TokenMask;
 use crate::error::Error;
 
@@ -18,6 +19,8 @@ pub(crate) struct Recorded<B: Backend> {
     pub tokens: Option<usize>,
     /// The token mask that the output follows, a row for each recorded example or one for all.
     pub mask: Option<TokenMask<B>>,
+    /// How its coordinates lie.
+    pub layout: Layout,
     pub device: B::Device,
 }
 

@@ -3,6 +3,8 @@
 use burn::module::ParamId;
 use serde::{Deserialize, Serialize};
 
+use super::layout::Layout;
+
 /// Names a site by its layer: the first parameter of the layer, and the number of its call in a pass.
 ///
 /// What is learned about a site is kept under this key. The running index of a site changes with
@@ -39,12 +41,22 @@ pub struct TracedSite {
     pub rows: usize,
     /// Values of a row of the output.
     pub coordinates: usize,
+    /// How they lie.
+    pub(crate) layout: Layout,
+}
+
+impl TracedSite {
+    /// Coordinates of a row, where tokens that are [alike](super::Probe::alike) count once.
+    pub fn shared_coordinates(&self) -> usize {
+        self.layout.shared()
+    }
 }
 
 #[cfg(test)]
 impl TracedSite {
     /// A site of the layer with this parameter, called once.
     pub(crate) fn fake(parameter: u64, coordinates: usize) -> Self {
-        Self { key: SiteKey { parameter, call: 0 }, rows: 1, coordinates }
+        let layout = Layout::new(&[1, coordinates], None, false);
+        Self { key: SiteKey { parameter, call: 0 }, rows: 1, coordinates, layout }
     }
 }

@@ -23,6 +23,7 @@ use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
 use crate::allocator::{Allocator, Shown};
 use crate::batch::Batch;
+use crate::control_variate::Observation;
 use crate::error::Error;
 use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
@@ -201,6 +202,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         state.step += 1;
         let mut failed = pending.iter().all(|p| p.failed);
         state.failed_steps = if failed { state.failed_steps + 1 } else { 0 };
+        let mut observed = None::<Observation>;
         for p in pending {
             for (phase, queries, cost) in p.costs {
                 state.ledger.add(phase, queries, cost.rows, cost.elapsed);
@@ -210,8 +212,13 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                 state.variances.observe(&p.ids, &p.variance_covariate, &p.second_moments, &p.survived);
             }
             state.sites.observe(&p.site_moments);
-            if let Some(observed) = p.observed {
-                state.gradient_predictor.observe(observed);
+            // innovations by the same weights are one correction of them, not one after another
+            match (&mut observed, p.observed) {
+                (Some(all), Some(seen)) if all.fits(&seen) => all.merge(seen),
+                (_, Some(seen)) => {
+                    observed.replace(seen).into_iter().for_each(|all| state.gradient_predictor.observe(all));
+                }
+                (_, None) => {}
             }
             match p.update.map(|update| update.downcast::<A::Update>()) {
                 Some(Ok(update)) => {
@@ -224,6 +231,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                 None => {}
             }
         }
+        observed.into_iter().for_each(|all| state.gradient_predictor.observe(all));
         let (steps, sigma) = (state.failed_steps, self.config.estimator.sigma);
         self.monitor.set_ledger(state.ledger.clone());
         self.monitor.set_lr(lr);

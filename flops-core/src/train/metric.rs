@@ -111,3 +111,12 @@ step_metric!(
     /// Largest number of queries of an example in the batch.
     MaxQueriesMetric, "Max queries", 1, true, max, running_value
 );
+step_metric!(
+    /// Mean α over the sites: 1 for an unbiased estimate, less for a
+    /// [shrunk](crate::GradientEstimate::Shrunk) one.
+    AlphaMetric, "Alpha", 3, true, alpha, running_value
+);
+step_metric!(
+    /// Mean over the sites of the share of the gradient that the prediction explains.
+    ExplainedMetric, "Explained share", 3, true, explained, running_value
+);

@@ -35,8 +35,8 @@ pub use diagnostics::{Advice, Bounds, Diagnostics, Signature, resident_memory};
 pub use learner::ForwardLearner;
 pub use loader::{Augmentation, EpochLoader, InnerBatcher, LoaderError};
 pub use metric::{
-    CvMetric, DroppedMetric, FloorMetric, MaxQueriesMetric, MinQueriesMetric, NeymanMetric, QueriesMetric,
-    RelativeVarianceMetric, StatsInput,
+    AlphaMetric, CvMetric, DroppedMetric, ExplainedMetric, FloorMetric, MaxQueriesMetric, MinQueriesMetric,
+    NeymanMetric, QueriesMetric, RelativeVarianceMetric, StatsInput,
 };
 pub use monitor::Monitor;
 pub use output::{StepOutput, StepStats};

@@ -35,6 +35,11 @@ struct Watched {
     advice: Vec<Advice>,
 }
 
+/// What a report has of examples and sites.
+fn details(report: &StepReport) -> usize {
+    report.data.len() + report.sites.len()
+}
+
 /// Reports until they are taken, bounded in memory.
 #[derive(Default)]
 struct Reports {
@@ -47,16 +52,18 @@ struct Reports {
 impl Reports {
     fn push(&mut self, report: StepReport) {
         if self.steps.len() == MAX_REPORTS {
-            self.data -= self.steps.pop_front().map_or(0, |oldest| oldest.data.len());
+            self.data -= self.steps.pop_front().map_or(0, |oldest| details(&oldest));
             self.detailed = self.detailed.min(self.steps.len());
         }
-        self.data += report.data.len();
+        self.data += details(&report);
         self.detailed += 1;
         self.steps.push_back(report);
         // the latest keeps its own, however many they are
         while self.data > MAX_DATUM_REPORTS && self.detailed > 1 {
             let oldest = self.steps.len() - self.detailed;
-            self.data -= std::mem::take(&mut self.steps[oldest].data).len();
+            let oldest = &mut self.steps[oldest];
+            self.data -= details(oldest);
+            (oldest.data, oldest.sites) = (vec![], vec![]);
             self.detailed -= 1;
         }
     }

@@ -41,6 +41,10 @@ pub struct StepStats {
     pub min: f64,
     /// Largest A_j.
     pub max: f64,
+    /// Mean α over the sites: 1 for an unbiased estimate.
+    pub alpha: f64,
+    /// Mean over the sites of the share of the gradient that the prediction explains.
+    pub explained: f64,
 }
 
 impl StepStats {
@@ -56,6 +60,8 @@ impl StepStats {
             cv: a.cv,
             min: a.min as f64,
             max: a.max as f64,
+            alpha: report.mean_over_sites(1.0, |site| site.alpha),
+            explained: report.mean_over_sites(0.0, |site| site.explained),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The report of one forward-only step.
 
 use crate::allocator::AllocationReport;
+use crate::control_variate::SiteReport;
 use crate::estimator::LossChanges;
 
 /// Report of one forward-only step.
@@ -43,10 +44,25 @@ pub struct StepReport {
     pub loss_noise: Option<f64>,
     /// Gain of the allocation over a uniform one, by the variances measured in this step.
     pub allocation: AllocationReport,
+    /// What the prediction knows of the sites of this step, before it: explained share, γ and α.
+    ///
+    /// Empty in the first step, without a prediction, and in older reports, where the monitor holds
+    /// too many of them.
+    pub sites: Vec<SiteReport>,
     /// One report per example, in the order of the batch.
     ///
     /// Empty in older reports, where the monitor holds too many of them.
     pub data: Vec<DatumReport>,
+}
+
+impl StepReport {
+    /// The mean of a figure over the sites; `empty` where there is none.
+    pub(super) fn mean_over_sites(&self, empty: f64, of: impl Fn(&SiteReport) -> f64) -> f64 {
+        if self.sites.is_empty() {
+            return empty;
+        }
+        self.sites.iter().map(of).sum::<f64>() / self.sites.len() as f64
+    }
 }
 
 /// What a [`StepReport`] says about one example.

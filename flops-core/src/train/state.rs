@@ -25,7 +25,7 @@ pub struct LearnerState {
     pub loss_excess: LossExcess,
     /// Running second moments of the sites.
     pub sites: SiteTracker,
-    /// Regression behind the control variate.
+    /// Weights that predict gradients, gains and α.
     pub gradient_predictor: GradientPredictor,
     /// Steps in a row without a finite loss.
     pub failed_steps: usize,
@@ -53,7 +53,7 @@ pub(super) struct Pending {
     pub second_moments: Vec<f64>,
     /// Second moments of the queries on each site.
     pub site_moments: Vec<SiteMoment>,
-    /// Sums for the control variate's regression.
+    /// What the queries show of the prediction.
     pub observed: Option<Observation>,
     /// Queries of each example with a finite loss.
     pub survived: Vec<usize>,

@@ -21,13 +21,14 @@ use super::site_checks::SiteChecks;
 use super::state::{LearnerState, Pending};
 use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, Embeddings, QueryBudget};
 use crate::batch::Batch;
-use crate::control_variate::ControlVariate;
+use crate::control_variate::{ControlVariate, GradientEstimate};
 use crate::error::Error;
 use crate::estimator::{CleanPass, Estimate, Normalisation};
 use crate::ledger::Phase;
 use crate::model::ForwardModel;
 use crate::noise::Placement;
 use crate::ops;
+use crate::probe::TracedSite;
 use crate::random::derive_seed;
 use crate::variance::VarianceSource;
 
@@ -199,12 +200,20 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     fn prepare(&self, clean: &mut CleanPass<'_, P, F>) -> Result<QueryBudget, Error> {
         let ForwardConfig { estimator, budget, .. } = self.config;
         let (model, state) = (self.model, self.state);
-        if estimator.space.control_variate() == Some(ControlVariate::Prediction) {
-            let signals = model.error_signals(&clean.output, &clean.target);
-            let predicted = signals.and_then(|signals| state.gradient_predictor.predict(signals, clean.sites()));
+        let kind = estimator.space.estimate();
+        if let Some(control_variate) = estimator.space.control_variate() {
+            let predicts = control_variate == ControlVariate::Prediction;
+            let signals = predicts.then(|| model.error_signals(&clean.output, &clean.target)).flatten();
+            let outputs = signals.as_ref().and_then(|_| model.signal_outputs(&clean.output, &clean.target));
+            let predicted = state.gradient_predictor.predict(signals, outputs, clean.sites(), kind);
             clean.set_prediction(predicted);
         }
         let (sites, costs) = (clean.sites(), clean.site_costs());
+        if kind == GradientEstimate::Shrunk && estimator.space.placement() == Some(Placement::Single) {
+            let probabilities = learning_probabilities(sites);
+            clean.set_site_probabilities(probabilities)?;
+            return Ok(*budget);
+        }
         if estimator.space.placement() == Some(Placement::CostWeighted) && !costs.is_empty() {
             let probabilities = state.sites.probabilities(sites, costs);
             // the budget counts whole passes; a query that starts late costs less than one
@@ -299,7 +308,10 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let ids = &self.batch.ids;
         let queries = allocation.total() as u64;
         let spent = estimate.variance_objective(measured, allocation);
-        let independent = self.config.estimator.space.is_independent();
+        let (state, space) = (self.state, self.config.estimator.space);
+        let independent = space.is_independent();
+        let predicts =
+            space.control_variate() == Some(ControlVariate::Prediction) || space.estimate() == GradientEstimate::Shrunk;
         let datum = |j: usize| DatumReport {
             id: ids[j],
             loss: clean.losses[j],
@@ -320,6 +332,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             sigma: self.config.estimator.sigma,
             changes: estimate.changes,
             loss_noise: None,
+            sites: if predicts { state.gradient_predictor.reports(clean.sites(), space.estimate()) } else { vec![] },
             data: (0..ids.len()).map(datum).collect(),
             allocation: AllocationReport::of(measured, spent, allocation, budget)?,
         })
@@ -332,6 +345,14 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         }
         estimate.into_params(self.model)
     }
+}
+
+/// Probabilities of the sites ∝ √n, n their shared coordinates: what the prediction does not know of
+/// a site falls as its queries over n.
+fn learning_probabilities(sites: &[TracedSite]) -> Vec<f64> {
+    let roots: Vec<f64> = sites.iter().map(|site| (site.shared_coordinates().max(1) as f64).sqrt()).collect();
+    let total: f64 = roots.iter().sum();
+    roots.iter().map(|root| root / total).collect()
 }
 
 /// A matrix on the host, as (columns, values), in the form that allocators take.

@@ -29,6 +29,7 @@ fn healthy(step: u64) -> StepReport {
         changes: LossChanges { finite: 1280, queries: 1280, unmoved: 10, unresolved: 0, mean_square: 1e-4 },
         loss_noise: step.is_multiple_of(1000).then_some(0.0),
         allocation,
+        sites: vec![],
         data: vec![],
     }
 }

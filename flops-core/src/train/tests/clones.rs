@@ -202,7 +202,7 @@ fn kept_reports_are_bounded() {
     let learner = learner();
     learner.step(batch(0));
     let report = learner.monitor().take_reports().pop().unwrap();
-    let of = |examples: usize| StepReport { data: vec![report.data[0]; examples], ..report.clone() };
+    let of = |examples: usize| StepReport { data: vec![report.data[0]; examples], sites: vec![], ..report.clone() };
     let monitor = learner.monitor();
     (0..2000).for_each(|_| monitor.report(of(8192)));
     let kept = monitor.take_reports();

@@ -7,6 +7,7 @@ mod exact;
 mod failures;
 mod half;
 mod prefixes;
+mod shrunk;
 mod state;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -48,7 +48,7 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// - q: `[rows, tokens, d]`, k and v: `[context_rows, context_tokens, d]`
     /// - returns: `[rows, tokens, d]`
-    fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
+    pub(crate) fn attend(&self, q: Tensor<B, 3>, k: Tensor<B, 3>, v: Tensor<B, 3>, probe: &Probe<B>) -> Tensor<B, 3> {
         let [k, v] = probe.align([k, v]);
         let context = k.dims()[0];
         probe.share_context(q, context, |q| attention(q, k, v, self.num_heads, None))

@@ -40,6 +40,12 @@ pub enum VitError {
         /// The scopes there are.
         choices: &'static [&'static str],
     },
+    /// There are no sites of that name.
+    #[error("unknown sites '{name}'; choose linear or branch")]
+    UnknownSites {
+        /// The text given.
+        name: String,
+    },
     /// `last:K` with no block, or with more blocks than the model has.
     #[error(
         "scope last:{blocks} does not fit a model of {depth} blocks; choose K from 1 to {depth}, or one of {}",

@@ -37,6 +37,7 @@
 #![deny(missing_docs)]
 
 mod block;
+mod branches;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
@@ -56,5 +57,5 @@ pub use error::{CheckpointError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;
 pub use resizing::Resizing;
-pub use scope::Scope;
+pub use scope::{Scope, Sites};
 pub use tuning::FineTuning;

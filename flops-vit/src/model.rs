@@ -15,6 +15,7 @@ use crate::error::VitError;
 use crate::layers::INIT;
 pub use crate::layers::linear;
 use crate::positions;
+use crate::scope::Sites;
 
 /// A vision transformer that classifies by its class token, or by the mean of its patch tokens.
 ///
@@ -54,6 +55,9 @@ pub struct ViT<B: Backend> {
     /// Which features the head classifies.
     #[module(skip)]
     pub pool: Pool,
+    /// What its sites are.
+    #[module(skip)]
+    pub sites: Sites,
 }
 
 impl ViTConfig {
@@ -86,6 +90,7 @@ impl ViTConfig {
             head: linear(d, self.num_classes, true, device),
             head_dist: (self.distillation == Distillation::Head).then(|| linear(d, self.num_classes, true, device)),
             pool: self.pool,
+            sites: Sites::Linear,
         }
     }
 }
@@ -97,11 +102,13 @@ impl<B: Backend> ViT<B> {
     /// - images: `[rows, in_chans, img_size, img_size]`
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward_embed(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let patches = probe.conv2d(&self.patch_embed, images).flatten::<3>(2, 3).swap_dims(1, 2);
+        let patches = probe.alike(0, |probe| probe.conv2d(&self.patch_embed, images));
+        let patches = patches.flatten::<3>(2, 3).swap_dims(1, 2);
         let mut tokens: Vec<_> =
             [&self.cls_token, &self.dist_token].into_iter().flatten().map(|t| probe.param(t)).collect();
         tokens.push(patches);
-        let pos = probe.param(&self.pos_embed);
+        // positions are what sets tokens apart
+        let pos = probe.alike(usize::MAX, |probe| probe.param(&self.pos_embed));
         let x = probe.cat(tokens, 1);
         probe.add(x, pos)
     }
@@ -230,6 +237,34 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
     type Output = Tensor<B, 2>;
 
     fn forward(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        // the patches are alike, class and distillation token are not
+        probe.alike(self.num_prefix_tokens(), |probe| match self.sites {
+            Sites::Linear => self.forward_layers(images, probe),
+            Sites::Branch => self.forward_branches(images, probe),
+        })
+    }
+
+    fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+        cross_entropy(logits, target)
+    }
+
+    fn classification(
+        &self,
+        logits: &Tensor<B, 2>,
+        target: &Tensor<B, 1, Int>,
+    ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
+        Some((logits.clone(), target.clone()))
+    }
+}
+
+impl<B: Backend> ViT<B> {
+    /// Tokens that have a head; `None` where the mean of the patches is classified.
+    pub(crate) fn heads(&self) -> Option<usize> {
+        (self.pool == Pool::Token).then_some(if self.head_dist.is_some() { 2 } else { 1 })
+    }
+
+    /// The logits, with a site for every layer.
+    fn forward_layers(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         let mut x = probe.stage(images, |images, probe| self.forward_embed(images, probe));
         let (last, before) = match (self.blocks.split_last(), self.pool) {
             (Some(split), Pool::Token) => split,
@@ -248,23 +283,11 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
         }
         // only tokens with a head reach the loss; of the others the last block needs keys and
         // values
-        let seen = if self.head_dist.is_some() { 2 } else { 1 };
+        let seen = self.heads().unwrap_or(1);
         let state = probe.stage(x, |x, probe| last.keys_values(x, seen, probe));
         let x = last.class_token(state, probe);
         let features = probe.stage(x, |x, probe| probe.layer_norm(&self.norm, x));
         self.classify(features, probe)
-    }
-
-    fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-        cross_entropy(logits, target)
-    }
-
-    fn classification(
-        &self,
-        logits: &Tensor<B, 2>,
-        target: &Tensor<B, 1, Int>,
-    ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
-        Some((logits.clone(), target.clone()))
     }
 }
 
@@ -330,6 +353,23 @@ mod tests {
         let (model, mut probe) = (of(averaged()), Probe::clean());
         let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
         assert_eq!(all.into_data(), model.forward(images, &mut Probe::clean()).into_data());
+    }
+
+    /// Branches and layers compute the same logits.
+    #[test]
+    fn sites_do_not_change_the_logits() {
+        let images = Tensor::from_data(
+            TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]),
+            &Default::default(),
+        );
+        let distilled = config().with_distillation(Distillation::Head);
+        for config in [config(), distilled, averaged(), config().with_pool(Pool::Avg)] {
+            let model = of(config);
+            let layers = model.forward(images.clone(), &mut Probe::clean());
+            let branches = model.with_sites(Sites::Branch).forward(images.clone(), &mut Probe::clean());
+            let distance: f32 = (layers - branches).abs().max().into_scalar();
+            assert!(distance < 1e-6, "logits differ by {distance}");
+        }
     }
 
     #[test]

@@ -62,6 +62,45 @@ impl Scope {
     }
 }
 
+/// What the sites of a ViT are: where noise falls in the activation space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Sites {
+    /// `linear`: every layer.
+    ///
+    /// Nothing at all is differentiated, and scopes of a few layers reuse the most of a pass.
+    #[default]
+    Linear,
+    /// `branch`: what the embedding, each residual branch and the head give.
+    ///
+    /// A block perturbs 2·tokens·embed_dim coordinates, instead of some (6 + mlp_ratio) times
+    /// tokens·embed_dim. In the update each branch is differentiated by itself
+    /// ([`Probe::module`](flops_core::Probe::module)), which costs about one backpropagation of the
+    /// trained branches, one at a time.
+    Branch,
+}
+
+impl fmt::Display for Sites {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linear => "linear",
+            Self::Branch => "branch",
+        })
+    }
+}
+
+impl FromStr for Sites {
+    type Err = VitError;
+
+    fn from_str(text: &str) -> Result<Self, VitError> {
+        match text {
+            "linear" => Ok(Self::Linear),
+            "branch" => Ok(Self::Branch),
+            _ => Err(VitError::UnknownSites { name: text.into() }),
+        }
+    }
+}
+
 /// Returns whether `index` is one of the last `blocks` of `depth`.
 fn is_last(index: &str, blocks: usize, depth: usize) -> bool {
     index.parse::<usize>().is_ok_and(|index| index + blocks >= depth)
@@ -99,6 +138,12 @@ impl FromStr for Scope {
 }
 
 impl<B: Backend> ViT<B> {
+    /// Chooses what the sites are; parameters and outputs stay the same.
+    #[must_use]
+    pub fn with_sites(self, sites: Sites) -> Self {
+        Self { sites, ..self }
+    }
+
     /// Makes the parameters of `scope` trainable and freezes all others, whatever they were before.
     ///
     /// On an autodiff backend `is_require_grad` of a parameter tells whether it is trained. A

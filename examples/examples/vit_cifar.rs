@@ -41,7 +41,7 @@ use flops_examples::run::plan::RunPlan;
 use flops_examples::{BURN_VERSION, cli};
 use flops_vit::checkpoint::{Card, Pretrained, Source};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
-use flops_vit::{FineTuning, Pool, Scope, ViT};
+use flops_vit::{FineTuning, Pool, Scope, Sites, ViT};
 use serde_json::{Value, json};
 
 /// Images of a batch when the test set is evaluated.
@@ -129,6 +129,10 @@ struct Args {
     /// full.
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
+    /// Where activation noise falls: linear (on the output of every layer) or branch (on what each
+    /// residual branch adds).
+    #[arg(long, default_value = "linear")]
+    sites: Sites,
     #[command(flatten)]
     forward: ForwardArgs,
     /// Copies of each training image, shifted at random [default: 4 for digits, which are few,
@@ -229,6 +233,7 @@ impl Args {
             "copies": self.copies(),
             "shift": self.shift,
             "scope": self.scope.to_string(),
+            "sites": self.sites.to_string(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "lr": lr,
@@ -348,7 +353,8 @@ fn prepare(pretrained: Pretrained<AB>, new_head: bool, args: &Args, classes: &[S
         Scope::Lora(rank) => pretrained.with_lora(rank, args.seed)?,
         _ => pretrained,
     };
-    Ok(pretrained.with_scope(args.scope)?)
+    let Pretrained { model, card } = pretrained.with_scope(args.scope)?;
+    Ok(Pretrained { model: model.with_sites(args.sites), card })
 }
 
 /// Returns the mean loss and the accuracy on the test images.

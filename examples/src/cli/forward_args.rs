@@ -4,7 +4,8 @@ use anyhow::Result;
 use clap::Args;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{
-    ControlVariate, Error, ForwardConfig, NoiseLaw, Placement, QueryBudget, Recipe, Sampling, Space, VarianceSource,
+    ControlVariate, Error, ForwardConfig, GradientEstimate, NoiseLaw, Placement, QueryBudget, Recipe, Sampling, Space,
+    VarianceSource,
 };
 use flops_vit::FineTuning;
 use serde_json::{Value, json};
@@ -39,6 +40,10 @@ pub struct ForwardArgs {
     /// method's].
     #[arg(long)]
     pub control_variate: Option<ControlVariate>,
+    /// Estimate of the gradients: unbiased, or shrunk towards the prediction, which is biased and has
+    /// less error where many coordinates are perturbed [default: the method's].
+    #[arg(long)]
+    pub estimate: Option<GradientEstimate>,
     /// Smoothing scale of the noise [default: the method's].
     #[arg(long, allow_negative_numbers = true)]
     pub sigma: Option<f64>,
@@ -104,6 +109,9 @@ impl ForwardArgs {
         if let Some(control_variate) = self.control_variate {
             space = space.with_control_variate(control_variate)?;
         }
+        if let Some(estimate) = self.estimate {
+            space = space.with_estimate(estimate)?;
+        }
         Ok(space)
     }
 
@@ -127,6 +135,7 @@ impl ForwardArgs {
             "sampling": estimator.sampling,
             "placement": estimator.space.placement(),
             "control_variate": estimator.space.control_variate(),
+            "estimate": estimator.space.estimate(),
             "normalisation": estimator.space.normalisation(),
             "memory_bound": self.memory_bound,
             "sigma": estimator.sigma,

@@ -48,6 +48,12 @@ pub struct Row {
     pub min_queries: Option<usize>,
     /// Queries of the example with the most.
     pub max_queries: Option<usize>,
+    /// Mean over the sites of the weight α of what the queries add to the prediction; 1 is unbiased.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// Mean over the sites of the share of the gradient that the prediction explains.
+    #[serde(default)]
+    pub explained: Option<f64>,
 }
 
 impl Row {
@@ -68,6 +74,8 @@ impl Row {
             cv: None,
             min_queries: None,
             max_queries: None,
+            alpha: None,
+            explained: None,
         }
     }
 }

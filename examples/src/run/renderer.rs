@@ -140,6 +140,8 @@ impl RunRenderer {
                 cv: finite(report.allocation.cv),
                 min_queries: Some(report.allocation.min),
                 max_queries: Some(report.allocation.max),
+                alpha: mean(report.sites.iter().map(|site| site.alpha)),
+                explained: mean(report.sites.iter().map(|site| site.explained)),
                 ..row
             },
             None => row,

@@ -151,7 +151,8 @@ mod tests {
 
     use super::*;
     use crate::config::ViTConfig;
-    use crate::scope::{Scope, Sites};
+    use crate::scope::Scope;
+    use crate::sites::Sites;
 
     type AB = Autodiff<Flex>;
 

@@ -49,6 +49,7 @@ pub mod normalization;
 mod positions;
 pub mod resizing;
 pub mod scope;
+mod sites;
 pub mod tuning;
 
 pub use checkpoint::Pretrained;
@@ -57,5 +58,6 @@ pub use error::{CheckpointError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;
 pub use resizing::Resizing;
-pub use scope::{Scope, Sites};
+pub use scope::Scope;
+pub use sites::Sites;
 pub use tuning::FineTuning;

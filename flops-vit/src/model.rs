@@ -15,7 +15,7 @@ use crate::error::VitError;
 use crate::layers::INIT;
 pub use crate::layers::linear;
 use crate::positions;
-use crate::scope::Sites;
+use crate::sites::Sites;
 
 /// A vision transformer that classifies by its class token, or by the mean of its patch tokens.
 ///

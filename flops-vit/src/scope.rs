@@ -12,6 +12,7 @@ use burn::prelude::*;
 use crate::config::Pool;
 use crate::error::VitError;
 use crate::model::ViT;
+use crate::sites::Sites;
 
 /// The scopes as text, for error messages.
 const CHOICES: [&str; 6] =
@@ -58,45 +59,6 @@ impl Scope {
             }
             (Self::Last(blocks), ["blocks", index, ..]) => is_last(index, blocks, depth),
             _ => false,
-        }
-    }
-}
-
-/// What the sites of a ViT are: where noise falls in the activation space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Sites {
-    /// `linear`: every layer.
-    ///
-    /// Nothing at all is differentiated, and scopes of a few layers reuse the most of a pass.
-    #[default]
-    Linear,
-    /// `branch`: what the embedding, each residual branch and the head give.
-    ///
-    /// A block perturbs 2·tokens·embed_dim coordinates, instead of some (6 + mlp_ratio) times
-    /// tokens·embed_dim. In the update each branch is differentiated by itself
-    /// ([`Probe::module`](flops_core::Probe::module)), which costs about one backpropagation of the
-    /// trained branches, one at a time.
-    Branch,
-}
-
-impl fmt::Display for Sites {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Linear => "linear",
-            Self::Branch => "branch",
-        })
-    }
-}
-
-impl FromStr for Sites {
-    type Err = VitError;
-
-    fn from_str(text: &str) -> Result<Self, VitError> {
-        match text {
-            "linear" => Ok(Self::Linear),
-            "branch" => Ok(Self::Branch),
-            _ => Err(VitError::UnknownSites { name: text.into() }),
         }
     }
 }

@@ -3,9 +3,11 @@
 use burn::nn::{Embedding, LayerNorm};
 use burn::prelude::*;
 use flops_core::Probe;
+use flops_vit::Sites;
 
 use super::layers::{
-    Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, check_sizes, norm, normalise, positions, table,
+    Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, check_sizes, norm, normalise, positions,
+    set_sites, table,
 };
 use crate::error::MultimodalError;
 use crate::tokenizer::Tokens;
@@ -127,6 +129,16 @@ pub struct Bert<B: Backend> {
 }
 
 impl<B: Backend> Bert<B> {
+    /// Chooses the sites of the layers; parameters and outputs stay the same.
+    ///
+    /// [`Sites::Branch`] puts noise on what each residual branch adds to the stream. The
+    /// embeddings and the norms behind the branches keep sites of their own.
+    #[must_use]
+    pub fn with_sites(mut self, sites: Sites) -> Self {
+        set_sites(&mut self.layers, sites);
+        self
+    }
+
     /// The embedding of each token, before positions are added.
     ///
     /// # Shapes
@@ -166,13 +178,15 @@ impl<B: Backend> Bert<B> {
         probe: &mut Probe<B>,
     ) -> Tensor<B, 3> {
         let bias = attention_bias(mask.clone(), false);
-        probe.masked(mask, |probe| {
+        // the words are alike, the [CLS] token is not
+        let alike = |probe: &mut Probe<B>| {
             let mut x = self.embed_text(embeddings, probe);
             for layer in &self.layers {
                 x = layer.forward(x, Some(&bias), probe);
             }
             x
-        })
+        };
+        probe.masked(mask, |probe| probe.alike(1, alike))
     }
 
     /// The last hidden states of texts given as token ids.
@@ -181,7 +195,7 @@ impl<B: Backend> Bert<B> {
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let embeddings = probe.masked(mask.clone(), |probe| self.token_embeddings(ids, probe));
+        let embeddings = probe.masked(mask.clone(), |probe| probe.alike(1, |probe| self.token_embeddings(ids, probe)));
         self.forward_embedded(embeddings, mask, probe)
     }
 

@@ -5,10 +5,13 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, Initializer, LayerNorm, Linear};
 use burn::prelude::*;
 use flops_core::Probe;
+use flops_vit::Sites;
 use flops_vit::model::linear;
 
 use super::clip_config::{ClipConfig, TextConfig, VisionConfig};
-use super::layers::{EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, normalise, positions, table};
+use super::layers::{
+    EncoderLayer, LayerSizes, NormOrder, attention_bias, norm, normalise, positions, set_sites, table,
+};
 use crate::error::MultimodalError;
 use crate::tokenizer::Tokens;
 
@@ -107,13 +110,25 @@ pub struct VisionTower<B: Backend> {
 }
 
 impl<B: Backend> VisionTower<B> {
+    /// Chooses the sites of the layers; parameters and outputs stay the same.
+    ///
+    /// [`Sites::Branch`] puts noise on what each residual branch adds to the stream. The
+    /// embeddings, the norms around the layers and the projection keep sites of their own.
+    #[must_use]
+    pub fn with_sites(mut self, sites: Sites) -> Self {
+        set_sites(&mut self.layers, sites);
+        self
+    }
+
     /// Class token and patches, with position embeddings.
     ///
     /// # Shapes
     /// - images: `[rows, in_chans, img_size, img_size]`
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn embed_image(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let patches = probe.conv2d(&self.patch_embed, images).flatten::<3>(2, 3).swap_dims(1, 2);
+        // no class token is among the patches yet: all of them are alike
+        let patches =
+            probe.alike(0, |probe| probe.conv2d(&self.patch_embed, images)).flatten::<3>(2, 3).swap_dims(1, 2);
         let class = probe.param(&self.cls_token);
         let x = probe.cat(vec![class, patches], 1);
         let [rows, tokens, _] = x.dims();
@@ -127,12 +142,15 @@ impl<B: Backend> VisionTower<B> {
     /// - images: `[rows, in_chans, img_size, img_size]`
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward(&self, images: Tensor<B, 4>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let x = self.embed_image(images, probe);
-        let mut x = probe.layer_norm(&self.norm_pre, x);
-        for layer in &self.layers {
-            x = layer.forward(x, None, probe);
-        }
-        x
+        // the patches are alike, the class token is not
+        probe.alike(1, |probe| {
+            let x = self.embed_image(images, probe);
+            let mut x = probe.layer_norm(&self.norm_pre, x);
+            for layer in &self.layers {
+                x = layer.forward(x, None, probe);
+            }
+            x
+        })
     }
 
     /// The class token, projected into the shared space, not normalised.
@@ -165,6 +183,16 @@ pub struct TextTower<B: Backend> {
 }
 
 impl<B: Backend> TextTower<B> {
+    /// Chooses the sites of the layers; parameters and outputs stay the same.
+    ///
+    /// [`Sites::Branch`] puts noise on what each residual branch adds to the stream. The
+    /// embeddings, the norms around the layers and the projection keep sites of their own.
+    #[must_use]
+    pub fn with_sites(mut self, sites: Sites) -> Self {
+        set_sites(&mut self.layers, sites);
+        self
+    }
+
     /// The embedding of each token, before positions are added.
     ///
     /// # Shapes
@@ -204,11 +232,14 @@ impl<B: Backend> TextTower<B> {
 
     fn hidden_states(&self, embeddings: Tensor<B, 3>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let bias = attention_bias(mask, true);
-        let mut x = self.embed_text(embeddings, probe);
-        for layer in &self.layers {
-            x = layer.forward(x, Some(&bias), probe);
-        }
-        probe.layer_norm(&self.norm, x)
+        // no place is apart: the end, which is read off, is elsewhere in each text
+        probe.alike(0, |probe| {
+            let mut x = self.embed_text(embeddings, probe);
+            for layer in &self.layers {
+                x = layer.forward(x, Some(&bias), probe);
+            }
+            probe.layer_norm(&self.norm, x)
+        })
     }
 
     /// The normalised last hidden states of texts given as token ids.
@@ -221,7 +252,7 @@ impl<B: Backend> TextTower<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let end: Tensor<B, 2> = self.text_end(ids.clone()).squeeze_dim(2);
         probe.masked(mask.clone().max_pair(end.int()), |probe| {
-            let embeddings = self.token_embeddings(ids, probe);
+            let embeddings = probe.alike(0, |probe| self.token_embeddings(ids, probe));
             self.hidden_states(embeddings, mask, probe)
         })
     }
@@ -296,6 +327,14 @@ pub struct Clip<B: Backend> {
 }
 
 impl<B: Backend> Clip<B> {
+    /// Chooses the sites of the layers of both towers; parameters and outputs stay the same.
+    ///
+    /// See [`VisionTower::with_sites`] and [`TextTower::with_sites`].
+    #[must_use]
+    pub fn with_sites(self, sites: Sites) -> Self {
+        Self { vision: self.vision.with_sites(sites), text: self.text.with_sites(sites), ..self }
+    }
+
     /// Features of images in the shared space, not [normalised](normalise).
     ///
     /// # Shapes

@@ -5,9 +5,11 @@ use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use flops_core::Probe;
 use flops_core::ops::{attention, gelu};
+use flops_vit::Sites;
 use flops_vit::model::linear;
 use serde::{Deserialize, Serialize};
 
+use super::branches::{AttentionBranch, MlpBranch};
 use crate::error::MultimodalError;
 
 /// Added to the attention scores of hidden tokens: e⁻¹⁰⁰⁰⁰ is zero in every precision, and f16
@@ -104,6 +106,9 @@ pub struct EncoderLayer<B: Backend> {
     /// Where the layer normalises.
     #[module(skip)]
     pub order: NormOrder,
+    /// What its sites are: its layers, or what its residual branches add to the stream.
+    #[module(skip)]
+    pub sites: Sites,
 }
 
 impl<B: Backend> EncoderLayer<B> {
@@ -122,6 +127,7 @@ impl<B: Backend> EncoderLayer<B> {
             num_heads: sizes.num_heads,
             activation: sizes.activation,
             order: sizes.order,
+            sites: Sites::Linear,
         }
     }
 
@@ -131,8 +137,21 @@ impl<B: Backend> EncoderLayer<B> {
     /// - x: `[rows, tokens, embed_dim]`; the result has the same shape
     /// - bias: `[1 or rows, 1, 1 or tokens, tokens]`
     pub fn forward(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        match self.order {
-            NormOrder::Pre => {
+        match (self.order, self.sites) {
+            (NormOrder::Pre, Sites::Branch) => {
+                let branch = AttentionBranch::new(self, Some(self.norm1.clone()));
+                let h = branch.site(x.clone(), bias, probe);
+                let x = probe.add(x, h);
+                let h = MlpBranch::new(self, Some(self.norm2.clone())).site(x.clone(), probe);
+                probe.add(x, h)
+            }
+            (NormOrder::Post, Sites::Branch) => {
+                let h = AttentionBranch::new(self, None).site(x.clone(), bias, probe);
+                let x = probe.layer_norm(&self.norm1, probe.add(x, h));
+                let h = MlpBranch::new(self, None).site(x.clone(), probe);
+                probe.layer_norm(&self.norm2, probe.add(x, h))
+            }
+            (NormOrder::Pre, _) => {
                 let h = probe.layer_norm(&self.norm1, x.clone());
                 let h = self.attend(h, bias, probe);
                 let x = probe.add(x, h);
@@ -140,7 +159,7 @@ impl<B: Backend> EncoderLayer<B> {
                 let h = self.mlp(h, probe);
                 probe.add(x, h)
             }
-            NormOrder::Post => {
+            (NormOrder::Post, _) => {
                 let h = self.attend(x.clone(), bias, probe);
                 let x = probe.layer_norm(&self.norm1, probe.add(x, h));
                 let h = self.mlp(x.clone(), probe);
@@ -150,31 +169,47 @@ impl<B: Backend> EncoderLayer<B> {
     }
 
     fn attend(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let q = probe.linear(&self.query, x.clone());
-        let k = probe.linear(&self.key, x.clone());
-        let v = probe.linear(&self.value, x);
-        let (k, v, bias) = match bias {
-            Some(bias) => {
-                let [rows, _, tokens, context] = bias.dims();
-                let [k, v, bias] = probe.align([k, v, bias.clone().reshape([rows, tokens, context])]);
-                (k, v, Some(bias.unsqueeze_dim(1)))
-            }
-            None => {
-                let [k, v] = probe.align([k, v]);
-                (k, v, None)
-            }
-        };
-        let a = probe.share_context(q, k.dims()[0], |q| {
-            let bias = bias.map(|bias| repeat_for_queries(bias, q.dims()[1]));
-            attention(q, k, v, self.num_heads, bias)
-        });
-        probe.linear(&self.proj, a)
+        attend([&self.query, &self.key, &self.value, &self.proj], self.num_heads, x, bias, probe)
     }
 
     fn mlp(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let h = self.activation.forward(probe.linear(&self.fc1, x));
         probe.linear(&self.fc2, h)
     }
+}
+
+/// Self-attention by the layers of queries, keys, values and outputs.
+pub(crate) fn attend<B: Backend>(
+    [query, key, value, proj]: [&Linear<B>; 4],
+    num_heads: usize,
+    x: Tensor<B, 3>,
+    bias: Option<&Tensor<B, 4>>,
+    probe: &mut Probe<B>,
+) -> Tensor<B, 3> {
+    let q = probe.linear(query, x.clone());
+    let k = probe.linear(key, x.clone());
+    let v = probe.linear(value, x);
+    let (k, v, bias) = match bias {
+        Some(bias) => {
+            let [rows, _, tokens, context] = bias.dims();
+            let [k, v, bias] = probe.align([k, v, bias.clone().reshape([rows, tokens, context])]);
+            (k, v, Some(bias.unsqueeze_dim(1)))
+        }
+        None => {
+            let [k, v] = probe.align([k, v]);
+            (k, v, None)
+        }
+    };
+    let a = probe.share_context(q, k.dims()[0], |q| {
+        let bias = bias.map(|bias| repeat_for_queries(bias, q.dims()[1]));
+        attention(q, k, v, num_heads, bias)
+    });
+    probe.linear(proj, a)
+}
+
+/// Chooses the sites of all `layers`.
+pub(crate) fn set_sites<B: Backend>(layers: &mut [EncoderLayer<B>], sites: Sites) {
+    layers.iter_mut().for_each(|layer| layer.sites = sites);
 }
 
 /// Repeats the bias for `tokens` attention queries: forward queries that share the keys of a row

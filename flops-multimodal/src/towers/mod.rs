@@ -13,10 +13,14 @@
 //! parts (`embed_text`, `layers`, `project_text`). A model that trains nothing in a tower calls it
 //! as a whole.
 //!
+//! [`with_sites`](Bert::with_sites) chooses where noise falls: on every layer, or on what each
+//! residual branch adds to the stream.
+//!
 //! Texts may also be token embeddings ([`Bert::forward_embedded`],
 //! [`TextTower::forward_embedded`]), so that learned prompts can be among them.
 
 mod bert;
+mod branches;
 mod clip;
 mod clip_config;
 mod layers;
@@ -24,6 +28,7 @@ mod layers;
 pub use bert::{Bert, BertConfig};
 pub use clip::{Clip, TextTower, VisionTower};
 pub use clip_config::{ClipConfig, TextConfig, VisionConfig};
+pub use flops_vit::Sites;
 pub use layers::{Activation, EncoderLayer, NormOrder, attention_bias, normalise};
 
 #[cfg(test)]

@@ -165,6 +165,7 @@ where
     let budget = QueryBudget::new(16, 1).unwrap();
     let allocation = Allocation::project(&[1.0, 2.0, 4.0], &budget).unwrap();
     let clean = estimator.clean(&model, &batch, &trained).unwrap();
+    clean.check_sites().unwrap();
     let steps = 300;
     let projections: Vec<f64> = (0..steps)
         .map(|step| {
@@ -183,13 +184,16 @@ where
     assert!(se < 0.15, "{what}: standard error {se} is too large");
 }
 
-fn clip_text() -> TextTower<Autodiff<Flex>> {
+fn clip() -> Clip<Autodiff<Flex>> {
     let text = TextConfig::new().with_vocab_size(12).with_context_length(6).with_eos_token_id(9);
     let text = text.with_embed_dim(8).with_depth(2).with_num_heads(2).with_mlp_dim(12);
-    let vision = VisionConfig::new().with_img_size(4).with_patch_size(4).with_embed_dim(4).with_depth(1);
-    let config = ClipConfig::new(vision.with_num_heads(1).with_mlp_dim(4), text).with_projection_dim(3);
-    let Clip { text, .. } = config.init::<Autodiff<Flex>>(&Default::default()).unwrap();
-    text.map(&mut Draw(StdRng::seed_from_u64(1)))
+    let vision = VisionConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2);
+    let config = ClipConfig::new(vision.with_num_heads(2).with_mlp_dim(12), text).with_projection_dim(3);
+    config.init::<Autodiff<Flex>>(&Default::default()).unwrap()
+}
+
+fn clip_text() -> TextTower<Autodiff<Flex>> {
+    clip().text.map(&mut Draw(StdRng::seed_from_u64(1)))
 }
 
 fn bert() -> Bert<Autodiff<Flex>> {
@@ -207,6 +211,41 @@ fn estimates_of_clip_match_backpropagation() {
 #[test]
 fn estimates_of_bert_match_backpropagation() {
     assert_unbiased("bert", ByBert { bert: bert() });
+}
+
+#[test]
+fn estimates_at_branches_match_backpropagation() {
+    assert_unbiased("clip", ByClip { text: clip_text().with_sites(Sites::Branch) });
+    assert_unbiased("bert", ByBert { bert: bert().with_sites(Sites::Branch) });
+}
+
+/// Branches and layers compute the same embeddings, with padding in the texts.
+#[test]
+fn sites_do_not_change_the_embeddings() {
+    fn same(what: &str, layers: Tensor<Flex, 2>, branches: Tensor<Flex, 2>) {
+        let size: f32 = layers.clone().abs().max().into_scalar();
+        let distance: f32 = (layers - branches).abs().max().into_scalar();
+        assert!(size > 0.01 && distance < 1e-5, "{what}: size {size}, distance {distance}");
+    }
+    let Batch { input, .. } = batch::<Flex>();
+    let embed = |model: &Clip<Flex>| {
+        let text = &model.text;
+        let hidden = text.forward(input.0.clone(), input.1.clone(), &mut Probe::clean());
+        let texts = text.project_text(hidden, text.text_end(input.0.clone()), &mut Probe::clean());
+        let images = Tensor::<Flex, 1, Int>::arange(0..384, &Default::default()).float().sin();
+        (model.encode_image(images.reshape([2, 3, 8, 8]), &mut Probe::clean()), texts)
+    };
+    let model = clip().map(&mut Draw(StdRng::seed_from_u64(3))).valid();
+    let (layers, branches) = (embed(&model), embed(&model.with_sites(Sites::Branch)));
+    same("clip's images", layers.0, branches.0);
+    same("clip's texts", layers.1, branches.1);
+    let embed = |model: &Bert<Flex>| {
+        let hidden = model.forward(input.0.clone(), input.1.clone(), &mut Probe::clean());
+        Bert::mean_pooled(hidden, input.1.clone(), &Probe::clean())
+    };
+    let model = bert().valid();
+    let layers = embed(&model);
+    same("bert", layers, embed(&model.with_sites(Sites::Branch)));
 }
 
 /// An estimate of the towers is the same, to rounding, with padding behind the texts. Without a
@@ -239,8 +278,10 @@ fn padding_does_not_change_the_estimate() {
             assert!(off < 1e-4, "{what}: {off}");
         }
     }
-    let model = ByBert { bert: bert() };
-    same("bert", figures(&model, 0), figures(&model, 3));
-    let model = ByClipForward { text: clip_text() };
-    same("clip", figures(&model, 0), figures(&model, 3));
+    for sites in [Sites::Linear, Sites::Branch] {
+        let model = ByBert { bert: bert().with_sites(sites) };
+        same(&format!("bert, {sites}"), figures(&model, 0), figures(&model, 3));
+        let model = ByClipForward { text: clip_text().with_sites(sites) };
+        same(&format!("clip, {sites}"), figures(&model, 0), figures(&model, 3));
+    }
 }

@@ -281,6 +281,11 @@ impl<B: Backend> ForwardModel<B> for Alignment<B> {
         let pairs = output.images.dims()[0] as f64;
         Some(Tensor::cat(vec![derivatives.images.clone(), derivatives.texts.clone()], 1).mul_scalar(pairs))
     }
+
+    /// The embeddings u and v of each pair, side by side: of length 1, as the loss takes them.
+    fn signal_outputs(&self, output: &PairEmbeddings<B>, _: &Pairs<B>) -> Option<Tensor<B, 2>> {
+        Some(Tensor::cat(vec![output.images.clone(), output.texts.clone()], 1))
+    }
 }
 
 #[cfg(test)]
@@ -357,6 +362,34 @@ mod tests {
             let t = R as f64 * bias / (squares / R as f64);
             assert!(t < 1.5, "{space}: T = {t}");
         }
+    }
+
+    /// Signals are the derivatives at the signal outputs: a small move of one pair's outputs changes
+    /// its loss by their product.
+    #[test]
+    fn signals_are_derivatives_at_the_signal_outputs() {
+        let (pairs, dim) = (5, 4);
+        let model = AlignmentConfig::new(3, 6).with_logit_scale(1.0).init::<Flex>(&Default::default()).unwrap();
+        let unit = |seed| normalise(features::<Flex>(seed, pairs, dim));
+        let output = PairEmbeddings { images: unit(1), texts: unit(2), scale: model.scale() };
+        let target = model.couple(&output, &Pairs::new(pairs)).unwrap();
+        let signals = model.error_signals(&output, &target).unwrap();
+        let outputs = |output: &PairEmbeddings<Flex>| model.signal_outputs(output, &target).unwrap();
+        let losses = |output: &PairEmbeddings<Flex>| model.losses(output.clone(), target.clone());
+        let (h, u, v) = (1e-2, features::<Flex>(3, pairs, dim), features::<Flex>(4, pairs, dim));
+        let moved = |h: f32| PairEmbeddings {
+            images: output.images.clone() + u.clone() * h,
+            texts: output.texts.clone() + v.clone() * h,
+            scale: output.scale.clone(),
+        };
+        let (up, down) = (moved(h), moved(-h));
+        let found = flat(losses(&up) - losses(&down));
+        let expected = flat((signals * (outputs(&up) - outputs(&down))).sum_dim(1));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5, "a change of {found}, expected {expected}");
+        }
+        let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        assert!(largest > 1e-3, "the largest change is {largest}");
     }
 
     #[test]

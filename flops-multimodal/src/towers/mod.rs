@@ -20,7 +20,6 @@
 //! [`TextTower::forward_embedded`]), so that learned prompts can be among them.
 
 mod bert;
-mod branches;
 mod clip;
 mod clip_config;
 mod layers;

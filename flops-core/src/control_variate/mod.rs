@@ -19,8 +19,8 @@
 //!
 //! W ← W + Σ_q (Δo_q/σ − Wε_q)ε_qᵀ / (Q + 2n)
 //!
-//! with Q queries in the step and n shared coordinates: a normalised least-mean-squares step. Its
-//! noise falls as W becomes right. Where outputs are not visible, the innovation is the smallest
+//! with Q queries in the step and n shared coordinates, those of all sites where a query perturbs
+//! all: a normalised least-mean-squares step. Its noise falls as W becomes right. Where outputs are not visible, the innovation is the smallest
 //! vector that explains Δℓ/σ − r_jᵀWε. Of more than 32 signals the principal directions are taken,
 //! by a running sketch.
 //!

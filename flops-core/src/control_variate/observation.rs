@@ -1,7 +1,5 @@
 //! What a step shows of the prediction.
 
-use std::sync::Arc;
-
 use super::signals::Basis;
 use crate::probe::SiteKey;
 
@@ -11,9 +9,9 @@ pub struct Observation {
     /// The number of signals along which the innovations are.
     pub(super) dim: usize,
     /// The directions of these signals; `None` where they are the model's own.
-    pub(super) basis: Option<Arc<Basis>>,
+    pub(super) basis: Option<Basis>,
     /// The directions from the next step on.
-    pub(super) next: Option<Arc<Basis>>,
+    pub(super) next: Option<Basis>,
     /// The sites, in the order in which they were met.
     pub(crate) sites: Vec<SiteObservation>,
 }

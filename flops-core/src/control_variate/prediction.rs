@@ -31,9 +31,9 @@ pub struct Prediction {
     /// The clean outputs that the signals are derivatives of, `[batch, dim]`, where they are visible.
     outputs: Option<Vec<f32>>,
     /// The directions of the signals; `None` where they are the model's own.
-    pub(super) basis: Option<Arc<Basis>>,
+    pub(super) basis: Option<Basis>,
     /// The directions from the next step on.
-    pub(super) next: Option<Arc<Basis>>,
+    pub(super) next: Option<Basis>,
     /// Whether this step compares halves of its batch.
     pub(super) measures: bool,
     /// The sites of the step, in order.
@@ -127,6 +127,11 @@ impl Prediction {
         self.sites.get(site).is_some_and(|site| site.learns && site.layout.len() == len)
     }
 
+    /// Whether anything is expected of the queries on this site.
+    pub(crate) fn expects(&self, site: usize) -> bool {
+        self.sites.get(site).is_some_and(|site| site.weights.is_some())
+    }
+
     /// α of a site: the weight of the residual's estimate.
     pub(crate) fn alpha(&self, site: usize) -> f64 {
         self.sites.get(site).map_or(1.0, |site| site.alpha)
@@ -154,13 +159,24 @@ impl Prediction {
         &self.signals[position * self.dim..(position + 1) * self.dim]
     }
 
-    /// The mean perturbation of each group of tokens, `[shared]`, from that of a row.
-    fn group_means(&self, site: &PredictedSite, position: usize, perturbation: &[f32]) -> Vec<f32> {
-        let mask = self.mask_of(site, position);
-        let mut means = vec![0.0; site.layout.shared()];
-        site.layout.sum_groups(perturbation, mask, &mut means);
-        site.layout.divide(&site.layout.counts(mask), &mut means);
-        means
+    /// The mean noise of each group's real tokens, `[shared]`; 0 for a group without any.
+    ///
+    /// - noise: that of a row, `[coordinates]`, or `[shared]` where tokens that are alike share it
+    fn means<'a>(&self, site: &PredictedSite, position: usize, (shares, noise): (bool, &'a [f32])) -> Cow<'a, [f32]> {
+        let (layout, mask) = (&site.layout, self.mask_of(site, position));
+        if mask.is_none() && (shares || !layout.is_shared()) {
+            return Cow::Borrowed(noise);
+        }
+        let mut counts = layout.counts(mask);
+        let means = if shares {
+            counts.iter_mut().for_each(|count| *count = count.min(1.0));
+            noise.to_vec()
+        } else {
+            let mut sums = vec![0.0; layout.shared()];
+            layout.sum_groups(noise, mask, &mut sums);
+            sums
+        };
+        Cow::Owned(layout.divided(&counts, means))
     }
 
     /// Adds what is expected of a row to `predicted`.
@@ -171,16 +187,13 @@ impl Prediction {
         &self,
         site: usize,
         position: usize,
-        (shares, perturbation): (bool, &[f32]),
+        perturbation: (bool, &[f32]),
         row: usize,
         predicted: &mut PredictedRows,
     ) {
         let Some(site) = self.sites.get(site) else { return };
         let Some(weights) = &site.weights else { return };
-        let means = match shares {
-            true => self.real_groups(site, position, perturbation),
-            false => Cow::Owned(self.group_means(site, position, perturbation)),
-        };
+        let means = self.means(site, position, perturbation);
         let answers = &mut predicted.answers[row * self.dim..(row + 1) * self.dim];
         let signals = self.signals_of(position);
         for ((answer, weights), r) in answers.iter_mut().zip(weights.chunks_exact(means.len())).zip(signals) {
@@ -236,17 +249,6 @@ impl Prediction {
         self.sites.iter().filter(|site| site.learns).map(|site| site.layout.shared()).sum()
     }
 
-    /// Shared noise of an example, 0 for groups without a real token.
-    fn real_groups<'a>(&self, site: &PredictedSite, position: usize, noise: &'a [f32]) -> Cow<'a, [f32]> {
-        let counts = site.layout.counts(self.mask_of(site, position));
-        if counts.iter().all(|count| *count > 0.0) {
-            return Cow::Borrowed(noise);
-        }
-        let mut noise = noise.to_vec();
-        site.layout.divide(&counts.iter().map(|count| count.min(1.0)).collect::<Vec<_>>(), &mut noise);
-        Cow::Owned(noise)
-    }
-
     /// An observation of this step without a site yet.
     pub(crate) fn observe(&self) -> Observation {
         let (basis, next) = (self.basis.clone(), self.next.clone());
@@ -280,16 +282,13 @@ impl Prediction {
             return;
         }
         // sums and means of independent noise over a group are dual: E[sum·mean] = 1 a coordinate
-        let (sums, means) = if shares {
-            let noise = self.real_groups(site, position, noise);
-            (noise.clone(), noise)
+        let means = self.means(site, position, (shares, noise));
+        let sums = if shares || !site.layout.is_shared() {
+            means.clone()
         } else {
-            let mask = self.mask_of(site, position);
             let mut sums = vec![0.0; seen.shared];
-            site.layout.sum_groups(noise, mask, &mut sums);
-            let mut means = sums.clone();
-            site.layout.divide(&site.layout.counts(mask), &mut means);
-            (Cow::Owned(sums), Cow::Owned(means))
+            site.layout.sum_groups(noise, self.mask_of(site, position), &mut sums);
+            Cow::Owned(sums)
         };
         for (row, &e) in seen.innovation.chunks_exact_mut(seen.shared).zip(innovation) {
             row.iter_mut().zip(&*sums).for_each(|(w, s)| *w += e * s);

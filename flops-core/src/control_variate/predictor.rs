@@ -46,13 +46,8 @@ const WIDTHS: usize = 8;
 pub struct GradientPredictor {
     /// The number of signals.
     dim: usize,
-    /// Signals of the model, where there are more than directions.
-    full: usize,
-    /// The principal directions of the signals, `[dim, full]`; empty where they are the signals.
-    #[serde(with = "shared")]
-    directions: Arc<Vec<f32>>,
-    /// What the signals have along them.
-    energies: Vec<f64>,
+    /// The principal directions of the signals, where the model has more than 32.
+    basis: Option<Basis>,
     /// Observations so far.
     steps: u64,
     /// Sorted by key and width.
@@ -126,27 +121,22 @@ impl GradientPredictor {
         // an output of −∞, as of a masked class, has no change: losses tell instead
         let outputs = outputs.filter(|outputs| Some(outputs.dims()) == shape).map(read);
         let outputs = outputs.filter(|outputs| outputs.iter().all(|o| o.is_finite()));
-        let basis = (full > MAX_SIGNALS).then(|| self.basis(full)).flatten().map(Arc::new);
+        let many = full > MAX_SIGNALS;
+        let basis = self.basis.clone().filter(|basis| many && basis.full == full);
         let next = match &signals {
-            Some(signals) if full > MAX_SIGNALS => Some(Arc::new(Basis::updated(basis.as_deref(), signals, full))),
+            Some(signals) if many => Some(Basis::updated(basis.as_ref(), signals, full)),
             _ => None,
         };
-        let dim = match (&basis, full) {
-            (Some(basis), _) => basis.len(),
-            (None, full) if full > MAX_SIGNALS => 0,
-            (None, full) => full,
+        let dim = match &basis {
+            Some(basis) => basis.len(),
+            None if many => 0,
+            None => full,
         };
         let along = |values: Vec<f64>| -> Vec<f32> {
+            let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
             match &basis {
-                Some(basis) => values
-                    .chunks_exact(full)
-                    .flat_map(|row| {
-                        let row: Vec<f32> = row.iter().map(|&v| v as f32).collect();
-                        let of = |d: &[f32]| crate::ops::dot(d, &row) as f32;
-                        basis.directions.chunks_exact(full).map(of).collect::<Vec<_>>()
-                    })
-                    .collect(),
-                None => values.iter().map(|&v| v as f32).collect(),
+                Some(basis) => values.chunks_exact(full).flat_map(|row| basis.along(row)).collect(),
+                None => values,
             }
         };
         if estimate == GradientEstimate::Unbiased && full == 0 {
@@ -161,12 +151,6 @@ impl GradientPredictor {
         let mut prediction = Prediction::new(r, outputs, dim, sites.collect());
         (prediction.basis, prediction.next, prediction.measures) = (basis, next, measures);
         Some(prediction)
-    }
-
-    /// The directions, where they belong to this many signals.
-    fn basis(&self, full: usize) -> Option<Basis> {
-        let known = self.full == full && !self.energies.is_empty();
-        known.then(|| Basis { full, directions: self.directions.to_vec(), weights: self.energies.clone() })
     }
 
     /// What is known of a site at its width, by as many signals.
@@ -202,10 +186,9 @@ impl GradientPredictor {
 
     /// Adds the observation of a step. What is not finite is skipped.
     pub fn observe(&mut self, seen: Observation) {
-        let known = self.basis(seen.basis.as_ref().map_or(0, |basis| basis.full));
         // steps that wait for the same update may have seen older directions
-        let turned = match (&known, &seen.basis) {
-            (Some(known), Some(basis)) if known != &**basis => Some(known.rotation(basis)),
+        let turned = match (&self.basis, &seen.basis) {
+            (Some(known), Some(basis)) if known != basis && known.full == basis.full => Some(known.rotation(basis)),
             _ => None,
         };
         let dim = if turned.is_some() || seen.dim == 0 { self.dim } else { seen.dim };
@@ -221,14 +204,14 @@ impl GradientPredictor {
             self.sites[at].observe(&site, dim, self.steps);
         }
         if let Some(next) = seen.next {
-            let rotation = known.or_else(|| seen.basis.as_deref().cloned()).map(|old| (next.rotation(&old), old.len()));
+            let old = self.basis.take().or(seen.basis).filter(|old| old.full == next.full);
+            let rotation = old.map(|old| (next.rotation(&old), old.len()));
             for site in &mut self.sites {
                 let turned = rotation.as_ref().map(|(r, old)| rotate(r, *old, &site.weights, site.shared));
                 site.weights = Arc::new(turned.unwrap_or_default());
             }
             self.dim = next.len();
-            self.full = next.full;
-            (self.directions, self.energies) = (Arc::new(next.directions.clone()), next.weights.clone());
+            self.basis = Some(next);
         }
     }
 

@@ -1,7 +1,11 @@
 //! The error signals of a batch, and the few directions that they are seen along.
 
-use burn::prelude::*;
+use std::sync::Arc;
 
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::shared;
 use crate::linalg::{dot, eigen};
 use crate::ops;
 
@@ -15,14 +19,15 @@ const KEEP: f64 = 0.95;
 ///
 /// Row k of the sketch is √λ_k times direction k: sketchᵀ·sketch is the running sum of r rᵀ, up to
 /// what the directions left out (Liberty 2013, arXiv 1206.0594, without its shrinking).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Basis {
     /// Number of signals of the model, C.
     pub full: usize,
-    /// Orthonormal rows, `[k, C]`.
-    pub directions: Vec<f32>,
+    /// Orthonormal rows, `[k, C]`; clones share them.
+    #[serde(with = "shared")]
+    pub directions: Arc<Vec<f32>>,
     /// λ_k.
-    pub weights: Vec<f64>,
+    weights: Vec<f64>,
 }
 
 impl Basis {
@@ -42,7 +47,7 @@ impl Basis {
         for (i, block) in signals.chunks(MAX_SIGNALS * full).enumerate() {
             basis = Some(Self::joined(basis.as_ref(), if i == 0 { KEEP } else { 1.0 }, block, full));
         }
-        basis.unwrap_or(Self { full, directions: vec![], weights: vec![] })
+        basis.unwrap_or(Self { full, directions: Arc::default(), weights: vec![] })
     }
 
     /// The directions of `past`, times `keep`, and of a block of signals together.
@@ -64,7 +69,7 @@ impl Basis {
             }
         }
         let (values, vectors) = eigen(gram, n);
-        let (mut directions, mut weights) = (vec![], vec![]);
+        let (mut directions, mut weights) = (Vec::<f32>::new(), vec![]);
         let floor = 1e-9 * values.first().copied().unwrap_or(0.0);
         for (value, vector) in values.iter().zip(vectors.chunks_exact(n.max(1))).take(MAX_SIGNALS) {
             if *value <= floor || *value <= f64::MIN_POSITIVE {
@@ -77,24 +82,27 @@ impl Basis {
             directions.extend(direction.iter().map(|d| (d / value.sqrt()) as f32));
             weights.push(*value);
         }
-        Self { full, directions, weights }
+        Self { full, directions: Arc::new(directions), weights }
     }
 
     /// ⟨new direction k, old direction l⟩, `[k, l]`: what weights along the old become along the new.
     pub fn rotation(&self, old: &Self) -> Vec<f32> {
-        let rows = |basis: &Self| basis.directions.chunks_exact(basis.full).map(<[f32]>::to_vec).collect::<Vec<_>>();
-        let (new, old) = (rows(self), rows(old));
-        new.iter().flat_map(|n| old.iter().map(move |o| ops::dot(n, o) as f32)).collect()
+        self.directions.chunks_exact(self.full).flat_map(|new| old.along(new)).collect()
     }
 
-    /// Values along the directions.
+    /// A row of values along the directions, `[k]`.
+    pub fn along(&self, row: &[f32]) -> Vec<f32> {
+        self.directions.chunks_exact(self.full).map(|direction| ops::dot(direction, row) as f32).collect()
+    }
+
+    /// The same on the device of `x`.
     ///
     /// # Shapes
     /// - x: `[rows, full]`
     /// - returns: `[rows, k]`
     pub fn project<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let device = x.device();
-        let directions: Tensor<B, 2> = ops::from_host(self.directions.clone(), [self.len(), self.full], &device);
+        let directions: Tensor<B, 2> = ops::from_host(self.directions.to_vec(), [self.len(), self.full], &device);
         x.cast(ops::accum_dtype::<B>()).matmul(directions.transpose())
     }
 }

@@ -19,7 +19,7 @@ use crate::ops;
 use crate::probe::{Gradients, Recorded};
 
 /// What the queries of each example showed beside their weights.
-pub(super) struct Shown {
+pub(super) struct QueryFindings {
     /// What they show beyond the prediction, `[queries, signals]`.
     pub innovations: Vec<Vec<f32>>,
     /// (ℓ_jq − ℓ_j)/σ, with nothing subtracted.
@@ -30,7 +30,7 @@ pub(super) struct Shown {
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     weighted: &WeightedQueries,
-    shown: &Shown,
+    shown: &QueryFindings,
 ) -> Result<SpaceGradients<B>, Error> {
     let (noise, prediction, max_rows) = (&p.noise, p.prediction.map(|p| &**p), p.max_rows);
     let batch = weighted.weights.len();
@@ -51,35 +51,30 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
                 on_host.observe(shown, seen);
             }
             let (alpha, measures) = prediction.map_or((1.0, false), |p| (p.alpha(index), p.measures()));
-            let residual = (alpha != 0.0 || measures || device_makes).then(|| {
-                if device_makes {
-                    let of_groups = || noise.device_scores(index, &rows.groups, &rows.keys, weights, max_rows, device);
-                    return noise.site_buffer(&mut numbers, of_groups).take(coordinates);
-                }
-                on_host.to_outputs(on_host.residual())
+            // a device's noise is taken whatever becomes of it: later sites have what follows
+            let by_device = device_makes.then(|| {
+                let of_groups = || noise.device_scores(index, &rows.groups, &rows.keys, weights, max_rows, device);
+                noise.site_buffer(&mut numbers, of_groups).take(coordinates)
             });
-            let predicted = on_host.predicted().map(|h| on_host.to_outputs(h));
-            let mut add = |g: Tensor<B, 2>| site.backward(g, &mut gradients);
-            match (measures, residual) {
-                (true, Some(residual)) => {
-                    let (of_site, moments) = compare(site, &residual, job, batch);
-                    if let Some(seen) = &mut seen {
-                        seen.residual = moments;
-                    }
-                    predicted.into_iter().for_each(add);
-                    if alpha != 0.0 {
-                        gradients.merge(of_site.scaled(alpha));
-                    }
+            if measures {
+                let residual = by_device.unwrap_or_else(|| on_host.to_outputs(on_host.residual()));
+                let (of_site, moments) = compare(site, &residual, job, batch);
+                if let Some(seen) = &mut seen {
+                    seen.residual = moments;
                 }
-                (_, residual) => {
-                    let residual = residual.filter(|_| alpha != 0.0);
-                    let residual = residual.map(|g| if alpha == 1.0 { g } else { g * alpha });
-                    // the host's values are summed before they are copied, in the same order
-                    match (residual, predicted) {
-                        (Some(residual), Some(predicted)) => add(residual + predicted),
-                        (one, other) => one.or(other).into_iter().for_each(add),
-                    }
+                if alpha != 0.0 {
+                    gradients.merge(of_site.scaled(alpha));
                 }
+                if let Some(h) = on_host.with_predicted(None) {
+                    site.backward(on_host.to_outputs(h), &mut gradients);
+                }
+            } else {
+                // where a device makes the noise nothing is predicted
+                let g = match by_device {
+                    Some(g) => (alpha != 0.0).then(|| g * alpha),
+                    None => on_host.gradient(alpha).map(|g| on_host.to_outputs(g)),
+                };
+                g.into_iter().for_each(|g| site.backward(g, &mut gradients));
             }
             if let (Some(observed), Some(seen)) = (&mut observed, seen) {
                 observed.sites.push(seen);
@@ -116,35 +111,41 @@ impl<B: Backend> SiteJob<'_, B> {
         self.noise.weighted_scores(self.index, &rows.groups, &rows.keys, &self.job.weights, self.width())
     }
 
-    /// The predicted gradients times the weight of their example, `[examples, width]`; `None` where
-    /// nothing is predicted.
-    fn predicted(&self) -> Option<Vec<f32>> {
-        let (prediction, layout) = (self.prediction?, &self.site.layout);
-        let mut out = vec![0f32; self.job.positions.len() * self.width()];
-        let mut any = false;
-        let counts = self.counts();
-        for (i, (&j, &weight)) in self.job.positions.iter().zip(&self.job.shares).enumerate() {
-            let Some(mut h) = prediction.gradient(self.index, j).filter(|_| weight != 0.0) else { continue };
-            any = true;
-            h.iter_mut().for_each(|h| *h *= weight as f32);
-            let row = &mut out[i * self.width()..(i + 1) * self.width()];
-            if self.shares() {
-                row.copy_from_slice(&h);
-            } else {
-                layout.divide(&counts[i], &mut h);
-                layout.add_shared(&h, None, row);
-            }
-        }
-        any.then_some(out)
+    /// α times the residual, plus the prediction, `[examples, width]`; `None` where both are nothing.
+    fn gradient(&self, alpha: f64) -> Option<Vec<f32>> {
+        let residual = (alpha != 0.0).then(|| {
+            let mut residual = self.residual();
+            residual.iter_mut().for_each(|v| *v *= alpha as f32);
+            residual
+        });
+        self.with_predicted(residual)
     }
 
-    /// The real tokens of each group, of each example.
-    fn counts(&self) -> Vec<Vec<f32>> {
-        let (layout, n) = (&self.site.layout, self.job.positions.len());
-        match self.site.mask.as_ref().map(|mask| mask.of_rows(n)) {
-            Some(mask) => mask.chunks_exact((mask.len() / n.max(1)).max(1)).map(|m| layout.counts(Some(m))).collect(),
-            None => vec![layout.counts(None); n],
+    /// `values` plus the predicted gradients times the weight of their example, `[examples, width]`.
+    fn with_predicted(&self, mut values: Option<Vec<f32>>) -> Option<Vec<f32>> {
+        let (Some(prediction), layout, width) = (self.prediction, &self.site.layout, self.width()) else {
+            return values;
+        };
+        let positions = &self.job.positions;
+        for (i, (&j, &weight)) in positions.iter().zip(&self.job.shares).enumerate() {
+            let Some(mut h) = prediction.gradient(self.index, j).filter(|_| weight != 0.0) else { continue };
+            h.iter_mut().for_each(|h| *h *= weight as f32);
+            let row = &mut values.get_or_insert_with(|| vec![0f32; positions.len() * width])[i * width..][..width];
+            if self.shares() {
+                row.iter_mut().zip(&h).for_each(|(v, h)| *v += h);
+            } else {
+                layout.add_shared(&layout.divided(&self.counts(i), h), None, row);
+            }
         }
+        values
+    }
+
+    /// The real tokens of each group, of example i of the job.
+    fn counts(&self, i: usize) -> Vec<f32> {
+        let (layout, n) = (&self.site.layout, self.job.positions.len());
+        let mask = self.site.mask.as_ref().map(|mask| mask.of_rows(n));
+        let tokens = mask.as_ref().map_or(0, |mask| mask.len() / n.max(1));
+        layout.counts(mask.as_ref().map(|mask| &mask[i * tokens..(i + 1) * tokens]))
     }
 
     /// Gradients at the output; tokens that are alike have equal parts of what they share.
@@ -157,14 +158,14 @@ impl<B: Backend> SiteJob<'_, B> {
         if !self.shares() {
             return ops::from_host(values, [n, layout.len()], device);
         }
-        for (row, counts) in values.chunks_exact_mut(layout.shared().max(1)).zip(self.counts()) {
-            layout.divide(&counts, row);
+        for (i, row) in values.chunks_exact_mut(layout.shared().max(1)).enumerate() {
+            layout.divide(&self.counts(i), row);
         }
         layout.expand(values, n, device)
     }
 
     /// Adds the queries of the job to the observation of the site.
-    fn observe(&self, shown: &Shown, seen: &mut SiteObservation) {
+    fn observe(&self, shown: &QueryFindings, seen: &mut SiteObservation) {
         let (Some(prediction), rows) = (self.prediction, &self.job.rows) else { return };
         let (dim, mut noise) = (prediction.dim(), vec![0f32; self.width()]);
         if dim == 0 {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::prelude::*;
 
-use super::activation::Shown;
+use super::activation::QueryFindings;
 use super::clean::CleanPass;
 use super::context::{EstimateContext, SpaceGradients, check_failure};
 use super::estimate::{Estimate, PassCost};
@@ -116,7 +116,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let coefficient = |(losses, clean): (&Vec<f64>, &f64)| -> Vec<f64> {
             losses.iter().map(|l| (l - clean) / estimator.sigma).collect()
         };
-        let shown = Shown { innovations, coefficients: losses.iter().zip(&self.losses).map(coefficient).collect() };
+        let coefficients = losses.iter().zip(&self.losses).map(coefficient).collect();
+        let shown = QueryFindings { innovations, coefficients };
         for (losses, explained) in losses.iter_mut().zip(&explained) {
             losses.iter_mut().zip(explained).for_each(|(loss, explained)| *loss -= explained);
         }

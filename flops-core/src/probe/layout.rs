@@ -112,6 +112,12 @@ impl Layout {
         }
     }
 
+    /// [`divide`](Self::divide), of values of one's own.
+    pub fn divided(&self, counts: &[f32], mut shared: Vec<f32>) -> Vec<f32> {
+        self.divide(counts, &mut shared);
+        shared
+    }
+
     /// Shared values, repeated for every token of their group.
     ///
     /// # Shapes

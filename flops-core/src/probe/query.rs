@@ -148,7 +148,7 @@ impl<B: Backend> Query<B> {
     /// Adds σ·ε of each row to `values`, at real tokens, and notes what the control variate expects
     /// of it.
     fn draw(&mut self, index: usize, len: usize, mask: Option<&TokenMask<B>>, values: &mut [f32]) {
-        let looks = self.prediction.as_ref().is_some_and(|p| p.looks_at(index, len));
+        let looks = self.prediction.as_ref().is_some_and(|p| p.looks_at(index, len) && p.expects(index));
         let mut seen = if looks { vec![0f32; values.len()] } else { vec![] };
         self.noise.perturb(index, &self.rows.keys, len, |r, start, noise| {
             let at = r * len + start;

@@ -35,8 +35,8 @@ use crate::variance::VarianceSource;
 ///
 /// It goes into burn-train's `Learner` like any model. Parameters that require a gradient are
 /// trained; freeze the others with `no_grad`. `B` is an autodiff backend in training, because
-/// burn-train asks for one, but no graph is ever recorded on it. A module at a site
-/// has one of its own on the inner backend ([`Probe::module`](crate::Probe::module)).
+/// burn-train asks for one, but no graph is ever recorded on it. A module at a site has one of its own
+/// on the inner backend ([`Probe::module`](crate::Probe::module)).
 ///
 /// Clones share the [`Monitor`], cached prefixes and the check of sites, and nothing else: the clones
 /// of a sweep train side by side, each with its own steps. [`apart`](Self::apart) gives a clone its

@@ -46,8 +46,7 @@ pub struct StepReport {
     pub allocation: AllocationReport,
     /// What the prediction knows of the sites of this step, before it: explained share, γ and α.
     ///
-    /// Empty in the first step, without a prediction, and in older reports, where the monitor holds
-    /// too many of them.
+    /// Empty without a prediction, and in older reports, where the monitor holds too many of them.
     pub sites: Vec<SiteReport>,
     /// One report per example, in the order of the batch.
     ///

@@ -86,9 +86,11 @@ impl<B: Backend> Probe<B> {
     /// # Cost
     /// The update pass differentiates the module on the clean rows and runs it once more for the
     /// norm. Where a linear layer has a method here, that is faster: autodiff on three axes forms the
-    /// gradient of a weight for each row before it sums them. [Costs](Self::record_cost) are an estimate: every parameter is taken to be multiplied
-    /// once at each token, with the last axis of y as its features. That is right for linear layers
-    /// and attention projections. It is too much for embeddings, which have a
+    /// gradient of a weight for each row before it sums them.
+    ///
+    /// [Costs](Self::record_cost) are an estimate: every parameter is taken to be multiplied once at
+    /// each token, with the last axis of y as its features. That is right for linear layers and
+    /// attention projections. It is too much for embeddings, which have a
     /// [method of their own](Self::embedding), and inexact for convolutions.
     ///
     /// # Shapes

@@ -6,4 +6,4 @@ mod progress;
 mod table;
 
 pub use progress::Progress;
-pub use table::print_table;
+pub use table::{markdown_table, print_table};

@@ -5,6 +5,7 @@ use std::ops::Range;
 use anyhow::Result;
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::style::{FONT, INK, failed};
@@ -140,7 +141,7 @@ fn draw_panel(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &
     draw_axes(&mut chart, panel)?;
     for series in &panel.series {
         let index = names.iter().position(|name| *name == series.name).unwrap_or(0);
-        draw_series(&mut chart, panel, series, COLOURS[index % COLOURS.len()])?;
+        draw_series(&mut chart, panel, series, Line::new(index))?;
     }
     if legend { draw_legend(&mut chart) } else { Ok(()) }
 }
@@ -164,14 +165,38 @@ fn draw_axes(chart: &mut Chart<'_, '_>, panel: &Panel) -> Result<()> {
         .map_err(failed)
 }
 
+/// How a line looks.
+#[derive(Clone, Copy)]
+struct Line {
+    colour: RGBColor,
+    /// Where there are more lines than colours, the others are dashed.
+    dashed: bool,
+}
+
+impl Line {
+    fn new(index: usize) -> Self {
+        Self { colour: COLOURS[index % COLOURS.len()], dashed: index >= COLOURS.len() }
+    }
+
+    fn style(self) -> ShapeStyle {
+        self.colour.stroke_width(2)
+    }
+}
+
 /// Draws a line, a dot for each point of a short series, and error bars.
-fn draw_series(chart: &mut Chart<'_, '_>, panel: &Panel, series: &Series, colour: RGBColor) -> Result<()> {
+fn draw_series(chart: &mut Chart<'_, '_>, panel: &Panel, series: &Series, line: Line) -> Result<()> {
+    let colour = line.colour;
     let shown: Vec<Point> = series.points.iter().filter(|p| panel.can_show(p)).copied().collect();
-    chart
-        .draw_series(LineSeries::new(shown.iter().map(|p| panel.place(p)), colour.stroke_width(2)))
-        .map_err(failed)?
-        .label(&series.name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+    let path: Vec<(f64, f64)> = shown.iter().map(|p| panel.place(p)).collect();
+    if line.dashed {
+        let drawn = chart.draw_series(DashedLineSeries::new(path, 6, 4, line.style())).map_err(failed)?;
+        drawn
+            .label(&series.name)
+            .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 20, y)], 6, 4, line.style()));
+    } else {
+        let drawn = chart.draw_series(LineSeries::new(path, line.style())).map_err(failed)?;
+        drawn.label(&series.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], line.style()));
+    }
     if shown.len() <= 32 {
         chart.draw_series(shown.iter().map(|p| Circle::new(panel.place(p), 3, colour.filled()))).map_err(failed)?;
     }
@@ -235,6 +260,19 @@ mod tests {
             assert!(svg.contains(text), "{text} is not in the picture");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    /// Ten lines have eight colours; the last two are in dashes, which plotters draws one by one.
+    #[test]
+    fn lines_beyond_the_colours_are_dashed() {
+        let lines = |count: usize| {
+            let series = (0..count).map(|i| Series::new(format!("line {i}"), [(0.0, i as f64), (1.0, 2.0)]));
+            let axes = ("x".into(), "y".into());
+            panels("lines", &[Panel { title: "t".into(), axes, log: (false, false), series: series.collect() }])
+                .unwrap()
+        };
+        let strokes = |svg: &str| svg.matches("<polyline").count();
+        assert!(strokes(&lines(10)) - strokes(&lines(8)) > 10, "{}", lines(10));
     }
 
     #[test]

@@ -84,12 +84,12 @@ fn report_after_training(args: &Args, testbed: &Testbed, kind: AllocatorKind, se
 fn rows(testbed: &Testbed, report: &StepReport, seed: u64) -> Result<Vec<Row>> {
     let mut data = report.data.clone();
     data.sort_by(|a, b| b.queries.cmp(&a.queries).then(a.id.cmp(&b.id)));
-    let item = |id: u64| testbed.train.items.iter().find(|item| item.id == id).context("an image of the batch");
+    let item = |id: u64| testbed.images.train.items.iter().find(|item| item.id == id).context("an image of the batch");
     let rows = data.iter().map(|datum| -> Result<Row> {
         Ok(Row {
             seed,
             id: datum.id,
-            label: testbed.train.classes.get(item(datum.id)?.label).cloned().unwrap_or_default(),
+            label: testbed.images.train.classes.get(item(datum.id)?.label).cloned().unwrap_or_default(),
             loss: datum.loss,
             queries: datum.queries,
             second_moment: datum.second_moment,
@@ -101,7 +101,7 @@ fn rows(testbed: &Testbed, report: &StepReport, seed: u64) -> Result<Vec<Row>> {
 /// Writes the contact sheet, and prints the images with most and with fewest queries.
 fn show(args: &Args, testbed: &Testbed, rows: &[Row], artifacts: &Artifacts) -> Result<()> {
     let picture = |row: &Row| -> Result<Picture> {
-        let items = &testbed.train.items;
+        let items = &testbed.images.train.items;
         let item = items.iter().find(|item| item.id == row.id).context("an image of the batch")?;
         Ok(Picture {
             pixels: item.pixels.clone(),
@@ -114,7 +114,7 @@ fn show(args: &Args, testbed: &Testbed, rows: &[Row], artifacts: &Artifacts) -> 
     let pictures: Vec<Picture> = rows.iter().map(picture).collect::<Result<_>>()?;
     let title = format!(
         "{}, {} allocator, mean of {} queries per image, after {} steps",
-        args.testbed.dataset,
+        args.testbed.images.dataset,
         args.allocator,
         args.queries,
         args.steps()
@@ -152,7 +152,7 @@ fn run(args: Args) -> Result<()> {
     println!("rank correlation of queries with losses {}, {} seeds", correlation.text(2), seeds.len());
     artifacts.write_csv("allocation.csv", &table)?;
     let figures = json!({
-        "dataset": args.testbed.dataset.to_string(),
+        "dataset": args.testbed.images.dataset.to_string(),
         "scope": args.testbed.scope.to_string(),
         "allocator": args.allocator,
         "variance": args.variance.to_string(),

@@ -273,7 +273,7 @@ impl Results<'_> {
         let Args { testbed, queries, target, .. } = self.args;
         println!(
             "{}, scope {}, test accuracy in % after {} queries, {} seeds",
-            testbed.dataset,
+            testbed.images.dataset,
             testbed.scope,
             thousands(self.args.total()),
             self.seeds.len()
@@ -306,7 +306,7 @@ impl Results<'_> {
             log: (true, false),
             series: METHODS.iter().map(|m| line(m, queries)).collect(),
         };
-        let title = format!("Accuracy against queries: {}, scope {}", testbed.dataset, testbed.scope);
+        let title = format!("Accuracy against queries: {}, scope {}", testbed.images.dataset, testbed.scope);
         panels(&title, &queries.iter().map(panel).collect::<Vec<_>>())
     }
 
@@ -320,7 +320,7 @@ impl Results<'_> {
             json!({"method": name, "queries_per_datum": q, "accuracy_percent": self.final_accuracy(name, q)})
         });
         json!({
-            "dataset": testbed.dataset.to_string(),
+            "dataset": testbed.images.dataset.to_string(),
             "scope": testbed.scope.to_string(),
             "total": self.args.total(),
             "queries_per_datum": queries,

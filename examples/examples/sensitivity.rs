@@ -119,7 +119,7 @@ struct Setting {
 
 impl Setting {
     /// Measures ‖ĝ − g‖²/‖g‖² of the untrained model.
-    fn relative_error(self, testbed: &mut Testbed) -> Result<f64> {
+    fn relative_error(self, testbed: &Testbed) -> Result<f64> {
         let config = config(self.sigma, self.queries, self.seed)?;
         let mut learner = testbed.learner(testbed.model(self.seed), config, AllocatorKind::Neyman)?;
         let mut batches = testbed.batches(self.batch_size, self.seed)?;
@@ -149,7 +149,7 @@ impl Setting {
 }
 
 /// Measures every combination on every seed.
-fn measure(args: &Args, seeds: &[u64], testbed: &mut Testbed, progress: &mut Progress) -> Result<Vec<Row>> {
+fn measure(args: &Args, seeds: &[u64], testbed: &Testbed, progress: &mut Progress) -> Result<Vec<Row>> {
     let all = seeds.len() * args.budgets().count() * args.sigma.len() * args.lr.len();
     let mut rows = vec![];
     for &seed in seeds {
@@ -242,7 +242,8 @@ fn draw(args: &Args, table: &[Row], artifacts: &Artifacts) -> Result<()> {
         args.budgets().map(map).collect()
     };
     let (testbed, total, wide) = (&args.testbed, args.total(), args.queries.len());
-    let title = format!("{}, scope {}: test accuracy in % after {total} queries", testbed.dataset, testbed.scope);
+    let title =
+        format!("{}, scope {}: test accuracy in % after {total} queries", testbed.images.dataset, testbed.scope);
     let accuracy = maps(&args.lr, |cell| cell.accuracy().mean, 1);
     artifacts.write("accuracy.svg", heat_maps(&title, &accuracy, wide)?.as_bytes())?;
     // The error does not depend on the learning rate, so one row shows it.
@@ -256,9 +257,9 @@ fn run(args: Args) -> Result<()> {
     args.check()?;
     let seeds = args.experiment.seeds()?;
     let artifacts = args.experiment.artifacts("sensitivity")?;
-    let mut testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
+    let testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
     let mut progress = Progress::default();
-    let table = measure(&args, &seeds, &mut testbed, &mut progress)?;
+    let table = measure(&args, &seeds, &testbed, &mut progress)?;
     draw(&args, &table, &artifacts)?;
     artifacts.write_csv("sensitivity.csv", &table)?;
 
@@ -269,7 +270,7 @@ fn run(args: Args) -> Result<()> {
     cells.sort_by(|a, b| b.rank().total_cmp(&a.rank()));
     println!(
         "{}, scope {}, {} queries in total, {} seeds; the best first",
-        args.testbed.dataset,
+        args.testbed.images.dataset,
         args.testbed.scope,
         args.total(),
         seeds.len()
@@ -277,7 +278,7 @@ fn run(args: Args) -> Result<()> {
     let lines: Vec<Vec<String>> = cells.iter().map(Cell::line).collect();
     print_table(&["lr", "σ", "batch", "queries", "test accuracy, %", "error of the gradient"], &lines);
     let figures = json!({
-        "dataset": args.testbed.dataset.to_string(),
+        "dataset": args.testbed.images.dataset.to_string(),
         "scope": args.testbed.scope.to_string(),
         "total": args.total(),
         "cells": cells.iter().map(Cell::figures).collect::<Vec<_>>(),

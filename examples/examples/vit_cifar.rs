@@ -38,6 +38,7 @@ use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::format::thousands;
 use flops_examples::run::history::{History, Row, Split};
 use flops_examples::run::plan::RunPlan;
+use flops_examples::run::prefixes::{prefix_bytes, prefixes_fit};
 use flops_examples::{BURN_VERSION, cli};
 use flops_vit::checkpoint::{Card, Pretrained, Source};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
@@ -48,8 +49,6 @@ use serde_json::{Value, json};
 const TEST_BATCH: usize = 250;
 /// Images of one forward pass of a thread when the test set is evaluated.
 const TEST_ROWS: usize = 32;
-/// The most bytes of kept prefixes.
-const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// The most bytes of training images.
 const IMAGE_BYTES: usize = 8 << 30;
 /// The folder of the model for `transformers`.
@@ -321,19 +320,13 @@ impl Data {
     }
 }
 
-/// Returns the most bytes that the kept prefix of an image takes: keys, values and hidden state of
-/// every token.
-fn prefix_bytes(card: &Card) -> usize {
-    3 * card.config.num_tokens() * card.config.embed_dim * size_of::<f32>()
-}
-
 /// Lets the learner keep the prefixes of all training images, and of all test images.
 ///
 /// Training prefixes are not kept where they take too much memory, or where the images change from
 /// epoch to epoch. Test prefixes are not kept where the two sets take too much memory.
 fn with_prefix_caches(config: ForwardConfig, args: &Args, data: &Data, card: &Card) -> ForwardConfig {
     let (train, test) = (data.train.items.len(), data.test.num_items());
-    let fits = |images: usize| images.saturating_mul(prefix_bytes(card)) <= PREFIX_CACHE_BYTES;
+    let fits = |images: usize| prefixes_fit(&card.config, images);
     let train = if args.no_prefix_cache || args.augmentation().is_some() || !fits(train) { 0 } else { train };
     let test = if args.no_prefix_cache || !fits(train + test) { 0 } else { test };
     config.with_prefix_cache(train).with_evaluation_cache(test)
@@ -482,8 +475,8 @@ impl Run {
             batch_size: args.batch_size,
             epochs: args.epochs,
             queries: if args.method.is_forward() { args.forward.queries } else { 0 },
-            prefix_bytes: if config.prefix_cache > 0 { prefix_bytes(card) } else { 0 },
-            evaluation_bytes: config.evaluation_cache * prefix_bytes(card),
+            prefix_bytes: if config.prefix_cache > 0 { prefix_bytes(&card.config) } else { 0 },
+            evaluation_bytes: config.evaluation_cache * prefix_bytes(&card.config),
         };
         let parameters = parameters(&model);
         let empty = "there are no training images";

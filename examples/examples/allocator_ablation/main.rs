@@ -39,12 +39,12 @@ fn run(args: Args) -> Result<()> {
     args.check()?;
     let (seeds, list) = (args.experiment.seeds()?, contenders(&args)?);
     let artifacts = args.experiment.artifacts("allocator_ablation")?;
-    let mut testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
+    let testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
     let mut progress = Progress::default();
     let (mut looks, mut trained, mut points) = (vec![], vec![], vec![]);
     for &seed in &seeds {
         if !args.training_only {
-            trajectory::follow(&args, &mut testbed, seed, &mut looks, &mut progress)?;
+            trajectory::follow(&args, &testbed, seed, &mut looks, &mut progress)?;
         }
         if !args.trajectory_only {
             for contender in &list {

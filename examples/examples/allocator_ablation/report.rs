@@ -89,7 +89,7 @@ impl<'a> Results<'a> {
         let Args { testbed, queries, .. } = self.args;
         println!(
             "{}, scope {}, {queries} queries per datum, {} steps, {} seeds",
-            testbed.dataset,
+            testbed.images.dataset,
             testbed.scope,
             self.args.steps(),
             self.seeds.len()
@@ -201,7 +201,7 @@ impl<'a> Results<'a> {
             });
         }
         let Args { testbed, queries, .. } = self.args;
-        panels(&format!("{}, {}, {queries} queries per datum", testbed.dataset, testbed.scope), &pictures)
+        panels(&format!("{}, {}, {queries} queries per datum", testbed.images.dataset, testbed.scope), &pictures)
     }
 
     /// Writes the picture and the CSV files.
@@ -219,7 +219,7 @@ impl<'a> Results<'a> {
             self.names.iter().map(|name| (name.clone(), figure(name))).collect()
         };
         Ok(json!({
-            "dataset": testbed.dataset.to_string(),
+            "dataset": testbed.images.dataset.to_string(),
             "scope": testbed.scope.to_string(),
             "queries": queries,
             "batch_size": batch_size,

@@ -80,7 +80,7 @@ impl Contest {
     }
 
     /// Computes the exact gradient, and measures the variances.
-    fn look(mut self, testbed: &mut Testbed, batch: &ImageBatch<B>) -> Result<(Self, Truth)> {
+    fn look(mut self, testbed: &Testbed, batch: &ImageBatch<B>) -> Result<(Self, Truth)> {
         let model = self.leader.learner.model.clone();
         let gradient = testbed.true_gradient(&model, batch);
         self.assay.model = model;
@@ -121,13 +121,7 @@ impl Contest {
 }
 
 /// Follows uniform's trajectory and records the errors of all contenders at every `--every` steps.
-pub fn follow(
-    args: &Args,
-    testbed: &mut Testbed,
-    seed: u64,
-    looks: &mut Vec<Look>,
-    progress: &mut Progress,
-) -> Result<()> {
+pub fn follow(args: &Args, testbed: &Testbed, seed: u64, looks: &mut Vec<Look>, progress: &mut Progress) -> Result<()> {
     let mut contest = Contest::new(args, testbed, seed)?;
     let mut batches = testbed.batches(args.batch_size, seed)?;
     for step in 0..args.steps() {

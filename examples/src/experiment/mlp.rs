@@ -55,19 +55,22 @@ pub struct Mlp<B: Backend> {
 impl Mlp<AB> {
     /// Creates a network with random weights.
     pub fn new(loss: Loss, seed: u64, device: &Device) -> Self {
-        let layer = |[inputs, outputs]: [usize; 2], seed: u64| {
-            let init = Initializer::Zeros;
-            let mut layer = LinearConfig::new(inputs, outputs).with_initializer(init).init::<AB>(device);
-            let mut rng = StdRng::seed_from_u64(seed);
-            let law = Distribution::Normal(0.0, (2.0 / inputs as f64).sqrt());
-            let weight = TensorData::random::<f32, _, _>([inputs, outputs], law, &mut rng);
-            layer.weight =
-                layer.weight.map(|w| Tensor::from_data(weight.clone(), device).set_require_grad(w.is_require_grad()));
-            layer
-        };
+        let layer = |sizes, seed| he_linear(sizes, seed, device);
         let [inputs, hidden, outputs] = SIZES;
         Self { hidden: layer([inputs, hidden], 2 * seed), output: layer([hidden, outputs], 2 * seed + 1), loss }
     }
+}
+
+/// Creates a linear layer with N(0, 2/fan-in) weights drawn from `seed` and zero biases (He et al.
+/// 2015, arXiv 1502.01852).
+pub fn he_linear([inputs, outputs]: [usize; 2], seed: u64, device: &Device) -> Linear<AB> {
+    let mut layer = LinearConfig::new(inputs, outputs).with_initializer(Initializer::Zeros).init::<AB>(device);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let law = Distribution::Normal(0.0, (2.0 / inputs as f64).sqrt());
+    let weight = TensorData::random::<f32, _, _>([inputs, outputs], law, &mut rng);
+    layer.weight =
+        layer.weight.map(|w| Tensor::from_data(weight.clone(), device).set_require_grad(w.is_require_grad()));
+    layer
 }
 
 impl<B: Backend> ForwardModel<B> for Mlp<B> {

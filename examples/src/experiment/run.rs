@@ -3,21 +3,34 @@
 use std::collections::VecDeque;
 
 use anyhow::{Context, Result};
+use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{AdamW, AdamWConfig, GradientsParams, Sgd, SgdConfig};
 use burn::train::TrainStep;
 use flops_core::StepReport;
+use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
+use flops_vit::FineTuning;
 use flops_vit::data::ImageBatch;
 
 use super::gradient::estimate;
-use super::testbed::{Batches, Learner};
+use super::images::Batches;
+use super::testbed::Learner;
 use crate::backend::{AB, B};
-use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
+
+/// AdamW with a learning rate of its own for the head.
+pub type GroupedAdamW<L> = GroupedOptimizer<OptimizerAdaptor<AdamW, L, AB>>;
+
+/// Creates AdamW for a learner, weight decay 0.1, the head at `head_lr_factor` times the learning
+/// rate.
+pub fn adamw<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedAdamW<L> {
+    let group = ParamGroup::new("model.head", head_lr_factor);
+    GroupedOptimizer::new(AdamWConfig::new().with_weight_decay(FineTuning::WEIGHT_DECAY as f32).init(), group)
+}
 
 /// AdamW as in `vit_cifar`, or plain SGD.
 pub enum Optim {
-    /// AdamW, weight decay 0.1, the head at four times the learning rate.
-    Adam(GroupedOptimizer<OptimizerAdaptor<AdamW, Learner, AB>>),
+    /// AdamW, the head at four times the learning rate.
+    Adam(GroupedAdamW<Learner>),
     /// SGD without momentum.
     Sgd(OptimizerAdaptor<Sgd<B>, Learner, AB>),
 }
@@ -25,8 +38,7 @@ pub enum Optim {
 impl Optim {
     /// Creates AdamW.
     pub fn adam() -> Self {
-        let group = ParamGroup::new("model.head", 4.0);
-        Self::Adam(GroupedOptimizer::new(AdamWConfig::new().with_weight_decay(0.1).init(), group))
+        Self::Adam(adamw(FineTuning::HEAD_LR_FACTOR))
     }
 
     /// Creates SGD.
@@ -55,8 +67,13 @@ pub enum Schedule {
 impl Schedule {
     /// Returns the rate at `step`.
     pub fn rate(self, lr: f64, step: usize, steps: usize) -> f64 {
+        self.rate_at(lr, step as f64 / steps.max(1) as f64)
+    }
+
+    /// Returns the rate after a share of the run, from 0 to 1.
+    pub fn rate_at(self, lr: f64, share: f64) -> f64 {
         match self {
-            Self::Cosine => 0.5 * lr * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos()),
+            Self::Cosine => 0.5 * lr * (1.0 + (std::f64::consts::PI * share).cos()),
             Self::Constant => lr,
         }
     }

@@ -7,4 +7,5 @@ pub mod fit;
 pub mod format;
 pub mod history;
 pub mod plan;
+pub mod prefixes;
 pub mod renderer;

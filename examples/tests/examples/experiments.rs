@@ -125,3 +125,72 @@ fn inspect_allocation() {
     let bad = [TINY.as_slice(), &["--allocator", "best"]].concat();
     assert!(crate::fail("inspect_allocation", dir.path(), &bad).contains("'best'"));
 }
+
+/// Every method once, and then again: finished runs are not repeated.
+#[test]
+fn deep_scopes() {
+    let dir = folder();
+    let tiny = [TINY.as_slice(), &["--looks", "2", "--fixed-batch", "8", "--row-forwards", "600"]].concat();
+    let more = ["--scopes", "last:1,full", "--queries", "1,2", "--lrs", "0.001,0.002", "--seeds", "2"];
+    let flags = [tiny.as_slice(), &more].concat();
+    let files = ["final.csv", "curves.csv", "sites.csv", "accuracy-full.svg", "accuracy-last_1.svg", "alpha-full.svg"];
+    let files = [files.as_slice(), &["explained-full.svg", "cosine-full.svg", "config.json"]].concat();
+    let first = summary("deep_scopes", dir.path(), &flags, &files);
+    let rows = first["final"].as_array().unwrap();
+    let of = |method: &str, queries: u64| {
+        let found = rows.iter().find(|r| r["method"] == method && r["queries"] == queries && r["subject"] == "full");
+        found.unwrap_or_else(|| panic!("{method} with {queries} queries: {first}"))
+    };
+    let ours = ["unbiased", "unbiased-branch", "shrunk-linear", "shrunk-branch"];
+    let recipes = flops_core::Recipe::ALL.into_iter().map(|recipe| recipe.name()).filter(|&name| name != "default");
+    for method in ours.into_iter().chain(recipes) {
+        let row = of(method, 2);
+        // the last step is the first one that spends the budget
+        let spent = row["row_forwards"].as_f64().unwrap();
+        assert!((600.0..800.0).contains(&spent), "{method}: {spent}");
+        assert_eq!((&row["seeds"], &row["failed"]), (&2.into(), &0.into()), "{row}");
+        assert!(row["cosine"].is_f64() || method.starts_with("shrunk"), "{row}");
+        assert_eq!(row["explained"].is_f64(), ours.contains(&method), "{row}");
+    }
+    assert_eq!(of("backprop", 0)["cosine"], 1.0);
+    let left_out = first["left_out"].as_array().unwrap();
+    assert!(left_out.iter().any(|line| line.as_str().unwrap().contains("fzoo, 1 queries")), "{left_out:?}");
+
+    // the table in Markdown, from the runs alone
+    let runs = || fs::read_dir(dir.path().join("run/runs")).unwrap().count();
+    let before = runs();
+    let again = [&["--artifact-dir", "run", "--threads", "2", "--report-only"], flags.as_slice()].concat();
+    let out = crate::succeed("deep_scopes", dir.path(), &again);
+    assert!(out.contains("| shrunk-branch | full | 2 | "), "{out}");
+    assert_eq!(runs(), before);
+    let path = dir.path().join("run/summary.json");
+    let second: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(second["final"], first["final"]);
+
+    // a part of the grid in the same folder; other settings need another one
+    let part = [tiny.as_slice(), &["--methods", "unbiased,backprop", "--scopes", "full", "--seeds", "1"]].concat();
+    let part = [&["--artifact-dir", "run", "--queries", "2", "--lrs", "0.001"], part.as_slice()].concat();
+    assert!(crate::succeed("deep_scopes", dir.path(), &part).contains("| unbiased | full | 2 | 0.001 | "));
+    assert_eq!(runs(), before);
+    let other = [part.as_slice(), &["--sigma", "0.5"]].concat();
+    assert!(crate::fail("deep_scopes", dir.path(), &other).contains("sigma is 0.5"));
+    let bad = [TINY.as_slice(), &["--methods", "best"]].concat();
+    assert!(crate::fail("deep_scopes", dir.path(), &bad).contains("shrunk-branch"));
+    assert!(crate::fail("deep_scopes", dir.path(), &["--queries", "0"]).contains("queries_per_datum = 0"));
+    assert!(crate::fail("deep_scopes", dir.path(), &["--sigma", "0"]).contains("sigma = 0"));
+}
+
+#[test]
+fn deep_scopes_from_scratch() {
+    let dir = folder();
+    let flags = [TINY.as_slice(), &["--from-scratch", "--networks", "mlp,cnn,vit", "--queries", "2"]].concat();
+    let more = ["--methods", "unbiased,shrunk-linear,shrunk-branch,mezo,backprop", "--lrs", "0.002", "--seeds", "1"];
+    let flags = [flags.as_slice(), &more, &["--row-forwards", "600", "--looks", "1", "--fixed-batch", "8"]].concat();
+    let summary = summary("deep_scopes", dir.path(), &flags, &["final.csv", "accuracy-mlp.svg", "explained-cnn.svg"]);
+    // only the ViT has branches
+    assert_eq!(summary["final"].as_array().unwrap().len(), 4 + 4 + 5, "{summary}");
+    assert_eq!(summary["left_out"].as_array().unwrap().len(), 2, "{summary}");
+    let bad = crate::fail("deep_scopes", dir.path(), &["--from-scratch", "--networks", "resnet"]);
+    assert!(bad.contains("choose from mlp, cnn, vit"), "{bad}");
+    assert!(crate::fail("deep_scopes", dir.path(), &["--networks", "mlp"]).contains("--from-scratch"));
+}

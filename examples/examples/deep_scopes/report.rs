@@ -92,8 +92,9 @@ impl Final {
             _ => "–".into(),
         };
         let some = if self.reached < self.seeds { format!(" ({} of {})", self.reached, self.seeds) } else { "".into() };
-        let price =
-            |value: Option<f64>| value.map_or("–".into(), |v| format!("{}{some}", thousands(v.round() as u64)));
+        let price = |value: Option<f64>, text: fn(f64) -> String| {
+            value.map_or("–".into(), |value| format!("{}{some}", text(value)))
+        };
         vec![
             self.method.clone(),
             self.subject.clone(),
@@ -104,9 +105,9 @@ impl Final {
             number(self.cosine, 3),
             number(self.explained, 2),
             number(self.alpha, 2),
-            number(self.seconds, 0),
-            price(self.row_forwards_to_target),
-            price(self.seconds_to_target),
+            number(self.seconds, 1),
+            price(self.row_forwards_to_target, |rows| thousands(rows.round() as u64)),
+            price(self.seconds_to_target, |seconds| format!("{seconds:.1}")),
         ]
     }
 }

@@ -33,8 +33,8 @@
 //! recorded.
 //!
 //! **Resuming.** The grid takes many hours. A finished run is a file in the folder `runs`, and is
-//! not repeated. Processes with other `--methods`, `--scopes`, `--queries` or seeds may share a folder;
-//! give `--row-forwards` if `--queries` differ. `--report-only` sums up what is there.
+//! not repeated. Processes with other `--methods`, `--scopes`, `--queries` or seeds may share a
+//! folder; give `--row-forwards` if `--queries` differ. `--report-only` sums up what is there.
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 

@@ -49,7 +49,8 @@ pub struct Look {
     pub test_loss: Option<f64>,
     /// Test accuracy, from 0 to 1.
     pub test_accuracy: f64,
-    /// Cosine of the estimate on the fixed batch to the exact gradient; none for an estimate of zero.
+    /// Cosine of the estimate on the fixed batch to the exact gradient; none for an estimate of
+    /// zero.
     pub cosine: Option<f64>,
 }
 

@@ -40,7 +40,7 @@ pub struct Final {
     pub row_forwards_to_target_deviation: Option<f64>,
     pub seconds_to_target: Option<f64>,
     pub seconds_to_target_deviation: Option<f64>,
-    /// Mean over the looks after the start.
+    /// Mean over the looks after the start whose estimate is not zero.
     pub cosine: Option<f64>,
     /// Mean over the sites at the end.
     pub explained: Option<f64>,

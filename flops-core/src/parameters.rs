@@ -29,6 +29,19 @@ impl Parameter {
     }
 }
 
+/// `[inputs, outputs]` of a parameter's matrix, and whether its inputs come first.
+///
+/// Two axes are inputs and outputs, as in Burn's `Linear`. Of more axes the first one has the
+/// outputs, and all others are inputs, as in a convolution. `None` for a vector, or where a side is
+/// at most `least`.
+pub(crate) fn matrix_sides(shape: &[usize], least: usize) -> Option<([usize; 2], bool)> {
+    let (&first, rest) = shape.split_first()?;
+    let others = if rest.is_empty() { return None } else { rest.iter().product() };
+    let inputs_first = rest.len() == 1;
+    let sides = if inputs_first { [first, others] } else { [others, first] };
+    sides.iter().all(|&side| side > least).then_some((sides, inputs_first))
+}
+
 /// The parameters of a module, in the order of its fields.
 pub(crate) fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
     #[derive(Default)]
@@ -113,5 +126,15 @@ mod tests {
         assert!(all.starts_with("model.conv.weight, model.conv.bias, model.table.weight, "), "{all}");
         assert!(all.ends_with(&format!(" and {} more", parameters(&zoo).len() - 5)), "{all}");
         assert_eq!(parameters(&zoo)[2].shape, [4, 3]);
+    }
+
+    #[test]
+    fn matrices_have_two_sides() {
+        assert_eq!(matrix_sides(&[5, 3], 2), Some(([5, 3], true)));
+        assert_eq!(matrix_sides(&[4, 3, 2, 2], 2), Some(([12, 4], false)));
+        // vectors, a class token, and sides that are no larger than asked for
+        for (shape, least) in [(&[][..], 1), (&[7], 1), (&[1, 1, 7], 1), (&[5, 3], 3), (&[3, 5], 3), (&[0, 5], 1)] {
+            assert_eq!(matrix_sides(shape, least), None, "{shape:?}");
+        }
     }
 }

@@ -14,6 +14,7 @@ mod graph_roots;
 mod learner;
 mod loader;
 mod loss_history;
+pub mod matrix_optimizer;
 mod metric;
 mod monitor;
 mod output;

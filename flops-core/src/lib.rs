@@ -44,6 +44,8 @@
 //! | [`Fzoo`](Recipe::Fzoo) | `Weights`, step over the losses' spread | `Rademacher` | `OneSided` | `Uniform` |
 //! | [`Es`](Recipe::Es), evolution strategies | `Weights` | `Gaussian` | `OneSided` | `Uniform` |
 //! | [`Eggroll`](Recipe::Eggroll) | `LowRank` of rank 1 | `Gaussian` | `Antithetic` | `Uniform` |
+//! | [`Lozo`](Recipe::Lozo) | `Weights`, in a random [`Subspace`] | `Gaussian` | `Antithetic` | `Uniform` |
+//! | [`ZoMuon`](Recipe::ZoMuon), with Muon | `Weights`, in an orthonormal [`Subspace`] | `Gaussian` | `OneSided` | `Uniform` |
 //!
 //! Activation noise goes with a [learned control variate](mod@control_variate) unless its
 //! [space](Space::Activation) says otherwise; the published methods have none. The clean pass comes
@@ -105,7 +107,7 @@ pub use allocator::{Allocation, QueryBudget};
 pub use batch::{Batch, Rows};
 pub use control_variate::{ControlVariate, GradientEstimate};
 pub use error::Error;
-pub use estimator::{Estimator, Normalisation, Space};
+pub use estimator::{Estimator, Normalisation, Space, Subspace};
 pub use inference::infer;
 pub use losses::{cross_entropy, zero_one};
 pub use model::ForwardModel;

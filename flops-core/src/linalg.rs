@@ -76,6 +76,23 @@ pub(crate) fn eigen(mut matrix: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     (values, order.iter().flat_map(|&i| vectors[i * n..(i + 1) * n].to_vec()).collect())
 }
 
+/// Makes `columns` of `n` values each, one after the other, orthonormal (modified Gram and Schmidt).
+///
+/// They must be linearly independent. Signs are kept: random normal columns end uniformly
+/// distributed.
+pub(crate) fn orthonormalise(columns: &mut [f64], n: usize) {
+    for k in 0..columns.len() / n {
+        let (done, rest) = columns.split_at_mut(k * n);
+        let column = &mut rest[..n];
+        for other in done.chunks(n) {
+            let along = dot(other, column);
+            column.iter_mut().zip(other).for_each(|(c, o)| *c -= along * o);
+        }
+        let norm = dot(column, column).sqrt();
+        column.iter_mut().for_each(|c| *c /= norm);
+    }
+}
+
 /// Σ a_i b_i in eight partial sums, which the compiler can keep in vector registers.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));

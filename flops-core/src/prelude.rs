@@ -9,7 +9,7 @@ pub use crate::allocator::{
 };
 pub use crate::batch::{Batch, Rows};
 pub use crate::control_variate::{ControlVariate, GradientEstimate};
-pub use crate::estimator::{Normalisation, Space};
+pub use crate::estimator::{Normalisation, Space, Subspace};
 pub use crate::losses::{cross_entropy, zero_one};
 pub use crate::model::ForwardModel;
 pub use crate::noise::{NoiseLaw, Placement, Sampling};

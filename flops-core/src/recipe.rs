@@ -2,14 +2,14 @@
 
 use crate::allocator::{AllocatorKind, QueryBudget};
 use crate::control_variate::{ControlVariate, GradientEstimate};
-use crate::estimator::{Normalisation, Space};
+use crate::estimator::{Normalisation, Space, Subspace};
 use crate::names::named_enum;
 use crate::noise::{NoiseLaw, Placement, Sampling};
 use crate::train::ForwardConfig;
 
 /// A published method, or this crate's default.
 ///
-/// Each sets space, noise law, sampling, placement, σ, control variate, normalisation and
+/// Each sets space, noise law, sampling, placement, σ, control variate, normalisation, subspace and
 /// allocator. The optimizer is the caller's choice. Any number of queries per example works, but
 /// FZOO needs at least 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +45,20 @@ pub enum Recipe {
     ///
     /// The noise is independent for every query of every example.
     Eggroll,
+    /// LOZO (Chen et al. 2025, arXiv 2410.07698): MeZO with noise of rank 4 on matrices, whose bases
+    /// are kept for 50 steps.
+    ///
+    /// σ is 2·10⁻³, the paper's scale of 10⁻³ on a product without the divisor √4. The paper's code
+    /// leaves out the 1/rank of the paper's estimate, so its steps are `rank` times as long. Its
+    /// variant with momentum in the subspace, LOZO-M, is not here: momentum is the optimizer's.
+    Lozo,
+    /// ZO-Muon (Lang et al. 2026, arXiv 2602.17155): one-sided Gaussian noise of rank 64 on matrices,
+    /// in orthonormal bases that are kept for 100 steps.
+    ///
+    /// It goes with [`MatrixOptimizer`](crate::train::matrix_optimizer::MatrixOptimizer), Burn's Muon
+    /// on matrices, and 16 queries. The paper's code keeps the bases of outputs instead of inputs.
+    /// In a step that changes them it draws new ones for every query, and goes by the last.
+    ZoMuon,
 }
 
 named_enum! {
@@ -55,6 +69,8 @@ named_enum! {
         Fzoo => "fzoo",
         Es => "es",
         Eggroll => "eggroll",
+        Lozo => "lozo",
+        ZoMuon => "zo-muon",
     }
 }
 
@@ -69,8 +85,9 @@ impl Recipe {
             Self::Default => config,
             Self::Flops | Self::Mezo => antithetic(config.with_sigma(1e-3)),
             Self::Fzoo => config.with_sigma(1e-3).with_noise(NoiseLaw::Rademacher),
-            Self::Es => config.with_sigma(1e-3).with_noise(NoiseLaw::Gaussian),
+            Self::Es | Self::ZoMuon => config.with_sigma(1e-3).with_noise(NoiseLaw::Gaussian),
             Self::Eggroll => antithetic(config),
+            Self::Lozo => antithetic(config.with_sigma(2e-3)),
         }
     }
 
@@ -79,7 +96,7 @@ impl Recipe {
     pub fn space(self) -> Space {
         self.settings_in(match self {
             Self::Default | Self::Flops => Space::activation(),
-            Self::Mezo | Self::Fzoo | Self::Es => Space::weights(),
+            Self::Mezo | Self::Fzoo | Self::Es | Self::Lozo | Self::ZoMuon => Space::weights(),
             Self::Eggroll => Space::low_rank(1),
         })
     }
@@ -87,7 +104,8 @@ impl Recipe {
     /// Any `space` with the settings that the method gives it.
     ///
     /// The published methods perturb all layers at once, and have no control variate. FZOO divides
-    /// the gradient of weight noise by the spread of the losses; other spaces do not have that.
+    /// the gradient of weight noise by the spread of the losses, LOZO and ZO-Muon keep it in a
+    /// subspace; other spaces have neither.
     #[must_use]
     pub fn settings_in(self, space: Space) -> Space {
         if self == Self::Default {
@@ -99,8 +117,14 @@ impl Recipe {
                 Space::Activation { placement, control_variate, estimate: GradientEstimate::Unbiased }
             }
             Space::LowRank { rank, .. } => Space::LowRank { rank, placement },
-            Space::Weights { .. } if self == Self::Fzoo => Space::Weights { normalisation: Normalisation::LossSpread },
-            Space::Weights { .. } => space,
+            Space::Weights { normalisation, subspace } => match self {
+                Self::Fzoo => Space::Weights { normalisation: Normalisation::LossSpread, subspace },
+                Self::Lozo => Space::Weights { normalisation, subspace: Subspace::Random { rank: 4, period: 50 } },
+                Self::ZoMuon => {
+                    Space::Weights { normalisation, subspace: Subspace::Orthonormal { rank: 64, period: 100 } }
+                }
+                _ => space,
+            },
         }
     }
 
@@ -109,7 +133,7 @@ impl Recipe {
         match self {
             Self::Default => AllocatorKind::Neyman,
             Self::Flops => AllocatorKind::GaussianPaper,
-            Self::Mezo | Self::Fzoo | Self::Es | Self::Eggroll => AllocatorKind::Uniform,
+            Self::Mezo | Self::Fzoo | Self::Es | Self::Eggroll | Self::Lozo | Self::ZoMuon => AllocatorKind::Uniform,
         }
     }
 }
@@ -128,6 +152,12 @@ mod tests {
             let predicted = activation.control_variate() == Some(ControlVariate::Prediction);
             assert_eq!(predicted, !published, "{recipe}");
             assert_eq!(weights.normalisation() == Normalisation::LossSpread, recipe == Recipe::Fzoo);
+            let subspace = match recipe {
+                Recipe::Lozo => Some((4, 50)),
+                Recipe::ZoMuon => Some((64, 100)),
+                _ => None,
+            };
+            assert_eq!(weights.subspace().rank_and_period(), subspace, "{recipe}");
             assert_eq!(recipe.config(QueryBudget::new(2, 1).unwrap()).estimator.space, recipe.space());
         }
     }

@@ -11,6 +11,7 @@ use super::estimate::{Estimate, PassCost};
 use super::per_query::Answers;
 use super::query_weights::{LossChanges, loss_spread};
 use super::space::Space;
+use super::weight_noise::WeightNoise;
 use super::{activation, low_rank, per_query, weights};
 use crate::allocator::Allocation;
 use crate::control_variate::GradientEstimate;
@@ -77,7 +78,14 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             on_host: self.model.devices().first().is_some_and(ops::is_host::<B>),
             threads: num_workers(self.model, self.estimator.threads),
         };
-        self.estimate_in(&context)
+        let weight_noise = match self.estimator.space {
+            Space::Weights { subspace, .. } => {
+                let settings = (self.estimator, subspace);
+                WeightNoise::of(self.model, &estimated, settings, step, context.noise.on_device)
+            }
+            Space::Activation { .. } | Space::LowRank { .. } => WeightNoise::default(),
+        };
+        self.estimate_in(&context, &weight_noise)
     }
 
     /// Law, scale, sampling and seed of the noise of a step.
@@ -98,14 +106,18 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     }
 
     /// The query pass, the weights of the queries, and the update pass.
-    fn estimate_in(&self, context: &EstimateContext<'_, B, M>) -> Result<Estimate<B>, Error> {
+    fn estimate_in(
+        &self,
+        context: &EstimateContext<'_, B, M>,
+        weight_noise: &WeightNoise<B>,
+    ) -> Result<Estimate<B>, Error> {
         let estimator = self.estimator;
         let start = Instant::now();
         let Answers { mut losses, explained, innovations, rows: largest } = match estimator.space {
             Space::Activation { .. } => per_query::losses(context, None)?,
             Space::LowRank { rank, .. } => per_query::losses(context, Some(rank))?,
             Space::Weights { .. } => {
-                let (losses, rows) = weights::losses(context)?;
+                let (losses, rows) = weights::losses(context, weight_noise)?;
                 Answers { losses, explained: vec![], innovations: vec![], rows }
             }
         };
@@ -126,7 +138,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let formed = match estimator.space {
             Space::Activation { .. } => activation::gradients(context, &weighted, &shown)?,
             Space::LowRank { rank, .. } => low_rank::gradients(context, &weighted, rank)?,
-            Space::Weights { .. } => weights::gradients(context, &weighted.weights)?,
+            Space::Weights { .. } => weights::gradients(context, weight_noise, &weighted.weights)?,
         };
         let SpaceGradients { mut gradients, squared_score_norms, recorded, observed } = formed;
         let accum_dtype = ops::accum_dtype::<B>();

@@ -32,10 +32,14 @@ mod rows;
 mod settings;
 mod site_check;
 mod space;
+mod subspace;
+#[cfg(test)]
+mod subspaces;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod theory;
+mod weight_noise;
 mod weights;
 
 pub use crate::parameters::trained_parameters;
@@ -44,3 +48,4 @@ pub use estimate::{Estimate, PassCost};
 pub use query_weights::LossChanges;
 pub use settings::Estimator;
 pub use space::{Normalisation, Space};
+pub use subspace::Subspace;

@@ -98,7 +98,7 @@ impl Estimator {
         if matches!(self.space, Space::LowRank { rank: 0, .. }) {
             return fail("rank", 0.0, "use at least 1");
         }
-        Ok(())
+        self.space.subspace().validate()
     }
 
     /// E s² of a perturbed coordinate.
@@ -124,6 +124,7 @@ impl Estimator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::estimator::Subspace;
 
     /// Noise of low rank is taken as it is, whatever the law of its entries.
     #[test]
@@ -135,6 +136,7 @@ mod tests {
     #[test]
     fn errors_name_the_setting() {
         let weights = || Estimator::new(Space::weights());
+        let in_subspace = |subspace| Estimator::new(Space::weights().with_subspace(subspace).unwrap());
         for (estimator, name) in [
             (Estimator { sigma: 0.0, ..weights() }, "sigma"),
             (Estimator { sigma: f64::NAN, ..weights() }, "sigma"),
@@ -142,6 +144,8 @@ mod tests {
             (Estimator { max_rows: 1, ..weights() }, "max_rows"),
             (Estimator { threads: 0, ..weights() }, "threads"),
             (Estimator::new(Space::low_rank(0)), "rank"),
+            (in_subspace(Subspace::Random { rank: 0, period: 1 }), "rank of the subspace"),
+            (in_subspace(Subspace::Orthonormal { rank: 1, period: 0 }), "period of the subspace"),
         ] {
             assert!(estimator.validate().unwrap_err().to_string().contains(name));
         }

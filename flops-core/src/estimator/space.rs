@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::subspace::Subspace;
 use crate::control_variate::{ControlVariate, GradientEstimate};
 use crate::error::Error;
 use crate::names::named_enum;
@@ -50,10 +51,13 @@ pub enum Space {
     },
     /// On the trained parameters themselves, one direction for all examples of a forward pass.
     ///
-    /// It works for any module (SPSA, MeZO, evolution strategies).
+    /// It works for any module (SPSA, MeZO, evolution strategies; in a subspace LOZO and ZO-Muon).
     Weights {
         /// Divisor of the gradient.
         normalisation: Normalisation,
+        /// The subspace that the noise on a matrix lies in.
+        #[serde(default)]
+        subspace: Subspace,
     },
     /// On the weights of the trained layers, of low rank, independent for every query of every
     /// example.
@@ -82,10 +86,10 @@ impl Space {
         }
     }
 
-    /// Weight noise, the gradient as it is.
+    /// Weight noise on all coordinates, the gradient as it is.
     #[must_use]
     pub const fn weights() -> Self {
-        Self::Weights { normalisation: Normalisation::None }
+        Self::Weights { normalisation: Normalisation::None, subspace: Subspace::Full }
     }
 
     /// Noise of rank `rank` on the weights of one layer per direction.
@@ -132,8 +136,17 @@ impl Space {
     #[must_use]
     pub fn normalisation(self) -> Normalisation {
         match self {
-            Self::Weights { normalisation } => normalisation,
+            Self::Weights { normalisation, .. } => normalisation,
             Self::Activation { .. } | Self::LowRank { .. } => Normalisation::None,
+        }
+    }
+
+    /// The subspace of weight noise; full in the other spaces.
+    #[must_use]
+    pub fn subspace(self) -> Subspace {
+        match self {
+            Self::Weights { subspace, .. } => subspace,
+            Self::Activation { .. } | Self::LowRank { .. } => Subspace::Full,
         }
     }
 
@@ -187,10 +200,21 @@ impl Space {
     /// [`Error::UnusedSetting`] for any space but the weight space.
     pub fn with_normalisation(self, normalisation: Normalisation) -> Result<Self, Error> {
         match self {
-            Self::Weights { .. } => Ok(Self::Weights { normalisation }),
+            Self::Weights { subspace, .. } => Ok(Self::Weights { normalisation, subspace }),
             Self::Activation { .. } | Self::LowRank { .. } => {
                 Err(self.unused("normalisation", normalisation, "weights"))
             }
+        }
+    }
+
+    /// The same space with its noise in this subspace.
+    ///
+    /// # Errors
+    /// [`Error::UnusedSetting`] for any space but the weight space.
+    pub fn with_subspace(self, subspace: Subspace) -> Result<Self, Error> {
+        match self {
+            Self::Weights { normalisation, .. } => Ok(Self::Weights { normalisation, subspace }),
+            Self::Activation { .. } | Self::LowRank { .. } => Err(self.unused("subspace", subspace, "weights")),
         }
     }
 
@@ -255,11 +279,31 @@ mod tests {
                 Space::activation().with_normalisation(Normalisation::LossSpread),
                 ["normalisation = loss-spread", "activation", "weights"],
             ),
+            (
+                Space::low_rank(2).with_subspace(Subspace::Random { rank: 4, period: 50 }),
+                ["subspace = random:4:50", "lowrank:2", "weights"],
+            ),
         ] {
             let message = message(refused);
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         }
         let joint = Space::low_rank(2).with_placement(Placement::Joint).unwrap();
         assert_eq!((joint.placement(), joint.control_variate()), (Some(Placement::Joint), None));
+        // a setting leaves the others as they are
+        let (spread, subspace) = (Normalisation::LossSpread, Subspace::Orthonormal { rank: 2, period: 9 });
+        let both = weights.with_normalisation(spread).unwrap().with_subspace(subspace).unwrap();
+        assert_eq!(both, weights.with_subspace(subspace).unwrap().with_normalisation(spread).unwrap());
+        assert_eq!((both.normalisation(), both.subspace()), (spread, subspace));
+    }
+
+    /// Settings that were written before there were subspaces are read back as full noise.
+    #[test]
+    fn spaces_are_read_back() {
+        let lozo = Space::weights().with_subspace(Subspace::Random { rank: 4, period: 50 }).unwrap();
+        let json = serde_json::to_string(&lozo).unwrap();
+        assert!(json.contains(r#""subspace":{"random":{"rank":4,"period":50}}"#), "{json}");
+        assert_eq!(serde_json::from_str::<Space>(&json).unwrap(), lozo);
+        let before = r#"{"weights":{"normalisation":"none"}}"#;
+        assert_eq!(serde_json::from_str::<Space>(before).unwrap(), Space::weights());
     }
 }

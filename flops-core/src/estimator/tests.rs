@@ -41,6 +41,12 @@ fn placed(space: Space, placement: Placement) -> Space {
     space.with_placement(placement).unwrap_or(space)
 }
 
+/// Weight noise in a subspace of each kind, another one in every step.
+pub(super) fn subspaces() -> [Space; 2] {
+    [Subspace::Random { rank: 2, period: 1 }, Subspace::Orthonormal { rank: 1, period: 1 }]
+        .map(|subspace| Space::weights().with_subspace(subspace).unwrap())
+}
+
 /// The gradients of all parameters, in the order of the model's fields.
 fn vector<M: Module<B>>(model: &M, estimate: &Estimate<B>) -> Vec<f64> {
     flat(model, &mut |id, _| estimate.gradients.get(id).map(|g| g.to_data().iter::<f64>().collect()))
@@ -127,7 +133,7 @@ fn unbiased_with_noise_of_the_device() {
 }
 
 /// Checks the cases that `takes` picks, and returns their number.
-fn unbiased(spaces: &[Space], takes: impl Fn(AllocatorKind, (Sampling, Placement)) -> bool) -> usize {
+pub(super) fn unbiased(spaces: &[Space], takes: impl Fn(AllocatorKind, (Sampling, Placement)) -> bool) -> usize {
     let (f, mut cases) = (fixture(4), 0);
     let target = true_gradient(&f.with_graph, zoo_batch(4, 2));
     assert_eq!(target.len(), 66);
@@ -274,7 +280,7 @@ fn chunks_and_threads_do_not_change_the_result() {
 fn chunked() {
     let f = fixture(5);
     for (sigma, tolerance) in [(0.01, 2e-4), (0.5, 1e-5)] {
-        for space in Space::ALL {
+        for space in Space::ALL.into_iter().chain(subspaces()) {
             for (sampling, placement) in VARIANTS {
                 let space = placed(space, placement);
                 let whole = Estimator { sampling, sigma, max_rows: 1000, seed: 3, ..Estimator::new(space) };

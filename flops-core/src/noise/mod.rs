@@ -5,10 +5,12 @@
 //! | `law` | laws and their scores, drawn on the host |
 //! | `sampling`, `placement` | one-sided or antithetic queries; the layers that noise falls on |
 //! | `source`, `stream` | the keyed stream of every row |
+//! | `basis` | bases of the subspaces that weight noise lies in |
 //! | `device` | noise generated on a GPU, by one of the two below |
 //! | `counter` | hashes in Burn's operations, for any backend |
 //! | `cubecl` | the same values in one kernel (features `cuda`, `wgpu`) |
 
+mod basis;
 mod counter;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cubecl;
@@ -23,6 +25,7 @@ pub(crate) mod script;
 mod source;
 mod stream;
 
+pub(crate) use basis::{basis_seed, orthonormal_basis, random_basis};
 #[cfg(test)]
 pub(crate) use device::forced;
 pub(crate) use device::{DeviceNoise, makes_noise};

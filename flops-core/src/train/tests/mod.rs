@@ -9,6 +9,7 @@ mod half;
 mod prefixes;
 mod shrunk;
 mod state;
+mod subspace;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -86,7 +86,8 @@ fn run(args: Args) -> Result<()> {
 #[command(name = "clip_align", version)]
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), backprop, or the settings of
-    /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll.
+    /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll, lozo,
+    /// zo-muon.
     #[arg(long, default_value = "forward")]
     method: Method,
     /// Image encoder: a checkpoint or folder of a ViT, or a folder of a CLIP model [default: the
@@ -114,7 +115,11 @@ struct Args {
     /// Pairs of a step.
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
-    /// AdamW's learning rate; it falls to zero as a cosine over all epochs.
+    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon for
+    /// zo-muon, otherwise adamw].
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerKind>,
+    /// The learning rate; it falls to zero as a cosine over all epochs.
     #[arg(long, default_value_t = 3e-3, allow_negative_numbers = true)]
     lr: f64,
     /// Decoupled weight decay, in units of the learning rate.
@@ -169,6 +174,7 @@ impl Args {
             "hidden_dim": self.hidden_dim,
             "epochs": self.epochs,
             "batch_size": self.batch_size,
+            "optimizer": self.optimizer().name(),
             "lr": self.lr,
             "weight_decay": self.weight_decay,
             "seed": self.seed,
@@ -177,6 +183,11 @@ impl Args {
             merge(&mut settings, self.forward.settings(self.method.recipe(), config)?);
         }
         settings.as_object().cloned().context("settings are an object")
+    }
+
+    /// Returns the optimizer that was given, otherwise the method's.
+    fn optimizer(&self) -> OptimizerKind {
+        self.optimizer.unwrap_or(OptimizerKind::of(self.method.recipe()))
     }
 
     /// Returns the method in a few words.
@@ -290,6 +301,7 @@ impl Run {
             artifacts: &self.artifacts,
             device: self.device.clone(),
             lr: args.lr,
+            optimizer: args.optimizer(),
             group: ParamGroup::new("model.logit_scale", 1.0),
             weight_decay: args.weight_decay as f32,
             steps: args.epochs * self.data.train.len().div_ceil(args.batch_size),

@@ -8,9 +8,9 @@
 //!
 //! Every method starts from the same pretrained ViT with a new head, and trains the same scope on
 //! the same batches. Each run gets the same total number of queries: with fewer queries per datum
-//! it takes more steps. AdamW drives every method. MeZO and FZOO, whose papers use SGD, run with
-//! SGD too. Each method's learning rate is the best of a small grid by training loss, on the first
-//! seed.
+//! it takes more steps. AdamW drives every method but ZO-Muon, whose matrices Muon updates. MeZO,
+//! FZOO and LOZO, whose papers use SGD, run with SGD too. Each method's learning rate is the best of
+//! a small grid by training loss, on the first seed.
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
@@ -76,21 +76,24 @@ impl Args {
 struct Method {
     name: &'static str,
     recipe: Recipe,
-    sgd: bool,
+    optim: fn() -> Optim,
     rates: [f64; 3],
 }
 
 const ADAM: [f64; 3] = [1e-3, 5e-3, 2e-2];
 const SGD: [f64; 3] = [1e-2, 1e-1, 1.0];
-const METHODS: [Method; 8] = [
-    Method { name: "default", recipe: Recipe::Default, sgd: false, rates: ADAM },
-    Method { name: "flops", recipe: Recipe::Flops, sgd: false, rates: ADAM },
-    Method { name: "eggroll", recipe: Recipe::Eggroll, sgd: false, rates: ADAM },
-    Method { name: "es", recipe: Recipe::Es, sgd: false, rates: ADAM },
-    Method { name: "mezo", recipe: Recipe::Mezo, sgd: false, rates: ADAM },
-    Method { name: "mezo-sgd", recipe: Recipe::Mezo, sgd: true, rates: SGD },
-    Method { name: "fzoo", recipe: Recipe::Fzoo, sgd: false, rates: ADAM },
-    Method { name: "fzoo-sgd", recipe: Recipe::Fzoo, sgd: true, rates: SGD },
+const METHODS: [Method; 11] = [
+    Method { name: "default", recipe: Recipe::Default, optim: Optim::adam, rates: ADAM },
+    Method { name: "flops", recipe: Recipe::Flops, optim: Optim::adam, rates: ADAM },
+    Method { name: "eggroll", recipe: Recipe::Eggroll, optim: Optim::adam, rates: ADAM },
+    Method { name: "es", recipe: Recipe::Es, optim: Optim::adam, rates: ADAM },
+    Method { name: "mezo", recipe: Recipe::Mezo, optim: Optim::adam, rates: ADAM },
+    Method { name: "mezo-sgd", recipe: Recipe::Mezo, optim: Optim::sgd, rates: SGD },
+    Method { name: "fzoo", recipe: Recipe::Fzoo, optim: Optim::adam, rates: ADAM },
+    Method { name: "fzoo-sgd", recipe: Recipe::Fzoo, optim: Optim::sgd, rates: SGD },
+    Method { name: "lozo", recipe: Recipe::Lozo, optim: Optim::adam, rates: ADAM },
+    Method { name: "lozo-sgd", recipe: Recipe::Lozo, optim: Optim::sgd, rates: SGD },
+    Method { name: "zo-muon", recipe: Recipe::ZoMuon, optim: Optim::muon, rates: ADAM },
 ];
 
 /// A row of `efficiency.csv`.
@@ -131,9 +134,8 @@ impl Setting {
         let Self { method, queries, seed, lr, total, .. } = self;
         let config = method.recipe.config(QueryBudget::new(queries, 1)?).with_seed(seed);
         let learner = testbed.learner(testbed.model(seed), config, method.recipe.allocator())?;
-        let optim = if method.sgd { Optim::sgd() } else { Optim::adam() };
         let steps = (total / (queries * args.batch_size) as u64).max(1) as usize;
-        let mut run = Run::new(learner, optim, lr, steps);
+        let mut run = Run::new(learner, (method.optim)(), lr, steps);
         let mut batches = testbed.batches(args.batch_size, seed)?;
         let (mut rows, mut losses) = (vec![], vec![]);
         for step in 0..steps {

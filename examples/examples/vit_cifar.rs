@@ -37,6 +37,7 @@ use flops_examples::run::dry_run::{RunSize, forecast, measure, parameters};
 use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::format::thousands;
 use flops_examples::run::history::{History, Row, Split};
+use flops_examples::run::optimizer::OptimizerKind;
 use flops_examples::run::plan::RunPlan;
 use flops_examples::run::prefixes::{prefix_bytes, prefixes_fit};
 use flops_examples::{BURN_VERSION, cli};
@@ -97,7 +98,8 @@ fn run(args: Args) -> Result<()> {
 #[command(name = "vit_cifar", version)]
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), backprop, or the settings of
-    /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll.
+    /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll, lozo,
+    /// zo-muon.
     #[arg(long, default_value = "forward")]
     method: Method,
     /// cifar10, cifar100, digits (embedded) or folder:PATH (a sub-folder per class).
@@ -147,7 +149,11 @@ struct Args {
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// AdamW's learning rate; it falls to zero as a cosine over all epochs [default: from
+    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon for
+    /// zo-muon, otherwise adamw].
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerKind>,
+    /// The learning rate; it falls to zero as a cosine over all epochs [default: from
     /// flops_vit::FineTuning, by model and scope; 0.005 for the shipped model and cls_tail].
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -235,6 +241,7 @@ impl Args {
             "sites": self.sites.to_string(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
+            "optimizer": self.optimizer().name(),
             "lr": lr,
             "head_lr_factor": self.head_lr_factor,
             "weight_decay": self.weight_decay,
@@ -250,6 +257,11 @@ impl Args {
     /// Returns the allocator that was given, otherwise the method's.
     fn allocator(&self) -> Result<AllocatorKind> {
         self.forward.allocator(self.method.recipe())
+    }
+
+    /// Returns the optimizer that was given, otherwise the method's.
+    fn optimizer(&self) -> OptimizerKind {
+        self.optimizer.unwrap_or(OptimizerKind::of(self.method.recipe()))
     }
 
     /// Returns the method in a few words.
@@ -446,6 +458,7 @@ impl Run {
             artifacts: &self.artifacts,
             device: self.device.clone(),
             lr: self.lr,
+            optimizer: args.optimizer(),
             group: ParamGroup::new("model.head", args.head_lr_factor),
             weight_decay: args.weight_decay as f32,
             steps: args.epochs * self.data.train.items.len().div_ceil(args.batch_size),

@@ -5,7 +5,7 @@ use clap::Args;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{
     ControlVariate, Error, ForwardConfig, GradientEstimate, NoiseLaw, Placement, QueryBudget, Recipe, Sampling, Space,
-    VarianceSource,
+    Subspace, VarianceSource,
 };
 use flops_vit::FineTuning;
 use serde_json::{Value, json};
@@ -44,6 +44,10 @@ pub struct ForwardArgs {
     /// less error where many coordinates are perturbed [default: the method's].
     #[arg(long)]
     pub estimate: Option<GradientEstimate>,
+    /// Subspace of weight noise on a matrix: full, random:R:T or orthonormal:R:T (of rank R, kept for T
+    /// steps) [default: the method's].
+    #[arg(long)]
+    pub subspace: Option<Subspace>,
     /// Smoothing scale of the noise [default: the method's].
     #[arg(long, allow_negative_numbers = true)]
     pub sigma: Option<f64>,
@@ -112,6 +116,9 @@ impl ForwardArgs {
         if let Some(estimate) = self.estimate {
             space = space.with_estimate(estimate)?;
         }
+        if let Some(subspace) = self.subspace {
+            space = space.with_subspace(subspace)?;
+        }
         Ok(space)
     }
 
@@ -137,6 +144,7 @@ impl ForwardArgs {
             "control_variate": estimator.space.control_variate(),
             "estimate": estimator.space.estimate(),
             "normalisation": estimator.space.normalisation(),
+            "subspace": (!estimator.space.is_independent()).then(|| estimator.space.subspace().to_string()),
             "memory_bound": self.memory_bound,
             "sigma": estimator.sigma,
             "queries": self.queries,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, AdamWConfig, GradientsParams, Sgd, SgdConfig};
+use burn::optim::{GradientsParams, Sgd, SgdConfig};
 use burn::train::TrainStep;
 use flops_core::StepReport;
 use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
@@ -16,21 +16,24 @@ use super::gradient::estimate;
 use super::images::Batches;
 use super::testbed::Learner;
 use crate::backend::{AB, B};
+use crate::run::optimizer::{self, RunAdamW, RunMuon};
 
 /// AdamW with a learning rate of its own for the head.
-pub type GroupedAdamW<L> = GroupedOptimizer<OptimizerAdaptor<AdamW, L, AB>>;
+pub type GroupedAdamW<L> = GroupedOptimizer<RunAdamW<L>>;
 
 /// Creates AdamW for a learner, weight decay 0.1, the head at `head_lr_factor` times the learning
 /// rate.
 pub fn adamw<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedAdamW<L> {
-    let group = ParamGroup::new("model.head", head_lr_factor);
-    GroupedOptimizer::new(AdamWConfig::new().with_weight_decay(FineTuning::WEIGHT_DECAY as f32).init(), group)
+    let adamw = optimizer::adamw(FineTuning::WEIGHT_DECAY as f32);
+    GroupedOptimizer::new(adamw, ParamGroup::new("model.head", head_lr_factor))
 }
 
-/// AdamW as in `vit_cifar`, or plain SGD.
+/// AdamW or Muon as in `vit_cifar`, or plain SGD.
 pub enum Optim {
     /// AdamW, the head at four times the learning rate.
     Adam(GroupedAdamW<Learner>),
+    /// Muon on matrices and AdamW on vectors, with the same weight decay and head.
+    Muon(GroupedOptimizer<RunMuon<Learner>>),
     /// SGD without momentum.
     Sgd(OptimizerAdaptor<Sgd<B>, Learner, AB>),
 }
@@ -41,6 +44,12 @@ impl Optim {
         Self::Adam(adamw(FineTuning::HEAD_LR_FACTOR))
     }
 
+    /// Creates Muon.
+    pub fn muon() -> Self {
+        let muon = optimizer::muon(FineTuning::WEIGHT_DECAY as f32);
+        Self::Muon(GroupedOptimizer::new(muon, ParamGroup::new("model.head", FineTuning::HEAD_LR_FACTOR)))
+    }
+
     /// Creates SGD.
     pub fn sgd() -> Self {
         Self::Sgd(SgdConfig::new().init())
@@ -49,6 +58,7 @@ impl Optim {
     fn update(&mut self, learner: Learner, lr: f64, grads: GradientsParams) -> Learner {
         match self {
             Self::Adam(optim) => learner.optimize::<AB, _>(optim, lr, grads),
+            Self::Muon(optim) => learner.optimize::<AB, _>(optim, lr, grads),
             Self::Sgd(optim) => learner.optimize::<AB, _>(optim, lr, grads),
         }
     }

@@ -41,8 +41,8 @@ pub struct Measured {
     memory: Option<u64>,
 }
 
-/// Takes the step twice, with a learning rate of zero. `ledger` returns the row-forwards so far, if
-/// they are counted.
+/// Takes the step twice, by AdamW with a learning rate of zero. `ledger` returns the row-forwards so
+/// far, if they are counted.
 pub fn measure<L>(mut learner: L, batch: L::Input, ledger: impl Fn() -> Option<Ledger>) -> Measured
 where
     L: TrainStep + AutodiffModule<AB>,

@@ -10,8 +10,7 @@ use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::LrScheduler;
 use burn::lr_scheduler::cosine::{CosineAnnealingLrScheduler, CosineAnnealingLrSchedulerConfig};
 use burn::module::{AutodiffModule, Module};
-use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, AdamWConfig, Optimizer};
+use burn::optim::Optimizer;
 use burn::record::{Record, Recorder};
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::logger::InMemoryMetricLogger;
@@ -31,6 +30,7 @@ use flops_core::train::{
 
 use super::artifacts::Artifacts;
 use super::history::{self, History};
+use super::optimizer::{OptimizerKind, adamw, muon};
 use super::plan::RunPlan;
 use super::renderer::{RunRenderer, SharedHistory};
 use crate::backend::{AB, B};
@@ -59,10 +59,7 @@ impl<M> TrainedRun<M> {
 /// burn-train's message when its terminal interface is told to stop.
 const STOPPED_BY_USER: &str = "Stopping training from user input.";
 
-/// The optimizer of every run.
-type RunOptimizer<L> = GroupedOptimizer<OptimizerAdaptor<AdamW, L, AB>>;
-
-/// Trains `learner` with AdamW and a cosine schedule, whether it is forward-only or backpropagates.
+/// Trains `learner` with a cosine schedule, whether it is forward-only or backpropagates.
 ///
 /// After each epoch a checkpoint and `metrics.csv` are written. The last two checkpoints are kept.
 ///
@@ -82,13 +79,35 @@ where
     L::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
 {
-    let adamw = AdamWConfig::new().with_weight_decay(plan.weight_decay);
+    let decay = plan.weight_decay;
+    match plan.optimizer {
+        OptimizerKind::AdamW => fit_with(learner, adamw(decay), train, test, history, plan),
+        OptimizerKind::Muon => fit_with(learner, muon(decay), train, test, history, plan),
+    }
+}
+
+/// [`fit`] with an optimizer.
+fn fit_with<L, O>(
+    learner: L,
+    optimizer: O,
+    train: Arc<dyn DataLoader<AB, L::Input>>,
+    test: Arc<dyn DataLoader<B, <L::InnerModule as InferenceStep>::Input>>,
+    history: History,
+    plan: RunPlan<'_>,
+) -> Result<TrainedRun<L::InnerModule>>
+where
+    L: TrainStep + AutodiffModule<AB> + std::fmt::Display + 'static,
+    L::InnerModule: InferenceStep,
+    L::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
+    <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
+    O: Optimizer<L, AB> + 'static,
+{
     plan.group.check(&learner)?;
-    let optimizer: RunOptimizer<L> = GroupedOptimizer::new(adamw.init(), plan.group.clone());
+    let optimizer = GroupedOptimizer::new(optimizer, plan.group.clone());
     let schedule = CosineAnnealingLrSchedulerConfig::new(plan.lr, plan.steps).init();
     let schedule = schedule.map_err(|e| anyhow!("--lr {}: {e}", plan.lr))?;
     if let Some(epoch) = plan.resume {
-        check_checkpoint::<L>(epoch, &plan)?;
+        check_checkpoint::<L, O>(epoch, &plan)?;
     }
 
     let recorder = AtomicRecorder::default();
@@ -163,7 +182,7 @@ fn stop_reason(interrupter: &Interrupter, plan: &RunPlan<'_>) -> Result<Option<S
 }
 
 /// Reads the checkpoint once, because burn-train panics where it cannot.
-fn check_checkpoint<L: AutodiffModule<AB>>(epoch: usize, plan: &RunPlan<'_>) -> Result<()> {
+fn check_checkpoint<L: AutodiffModule<AB>, O: Optimizer<L, AB>>(epoch: usize, plan: &RunPlan<'_>) -> Result<()> {
     fn check<R: Record<AB>>(part: &str, epoch: usize, plan: &RunPlan<'_>) -> Result<()> {
         let path = plan.artifacts.checkpoint(part, epoch);
         let record: Result<R, _> = Recorder::<AB>::load(&AtomicRecorder::default(), path.clone(), &plan.device);
@@ -172,7 +191,7 @@ fn check_checkpoint<L: AutodiffModule<AB>>(epoch: usize, plan: &RunPlan<'_>) -> 
         })
     }
     check::<<L as Module<AB>>::Record>("model", epoch, plan)?;
-    check::<<RunOptimizer<L> as Optimizer<L, AB>>::Record>("optim", epoch, plan)?;
+    check::<O::Record>("optim", epoch, plan)?;
     check::<<CosineAnnealingLrScheduler as LrScheduler>::Record<AB>>("scheduler", epoch, plan)
 }
 

@@ -4,6 +4,7 @@ use flops_core::train::Monitor;
 use flops_core::train::param_groups::ParamGroup;
 
 use super::artifacts::Artifacts;
+use super::optimizer::OptimizerKind;
 use crate::backend::Device;
 
 /// The settings of the training loop.
@@ -12,7 +13,9 @@ pub struct RunPlan<'a> {
     pub artifacts: &'a Artifacts,
     /// The device to train on.
     pub device: Device,
-    /// AdamW's learning rate, above 0 and at most 1; it falls to zero as a cosine.
+    /// How parameters are updated.
+    pub optimizer: OptimizerKind,
+    /// The learning rate, above 0 and at most 1; it falls to zero as a cosine.
     pub lr: f64,
     /// Parameters with a multiple of this rate.
     pub group: ParamGroup,

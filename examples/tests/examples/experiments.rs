@@ -93,7 +93,7 @@ fn query_efficiency() {
     let summary = summary("query_efficiency", dir.path(), &flags, &["efficiency.svg", "efficiency.csv"]);
     assert_eq!(summary["target"], 0.05);
     let prices = summary["queries_to_target"].as_object().unwrap();
-    for method in ["default", "flops", "eggroll", "es", "mezo", "fzoo"] {
+    for method in ["default", "flops", "eggroll", "es", "mezo", "fzoo", "lozo", "zo-muon"] {
         assert!(prices.contains_key(method), "{method}: {prices:?}");
     }
     assert!(prices["default"].is_u64() || prices["default"].is_null());

@@ -111,9 +111,11 @@ fn every_method_scope_space_and_allocator_runs() {
     for scope in ["head", "bias_norm", "last:1", "lora:2", "full"] {
         check(&["--scope", scope, "--allocator", "uniform"]);
     }
-    for method in ["flops", "mezo", "fzoo", "es", "eggroll"] {
+    for method in ["flops", "mezo", "fzoo", "es", "eggroll", "lozo", "zo-muon"] {
         let summary = check(&["--method", method]);
         assert_eq!(summary["method"], method);
+        let optimizer = if method == "zo-muon" { "muon" } else { "adamw" };
+        assert_eq!(summary["config"]["optimizer"], optimizer);
     }
     check(&["--allocator", "bernoulli", "--variance", "pilot:1", "--memory-bound", "1000000"]);
     let summary = check(&["--variance", "loss", "--memory-bound", "1"]);

@@ -17,11 +17,11 @@
 //! A query with noise ε moves the outputs by Δo ≈ σJ_jε: one equation for each output. What W does
 //! not explain of it, the *innovation* Δo/σ − Wε, corrects W:
 //!
-//! W ← W + Σ_q (Δo_q/σ − Wε_q)ε_qᵀ / (Q + 2n)
+//! W ← W + Σ_q (Δo_q/σ − Wε_q)ε_qᵀ / (Q + n)
 //!
 //! with Q queries in the step and n shared coordinates, those of all sites where a query perturbs
-//! all: a normalised least-mean-squares step. Its noise falls as W becomes right. Where outputs are not visible, the innovation is the smallest
-//! vector that explains Δℓ/σ − r_jᵀWε. Of more than 32 signals the principal directions are taken,
+//! all: a normalised least-mean-squares step. Its noise falls as W becomes right. Where outputs are
+//! not visible, the innovation is the smallest vector that explains Δℓ/σ − r_jᵀWε. Of more than 32 signals the principal directions are taken,
 //! by a running sketch.
 //!
 //! Tokens that are [alike](crate::Probe::alike) share their part of W: few unknowns are learned
@@ -35,8 +35,8 @@
 //!
 //! The mean is unchanged, since E[(h_jᵀε)·s(ε)] = h_j for every law of unit variance.
 //!
-//! In a [shrunk](GradientEstimate::Shrunk) estimate the second term has a weight α of its site. It
-//! is biased, see there.
+//! In a [shrunk](GradientEstimate::Shrunk) estimate the second term is measured in the span of W, or
+//! has a weight α of its site. It is biased, see there.
 //!
 //! The gain γ ∈ [0, 1] of a site is the regression coefficient of the queries' coefficients on those
 //! predicted. A prediction that explains nothing is therefore not used.
@@ -92,15 +92,23 @@ pub enum GradientEstimate {
     /// h + residual: the prediction is a control variate, and the estimate is unbiased.
     #[default]
     Unbiased,
-    /// h + α·residual, with an α ∈ [0, 1] for each site: less error, and a **bias**.
+    /// h + the part of the residual that can be measured with little noise: less error, and a
+    /// **bias**.
     ///
-    /// The mean squared error at a site is α²V + (1 − α)²R. V is the variance of the residual's
-    /// estimate, R the squared norm of its mean. It is least at α = R/(R + V) (James and Stein
-    /// 1961). Both are measured in every 8th step: estimates a and b of the residual's parameter
-    /// gradient, from two halves of some examples, have E⟨a, b⟩ = R, and their difference shows V.
-    /// So R is that of the mean over the data, and V holds the spread of the examples too. An α
-    /// below 0.1 counts as 0. With many queries or few coordinates α goes to 1, and the bias
-    /// vanishes.
+    /// Once the prediction explains 0.1 of a site's gradient, three quarters of the queries have noise
+    /// in the *span* of W's rows alone: one coordinate for each signal, and not one for each value of
+    /// the output (guided evolution strategies, Maheswaranathan et al. 2019, arXiv 1806.10230). The
+    /// residual in the span counts in full. What lies outside is left out: that is the bias. The other
+    /// queries have noise on all coordinates, and W learns from them. This needs a placement on single
+    /// sites.
+    ///
+    /// Where there is no span, the residual has a weight α ∈ [0, 1]. The mean squared error at a site is
+    /// α²V + (1 − α)²R. V is the variance of the residual's estimate, R the squared norm of its mean.
+    /// It is least at α = R/(R + V) (James and Stein 1961). Both are measured in every 8th step:
+    /// estimates a and b of the residual's parameter gradient, from two halves of some examples, have
+    /// E⟨a, b⟩ = R, and their difference shows V. So R is that of the mean over the data, and V holds the
+    /// spread of the examples too. An α below 0.1 counts as 0. With many queries or few coordinates α
+    /// goes to 1, and the bias vanishes.
     ///
     /// A prediction is used once it explains 0.3 of a site's gradient, until it explains less than
     /// 0.2. Where it is not used and α is 0, the site is not updated in that step.
@@ -108,11 +116,30 @@ pub enum GradientEstimate {
     /// Tokens that are [alike](crate::Probe::alike) share their noise. The residual then follows
     /// the sum of their gradients, and what differs between them is left out: a second bias.
     /// [`StepReport::sites`](crate::train::StepReport::sites) has α, γ and the explained share of
-    /// each site. Second moments, and the variances made of them, are those of the unshrunk estimate.
+    /// each site.
     Shrunk,
+    /// h alone: what [`Shrunk`](Self::Shrunk) is without any residual, with a **bias** that does not
+    /// vanish.
+    ///
+    /// All queries serve to learn W. PseuZO (NeurIPS 2025) trains by such an estimate.
+    Predicted,
 }
 
-named_enum! { GradientEstimate: "gradient estimate" { Unbiased => "unbiased", Shrunk => "shrunk" } }
+named_enum! {
+    GradientEstimate: "gradient estimate" {
+        Unbiased => "unbiased",
+        Shrunk => "shrunk",
+        Predicted => "predicted",
+    }
+}
+
+impl GradientEstimate {
+    /// Whether its mean differs from the gradient.
+    #[must_use]
+    pub fn is_biased(self) -> bool {
+        self != Self::Unbiased
+    }
+}
 
 /// A shared vector in a record: its values.
 mod shared {

@@ -1,5 +1,7 @@
 //! What a step shows of the prediction.
 
+use serde::{Deserialize, Serialize};
+
 use super::signals::Basis;
 use crate::probe::SiteKey;
 
@@ -24,18 +26,63 @@ pub(crate) struct SiteObservation {
     pub(super) shared: usize,
     /// Σ (answer − Wε) εᵀ over the queries, `[signals, shared]`; empty without signals.
     pub(super) innovation: Vec<f32>,
-    /// The number of queries.
-    pub(super) queries: f64,
     /// Shared coordinates that a query perturbs, of this site and of all others together with it.
     pub(crate) together: usize,
-    /// Σ c·ĉ, of coefficients and of those that the weights predict.
-    pub(super) along: f64,
-    /// Σ ĉ².
-    pub(super) squared: f64,
-    /// Σ c².
-    pub(super) total: f64,
+    /// Of the queries with noise on all coordinates.
+    pub(super) free: CoefficientSums,
+    /// Of the queries with noise in the span.
+    pub(super) spanned: CoefficientSums,
     /// What halves of the batch show of the residual's estimate.
     pub(crate) residual: ResidualMoments,
+}
+
+/// Sums over the coefficients c of queries, and ĉ, those that the weights predict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CoefficientSums {
+    /// The number of queries.
+    pub queries: f64,
+    /// Σ c·ĉ.
+    pub along: f64,
+    /// Σ ĉ².
+    pub squared: f64,
+    /// Σ c².
+    pub total: f64,
+}
+
+impl CoefficientSums {
+    /// Adds a query.
+    pub fn add(&mut self, coefficient: f64, predicted: f64) {
+        self.queries += 1.0;
+        self.along += coefficient * predicted;
+        self.squared += predicted * predicted;
+        self.total += coefficient * coefficient;
+    }
+
+    /// Both together, these with a weight of `keep`.
+    pub fn and(self, keep: f64, other: Self) -> Self {
+        Self {
+            queries: keep * self.queries + other.queries,
+            along: keep * self.along + other.along,
+            squared: keep * self.squared + other.squared,
+            total: keep * self.total + other.total,
+        }
+    }
+
+    /// The squared cosine of c and ĉ; 0 where they point apart.
+    pub fn explained(self) -> f64 {
+        let scale = self.squared * self.total;
+        if scale > 0.0 { (self.along.max(0.0).powi(2) / scale).min(1.0) } else { 0.0 }
+    }
+
+    /// The mean of (c − γĉ)².
+    pub fn residual(self, gain: f64) -> f64 {
+        let left = self.total - 2.0 * gain * self.along + gain * gain * self.squared;
+        if self.queries > 0.0 { left.max(0.0) / self.queries } else { 0.0 }
+    }
+
+    fn is_finite(self) -> bool {
+        [self.along, self.squared, self.total].iter().all(|v| v.is_finite())
+    }
 }
 
 /// Sums over pairs of estimates of the residual gradient, from two halves of some examples.
@@ -78,8 +125,11 @@ impl SiteObservation {
     }
 
     pub(super) fn is_finite(&self) -> bool {
-        let sums = [self.along, self.squared, self.total, self.residual.product, self.residual.variance];
-        sums.iter().all(|v| v.is_finite()) && self.innovation.iter().all(|v| v.is_finite())
+        let of_halves = [self.residual.product, self.residual.variance];
+        self.free.is_finite()
+            && self.spanned.is_finite()
+            && of_halves.iter().all(|v| v.is_finite())
+            && self.innovation.iter().all(|v| v.is_finite())
     }
 
     /// Weighs what the halves show of the variance, for an estimate that has a part in another.
@@ -89,11 +139,9 @@ impl SiteObservation {
 
     fn merge(&mut self, other: Self) {
         self.innovation.iter_mut().zip(other.innovation).for_each(|(a, b)| *a += b);
-        self.queries += other.queries;
         self.together = self.together.max(other.together);
-        self.along += other.along;
-        self.squared += other.squared;
-        self.total += other.total;
+        self.free = self.free.and(1.0, other.free);
+        self.spanned = self.spanned.and(1.0, other.spanned);
         self.residual.tried |= other.residual.tried;
         self.residual.product += other.residual.product;
         self.residual.variance += other.residual.variance;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::observation::{Observation, SiteObservation};
+use super::observation::{CoefficientSums, Observation, SiteObservation};
 use super::signals::Basis;
+use crate::noise::Span;
 use crate::ops;
 use crate::probe::{Layout, SiteKey, TracedSite};
 
@@ -18,6 +19,11 @@ const MAX_READ: usize = 4096;
 
 /// Part of the signals' mean square that keeps small signals from being divided by nearly 0.
 const FLOOR: f64 = 0.1;
+
+/// Part of the queries that fall in the spans of sites, where any site has one.
+///
+/// The others have noise on all coordinates, and W learns from them what lies outside.
+const SPAN_SHARE: f64 = 0.75;
 
 /// The signals of a batch, and the weights that gradients are predicted by at each site.
 #[derive(Clone, Debug)]
@@ -34,8 +40,6 @@ pub struct Prediction {
     pub(super) basis: Option<Basis>,
     /// The directions from the next step on.
     pub(super) next: Option<Basis>,
-    /// Whether this step compares halves of its batch.
-    pub(super) measures: bool,
     /// The sites of the step, in order.
     sites: Vec<PredictedSite>,
 }
@@ -51,6 +55,10 @@ pub(super) struct PredictedSite {
     pub gain: f64,
     /// α.
     pub alpha: f64,
+    /// What the residual is measured in; `None` for all coordinates.
+    pub span: Option<Span>,
+    /// Whether this step compares halves of its batch for α.
+    pub measures: bool,
     /// Which tokens are real, `[batch, tokens]`; `None` for all.
     pub mask: Option<Vec<bool>>,
     /// Whether weights are learned here.
@@ -61,7 +69,9 @@ impl PredictedSite {
     /// A site without weights, whose residual counts in full.
     pub fn new(site: &TracedSite, dim: usize) -> Self {
         let learns = dim > 0 && dim * site.layout.shared() <= MAX_WEIGHTS && site.layout.shared() > 0;
-        Self { key: site.key, layout: site.layout, weights: None, gain: 0.0, alpha: 1.0, mask: None, learns }
+        let (key, layout) = (site.key, site.layout);
+        let (weights, span, mask) = Default::default();
+        Self { key, layout, weights, gain: 0.0, alpha: 1.0, span, measures: false, mask, learns }
     }
 }
 
@@ -82,7 +92,7 @@ impl Prediction {
     pub(super) fn new(signals: Vec<f32>, outputs: Option<Vec<f32>>, dim: usize, sites: Vec<PredictedSite>) -> Self {
         let batch = signals.len().checked_div(dim).unwrap_or(0).max(1);
         let mean_square = ops::dot(&signals, &signals) / batch as f64;
-        Self { signals, dim, mean_square, outputs, basis: None, next: None, measures: false, sites }
+        Self { signals, dim, mean_square, outputs, basis: None, next: None, sites }
     }
 
     /// The number of signals.
@@ -95,9 +105,37 @@ impl Prediction {
         self.outputs.is_some()
     }
 
-    /// Whether this step compares halves of its batch.
+    /// Whether this step compares halves of its batch at any site.
     pub(crate) fn measures(&self) -> bool {
-        self.measures
+        self.sites.iter().any(|site| site.measures)
+    }
+
+    /// Whether it does so at this one.
+    pub(crate) fn measures_at(&self, site: usize) -> bool {
+        self.sites.get(site).is_some_and(|site| site.measures)
+    }
+
+    /// What the residual of each site is measured in; empty where no site has a span.
+    pub(crate) fn spans(&self) -> Vec<Option<Span>> {
+        if self.sites.iter().all(|site| site.span.is_none()) {
+            return vec![];
+        }
+        self.sites.iter().map(|site| site.span.clone()).collect()
+    }
+
+    /// The probability of each place of a direction, from those of the sites: the sites with noise
+    /// on all coordinates, and then, if any site has a span, the sites again with noise in it.
+    ///
+    /// Of the latter each has a part in proportion to √k, as its estimate has the noise of k
+    /// coordinates.
+    pub(crate) fn places(&self, sites: &[f64]) -> Vec<f64> {
+        let root = |site: &PredictedSite| site.span.as_ref().map_or(0.0, |span| (span.dim() as f64).sqrt());
+        let total: f64 = self.sites.iter().map(root).sum();
+        if total == 0.0 {
+            return sites.to_vec();
+        }
+        let spanned = self.sites.iter().map(|site| SPAN_SHARE * root(site) / total);
+        sites.iter().map(|p| (1.0 - SPAN_SHARE) * p).chain(spanned).collect()
     }
 
     /// The outputs of queries along the signals.
@@ -257,24 +295,25 @@ impl Prediction {
 
     /// An observation of a site without a query yet; `None` where nothing is learned there.
     pub(crate) fn observe_site(&self, site: usize) -> Option<SiteObservation> {
-        let site = self.sites.get(site).filter(|site| site.learns || self.measures)?;
+        let site = self.sites.get(site).filter(|site| site.learns || site.measures)?;
         let (key, shared) = (site.key, site.layout.shared());
         let innovation = if site.learns { vec![0.0; self.dim * shared] } else { vec![] };
-        let (queries, along, squared, total, residual) = Default::default();
-        let together = shared;
-        Some(SiteObservation { key, shared, innovation, queries, together, along, squared, total, residual })
+        let (free, spanned, residual) = Default::default();
+        Some(SiteObservation { key, shared, innovation, together: shared, free, spanned, residual })
     }
 
     /// Adds a query of an example to the observation of a site.
     ///
     /// - noise: ε of the query, `[coordinates]`, or `[shared]` where tokens that are alike share it
     /// - innovation, coefficient: what the query showed, and its (ℓ_q − ℓ)/σ
+    /// - in_span: whether its noise is confined to the span of the site
     pub(crate) fn observe_query(
         &self,
         site: usize,
         position: usize,
         (shares, noise): (bool, &[f32]),
         (innovation, coefficient): (&[f32], f64),
+        in_span: bool,
         seen: &mut SiteObservation,
     ) {
         let site = &self.sites[site];
@@ -297,10 +336,8 @@ impl Prediction {
             let rows = weights.chunks_exact(seen.shared).zip(self.signals_of(position));
             rows.map(|(weights, r)| f64::from(*r) * ops::dot(weights, &means)).sum()
         });
-        seen.queries += 1.0;
-        seen.along += coefficient * predicted;
-        seen.squared += predicted * predicted;
-        seen.total += coefficient * coefficient;
+        let sums: &mut CoefficientSums = if in_span { &mut seen.spanned } else { &mut seen.free };
+        sums.add(coefficient, predicted);
     }
 }
 
@@ -331,6 +368,17 @@ impl Prediction {
     /// The same with α at every site.
     pub(crate) fn with_alpha(mut self, alpha: f64) -> Self {
         self.sites.iter_mut().for_each(|site| site.alpha = alpha);
+        self
+    }
+
+    /// Compares halves of the batch at every site.
+    pub(super) fn measure_all(&mut self) {
+        self.sites.iter_mut().for_each(|site| site.measures = true);
+    }
+
+    /// Measures the residual in these spans.
+    pub(crate) fn with_spans(mut self, spans: Vec<Option<Span>>) -> Self {
+        self.sites.iter_mut().zip(spans).for_each(|(site, span)| site.span = span);
         self
     }
 

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::observation::{Observation, SiteObservation};
+use super::observation::{CoefficientSums, Observation, SiteObservation};
 use super::prediction::{PredictedSite, Prediction};
 use super::signals::{Basis, MAX_SIGNALS};
 use super::{GradientEstimate, shared};
+use crate::noise::Span;
 use crate::probe::{SiteKey, TracedSite};
 
 /// Queries per coordinate that the weights remember, about.
 ///
 /// Fewer follow a model that moves faster, and average less over what differs between examples.
-const MEMORY: f64 = 2.0;
+const MEMORY: f64 = 1.0;
 /// Factor per step on the sums behind the gain, for a window of 20 steps.
 const GAIN_DECAY: f64 = 0.95;
 /// Largest gain.
@@ -23,6 +24,8 @@ const MAX_GAIN: f64 = 1.0;
 const USED_FROM: f64 = 0.3;
 /// Explained share below which it is not used any more.
 const USED_UNTIL: f64 = 0.2;
+/// Explained share from which the residual is measured in the span of the weights.
+const SPAN_FROM: f64 = 0.1;
 /// Steps from one comparison of halves to the next.
 const MEASURE_EVERY: u64 = 8;
 /// Factor per comparison on the sums behind α, for a window of 10 comparisons.
@@ -30,6 +33,8 @@ const RESIDUAL_DECAY: f64 = 0.9;
 /// α below which the residual is left out: it would add more noise to an optimizer that divides by
 /// the size of the gradient than it adds direction.
 const LEAST_ALPHA: f64 = 0.1;
+/// Comparisons before there is an α: a single one is mostly noise.
+const LEAST_PAIRS: f64 = 2.5;
 /// Widths that are kept of a site, those observed last.
 const WIDTHS: usize = 8;
 
@@ -62,18 +67,16 @@ struct SiteWeights {
     /// W, `[signals, shared]`; clones share it, for burn-train clones the learner in every step.
     #[serde(with = "shared")]
     weights: Arc<Vec<f32>>,
-    /// Σ c·ĉ over the window of the gain.
-    along: f64,
-    /// Σ ĉ² over the same window.
-    squared: f64,
-    /// Σ c² over the same window.
-    total: f64,
+    /// Of queries with noise on all coordinates, over the window of the gain.
+    free: CoefficientSums,
+    /// Of queries with noise in the span, over the same window.
+    spanned: CoefficientSums,
     /// Whether a shrunk estimate uses the prediction.
     used: bool,
     /// Running sum of products of the residual's estimates by halves, and of what they show of V.
     product: f64,
     variance: f64,
-    /// Pairs in these sums.
+    /// Comparisons in these sums.
     pairs: f64,
     /// Whether halves were ever to be compared.
     tried: bool,
@@ -93,8 +96,12 @@ pub struct SiteReport {
     pub explained: f64,
     /// γ of the next step; 0 where the prediction is not used.
     pub gain: f64,
-    /// α of the next step: 1 in an unbiased estimate.
+    /// The part of the residual that the next estimate has, in [0, 1]: 1 in an unbiased one.
+    ///
+    /// It is α, or the share of the residual's energy that lies in the span.
     pub alpha: f64,
+    /// Dimension of the span that the residual is measured in; `None` for all coordinates.
+    pub span: Option<usize>,
 }
 
 impl GradientPredictor {
@@ -144,12 +151,9 @@ impl GradientPredictor {
         }
         let r = if dim > 0 { signals.map(along).unwrap_or_default() } else { vec![] };
         let outputs = if dim > 0 { outputs.map(along) } else { None };
-        let measured = |site: &TracedSite| self.get(site, dim).is_some_and(|known| known.tried);
-        let measures = estimate == GradientEstimate::Shrunk
-            && (self.steps.is_multiple_of(MEASURE_EVERY) || !sites.iter().all(measured));
         let sites = sites.iter().map(|site| self.predict_site(site, dim, estimate));
         let mut prediction = Prediction::new(r, outputs, dim, sites.collect());
-        (prediction.basis, prediction.next, prediction.measures) = (basis, next, measures);
+        (prediction.basis, prediction.next) = (basis, next);
         Some(prediction)
     }
 
@@ -167,20 +171,31 @@ impl GradientPredictor {
     /// What is known of these sites; nothing of one that was not observed at its present width.
     pub fn reports(&self, sites: &[TracedSite], estimate: GradientEstimate) -> Vec<SiteReport> {
         let report = |site: &TracedSite| {
-            let PredictedSite { gain, alpha, .. } = self.predict_site(site, self.dim, estimate);
-            let explained = self.get(site, self.dim).map_or(0.0, SiteWeights::explained);
-            SiteReport { key: site.key, shared_coordinates: site.shared_coordinates(), explained, gain, alpha }
+            let PredictedSite { gain, alpha, span, .. } = self.predict_site(site, self.dim, estimate);
+            let known = self.get(site, self.dim);
+            let explained = known.map_or(0.0, |known| known.free.explained());
+            let alpha = match (known, &span) {
+                (Some(known), Some(_)) => known.share_in_span(gain),
+                _ => alpha,
+            };
+            let (key, shared_coordinates) = (site.key, site.shared_coordinates());
+            SiteReport { key, shared_coordinates, explained, gain, alpha, span: span.map(|span| span.dim()) }
         };
         sites.iter().map(report).collect()
     }
 
     fn predict_site(&self, site: &TracedSite, dim: usize, estimate: GradientEstimate) -> PredictedSite {
-        match self.get(site, dim) {
-            Some(known) => known.predict(site, dim, estimate),
-            None if estimate == GradientEstimate::Shrunk => {
-                PredictedSite { alpha: 0.0, ..PredictedSite::new(site, dim) }
+        let new = PredictedSite::new(site, dim);
+        match (self.get(site, dim), estimate) {
+            (Some(known), GradientEstimate::Unbiased) => known.predict(new, dim),
+            (Some(known), GradientEstimate::Shrunk) => {
+                let is_due = self.steps.is_multiple_of(MEASURE_EVERY);
+                known.predict_shrunk(known.predict(new, dim), is_due)
             }
-            None => PredictedSite::new(site, dim),
+            (Some(known), GradientEstimate::Predicted) => known.predict_alone(known.predict(new, dim)),
+            (None, GradientEstimate::Unbiased) => new,
+            (None, GradientEstimate::Shrunk) => PredictedSite { alpha: 0.0, measures: true, ..new },
+            (None, GradientEstimate::Predicted) => PredictedSite { alpha: 0.0, ..new },
         }
     }
 
@@ -250,52 +265,69 @@ fn rotate(rotation: &[f32], old: usize, weights: &[f32], shared: usize) -> Vec<f
 
 impl SiteWeights {
     fn new(key: SiteKey, shared: usize, last: u64) -> Self {
-        let (along, squared, total, product, variance, pairs) = Default::default();
-        let weights = Arc::default();
-        Self { key, shared, weights, along, squared, total, used: false, product, variance, pairs, tried: false, last }
+        let (weights, free, spanned, product, variance, pairs) = Default::default();
+        Self { key, shared, weights, free, spanned, used: false, product, variance, pairs, tried: false, last }
     }
 
-    /// The squared cosine of coefficients and predicted ones; 0 where they point apart.
-    fn explained(&self) -> f64 {
-        let scale = self.squared * self.total;
-        if scale > 0.0 { (self.along.max(0.0).powi(2) / scale).min(1.0) } else { 0.0 }
-    }
-
-    /// R/(R + V), 0 below its least; 1 where halves could not be compared.
+    /// R/(R + V), 0 below its least or after too few comparisons; 1 where halves could not be
+    /// compared.
     fn alpha(&self) -> f64 {
         if self.pairs == 0.0 {
-            return 1.0;
+            return if self.tried { 1.0 } else { 0.0 };
         }
         let residual = self.product.max(0.0);
         let alpha = residual / (residual + self.variance.max(0.0)).max(f64::MIN_POSITIVE);
-        if alpha < LEAST_ALPHA { 0.0 } else { alpha }
+        if alpha < LEAST_ALPHA || self.pairs < LEAST_PAIRS { 0.0 } else { alpha }
     }
 
-    fn predict(&self, site: &TracedSite, dim: usize, estimate: GradientEstimate) -> PredictedSite {
-        let new = PredictedSite::new(site, dim);
+    /// The share of the residual's energy that lies in the span.
+    fn share_in_span(&self, gain: f64) -> f64 {
+        let all = self.free.residual(gain);
+        if all > 0.0 { (self.spanned.residual(gain) / all).min(1.0) } else { 1.0 }
+    }
+
+    /// The site with the weights and the gain of an unbiased estimate.
+    fn predict(&self, new: PredictedSite, dim: usize) -> PredictedSite {
         let known = new.learns && !self.weights.is_empty() && self.weights.len() == dim * self.shared;
-        let used = self.squared > 0.0 && (estimate == GradientEstimate::Unbiased || self.used);
-        let gain = if known && used { (self.along / self.squared).clamp(0.0, MAX_GAIN) } else { 0.0 };
-        let alpha = if estimate == GradientEstimate::Shrunk { self.alpha() } else { 1.0 };
-        PredictedSite { weights: known.then(|| self.weights.clone()), gain, alpha, ..new }
+        let CoefficientSums { along, squared, .. } = self.free.and(1.0, self.spanned);
+        let gain = if known && squared > 0.0 { (along / squared).clamp(0.0, MAX_GAIN) } else { 0.0 };
+        PredictedSite { weights: known.then(|| self.weights.clone()), gain, ..new }
+    }
+
+    /// The same, of a shrunk estimate. `is_due`: halves are compared in this step.
+    fn predict_shrunk(&self, site: PredictedSite, is_due: bool) -> PredictedSite {
+        let confined = self.free.explained() >= SPAN_FROM;
+        let weights = site.weights.as_ref().filter(|_| confined);
+        let span = weights.and_then(|weights| Span::of(weights, self.shared));
+        let span = span.filter(|span| span.dim() < self.shared);
+        let alpha = if span.is_some() { 1.0 } else { self.alpha() };
+        let settled = self.tried && (self.pairs == 0.0 || self.pairs >= LEAST_PAIRS);
+        let measures = span.is_none() && (is_due || !settled);
+        PredictedSite { alpha, span, measures, ..self.predict_alone(site) }
+    }
+
+    /// The same, without a residual; nothing where the prediction explains too little.
+    fn predict_alone(&self, site: PredictedSite) -> PredictedSite {
+        let gain = if self.used { site.gain } else { 0.0 };
+        PredictedSite { gain, alpha: 0.0, ..site }
     }
 
     /// W += Σ (answer − Wε)εᵀ/(queries + n/μ), a normalised least-mean-squares step.
     fn observe(&mut self, seen: &SiteObservation, dim: usize, step: u64) {
         self.last = step;
-        if seen.queries > 0.0 {
+        let queries = seen.free.queries + seen.spanned.queries;
+        if queries > 0.0 {
             let weights = Arc::make_mut(&mut self.weights);
             weights.resize(dim * self.shared, 0.0);
-            let rate = (1.0 / (seen.queries + MEMORY * seen.together.max(self.shared) as f64)) as f32;
+            let rate = (1.0 / (queries + MEMORY * seen.together.max(self.shared) as f64)) as f32;
             weights.iter_mut().zip(&seen.innovation).for_each(|(w, i)| *w += rate * i);
             if !weights.iter().all(|w| w.is_finite()) {
                 *self = Self::new(self.key, self.shared, step);
                 return;
             }
-            self.along = GAIN_DECAY * self.along + seen.along;
-            self.squared = GAIN_DECAY * self.squared + seen.squared;
-            self.total = GAIN_DECAY * self.total + seen.total;
-            self.used = self.explained() >= if self.used { USED_UNTIL } else { USED_FROM };
+            self.free = self.free.and(GAIN_DECAY, seen.free);
+            self.spanned = self.spanned.and(GAIN_DECAY, seen.spanned);
+            self.used = self.free.explained() >= if self.used { USED_UNTIL } else { USED_FROM };
         }
         self.tried |= seen.residual.tried;
         if seen.residual.pairs > 0.0 {

@@ -5,6 +5,7 @@ use burn::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::observation::CoefficientSums;
 use super::*;
 use crate::probe::{Layout, TracedSite};
 
@@ -77,7 +78,14 @@ impl Problem {
                     prediction.expect(index, j, (self.shares, &noise), 0, &mut rows);
                     let outputs = self.visible.then_some(&answer[..]);
                     let shown = prediction.innovation(j, &rows.answers, outputs, coefficient, 1.0);
-                    prediction.observe_query(index, j, (self.shares, &noise), (&shown, coefficient), &mut of_site);
+                    prediction.observe_query(
+                        index,
+                        j,
+                        (self.shares, &noise),
+                        (&shown, coefficient),
+                        false,
+                        &mut of_site,
+                    );
                 }
             }
             seen.sites.push(of_site);
@@ -203,7 +211,7 @@ fn many_signals_are_seen_along_few_directions() {
                 unexplained += (coefficient - predicted).powi(2);
                 total += coefficient * coefficient;
                 let shown = prediction.innovation(j, &rows.answers, Some(&along), coefficient, 1.0);
-                prediction.observe_query(0, j, (false, &noise), (&shown, coefficient), &mut of_site);
+                prediction.observe_query(0, j, (false, &noise), (&shown, coefficient), false, &mut of_site);
             }
             left.push(unexplained / total);
             seen.sites.push(of_site);
@@ -224,8 +232,8 @@ fn values_that_are_not_finite_and_wide_outputs_are_skipped() {
     assert!(prediction.observe_site(2).is_none(), "a site that the step does not have");
     for value in [f32::NAN, 1.0] {
         let (mut seen, mut site) = (prediction.observe(), prediction.observe_site(0).unwrap());
-        prediction.observe_query(0, 0, (false, &[1.0; 4]), (&[value, 0.0], 1.0), &mut site);
-        prediction.observe_query(0, 0, (false, &[1.0; 4]), (&[1.0, 0.0], f64::from(value)), &mut site);
+        prediction.observe_query(0, 0, (false, &[1.0; 4]), (&[value, 0.0], 1.0), false, &mut site);
+        prediction.observe_query(0, 0, (false, &[1.0; 4]), (&[1.0, 0.0], f64::from(value)), false, &mut site);
         seen.sites.push(site);
         predictor.observe(seen);
         let h = predictor.predict(Some(signals.clone()), None, &sites, UNBIASED).unwrap();
@@ -233,7 +241,7 @@ fn values_that_are_not_finite_and_wide_outputs_are_skipped() {
     }
     let mut seen = prediction.observe();
     let mut site = prediction.observe_site(0).unwrap();
-    site.along = f64::INFINITY;
+    site.free.along = f64::INFINITY;
     seen.sites.push(site);
     predictor.observe(seen);
     assert!(predictor.reports(&sites, UNBIASED).iter().all(|site| site.explained.is_finite()));
@@ -311,7 +319,7 @@ fn observations_add_up_by_site_and_width() {
             for &j in positions {
                 let noise = [1.0 + j as f32, -2.0];
                 let noise = &noise[..sites[site].coordinates];
-                prediction.observe_query(site, j, (false, noise), (&[j as f32], 2.0), &mut of_site);
+                prediction.observe_query(site, j, (false, noise), (&[j as f32], 2.0), false, &mut of_site);
             }
             of_site.residual = ResidualMoments { tried: true, product: 1.0, variance: 2.0, pairs: 1.0 };
             seen.sites.push(of_site);
@@ -322,10 +330,10 @@ fn observations_add_up_by_site_and_width() {
     merged.merge(observe(&[1, 2], true));
     assert_eq!(merged.sites.len(), 2);
     let (a, b) = (&whole.sites[0], &merged.sites[0]);
-    assert_eq!((&a.innovation, a.queries, a.total), (&b.innovation, b.queries, b.total));
+    assert_eq!((&a.innovation, a.free), (&b.innovation, b.free));
     assert_eq!(a.innovation, [0.0 + 2.0 + 6.0, -2.0 - 4.0]);
     assert_eq!(b.residual, ResidualMoments { tried: true, product: 2.0, variance: 4.0, pairs: 2.0 });
-    assert_eq!(merged.sites[1].queries, 2.0);
+    assert_eq!(merged.sites[1].free.queries, 2.0);
 }
 
 /// α = R/(R + V) by the halves that were compared; 0 below a tenth, and 1 where there were none.
@@ -336,7 +344,7 @@ fn alpha_is_the_share_of_the_residual_in_its_estimate() {
         let mut predictor = GradientPredictor::default();
         for &(product, variance) in moments {
             let mut prediction = predictor.predict::<Flex>(None, None, &[site], SHRUNK).unwrap();
-            prediction.measures = true;
+            prediction.measure_all();
             let mut seen = prediction.observe();
             let mut of_site = prediction.observe_site(0).unwrap();
             let pairs = f64::from(u8::from(variance > 0.0));
@@ -346,16 +354,72 @@ fn alpha_is_the_share_of_the_residual_in_its_estimate() {
         }
         predictor.reports(&[site], SHRUNK)[0].alpha
     };
-    assert_eq!(alpha(&[(3.0, 1.0)]), 0.75);
-    assert_eq!(alpha(&[(-1.0, 1.0)]), 0.0);
-    assert_eq!(alpha(&[(0.1, 1.0)]), 0.0, "0.09 counts as nothing");
+    assert!((alpha(&[(3.0, 1.0); 3]) - 0.75).abs() < 1e-12);
+    assert_eq!(alpha(&[(3.0, 1.0); 2]), 0.0, "too few to tell");
+    assert_eq!(alpha(&[(-1.0, 1.0); 3]), 0.0);
+    assert_eq!(alpha(&[(0.1, 1.0); 3]), 0.0, "0.09 counts as nothing");
     assert_eq!(alpha(&[(0.0, 0.0)]), 1.0, "halves that could not be compared");
     // the past has a weight of 0.9
-    let (r, v) = (0.9 * 3.0 + 1.0, 0.9 + 2.0);
-    assert!((alpha(&[(3.0, 1.0), (1.0, 2.0)]) - r / (r + v)).abs() < 1e-12);
+    let (r, v) = (0.81 * 3.0 + 0.9 * 3.0 + 1.0, 0.81 + 0.9 + 2.0);
+    assert!((alpha(&[(3.0, 1.0), (3.0, 1.0), (1.0, 2.0)]) - r / (r + v)).abs() < 1e-12);
     // unknown sites wait for the first comparison
     let prediction = GradientPredictor::default().predict::<Flex>(None, None, &[site], SHRUNK).unwrap();
     assert_eq!((prediction.alpha(0), prediction.measures()), (0.0, true));
+}
+
+/// A site of 8 values and 3 signals, whose W is learned: the residual is measured in the span of its
+/// rows, which holds the gradients. Before that, and of answers by chance, on all coordinates.
+#[test]
+fn the_residual_is_measured_where_gradients_lie() {
+    let mut problem = Problem::new(3, vec![TracedSite::fake(7, 8), TracedSite::fake(3, 8)]);
+    (problem.truth[1], problem.estimate) = (None, SHRUNK);
+    let mut predictor = GradientPredictor::default();
+    assert!(problem.predict(&predictor, &[1.0; 3]).spans().is_empty());
+    (0..60).for_each(|_| problem.step(&mut predictor, 20, 2));
+    let prediction = problem.predict(&predictor, &[1.0, -2.0, 0.5]);
+    let [Some(span), None] = &prediction.spans()[..] else { panic!("a span at the first site alone") };
+    assert_eq!((span.dim(), span.len()), (3, 8));
+    assert_eq!((prediction.alpha(0), prediction.measures_at(0), prediction.measures_at(1)), (1.0, false, true));
+    // the places: both sites, and then the span, which has three quarters
+    let places = prediction.places(&[0.5; 2]);
+    assert!(places.iter().zip([0.125, 0.125, 0.75, 0.0]).all(|(p, e)| (p - e).abs() < 1e-12), "{places:?}");
+    // the gradient of an example lies in it: noise in the span has all of its energy
+    let h = prediction.gradient(0, 0).unwrap();
+    let along = |z: [f32; 3]| {
+        let mut noise = [0.0; 8];
+        span.combine(&z, &mut noise);
+        crate::ops::dot(&noise, &h).powi(2)
+    };
+    let in_span = along([1.0, 0.0, 0.0]) + along([0.0, 1.0, 0.0]) + along([0.0, 0.0, 1.0]);
+    assert!((in_span / crate::ops::dot(&h, &h) - 1.0).abs() < 1e-5);
+    // an unbiased estimate has no span, and one without a residual neither
+    for estimate in [UNBIASED, GradientEstimate::Predicted] {
+        problem.estimate = estimate;
+        let prediction = problem.predict(&predictor, &[1.0; 3]);
+        assert!(prediction.spans().is_empty() && !prediction.measures(), "{estimate}");
+        assert_eq!(prediction.alpha(0), if estimate == UNBIASED { 1.0 } else { 0.0 });
+        assert!(prediction.gradient(0, 0).is_some(), "{estimate}");
+    }
+}
+
+/// α of a site with a span is the share of the residual's energy there: (c − γĉ)² of queries in the
+/// span, over that of queries on all coordinates.
+#[test]
+fn reports_have_the_share_of_the_residual_in_the_span() {
+    let site = TracedSite::fake(1, 4);
+    let mut predictor = GradientPredictor::default();
+    let prediction = predictor.predict(Some(matrix(&[1.0], 1)), None, &[site], SHRUNK).unwrap();
+    let (mut seen, mut of_site) = (prediction.observe(), prediction.observe_site(0).unwrap());
+    of_site.innovation = vec![1.0, 0.0, 0.0, 0.0];
+    of_site.free = CoefficientSums { queries: 2.0, along: 4.0, squared: 4.0, total: 10.0 };
+    of_site.spanned = CoefficientSums { queries: 4.0, along: 4.0, squared: 4.0, total: 7.0 };
+    seen.sites.push(of_site);
+    predictor.observe(seen);
+    let report = predictor.reports(&[site], SHRUNK)[0];
+    // γ = 8/8, explained 16/40; residuals (10 − 8 + 4)/2 and (7 − 8 + 4)/4
+    assert_eq!((report.span, report.gain, report.explained), (Some(1), 1.0, 0.4));
+    assert!((report.alpha - 0.75 / 3.0).abs() < 1e-12, "{}", report.alpha);
+    assert_eq!(predictor.reports(&[site], UNBIASED)[0].alpha, 1.0);
 }
 
 /// The predicted effect of a perturbation: γ·h_jᵀ(σε), of the row's own example.
@@ -386,7 +450,7 @@ fn nothing_is_learned_from_masked_tokens() {
     prediction.mask(7, vec![true]);
     let shown = |position: usize| {
         let mut seen = prediction.observe_site(0).unwrap();
-        prediction.observe_query(0, position, (false, &[1.0, 2.0, 4.0, 8.0]), (&[1.0], 1.0), &mut seen);
+        prediction.observe_query(0, position, (false, &[1.0, 2.0, 4.0, 8.0]), (&[1.0], 1.0), false, &mut seen);
         seen.innovation
     };
     assert_eq!([shown(0), shown(1), shown(2)], [[1.0, 2.0], [5.0, 10.0], [4.0, 8.0]]);
@@ -430,7 +494,7 @@ fn the_gain_is_clamped() {
         let prediction = predictor.predict(Some(matrix(&[1.0], 1)), None, &[site], UNBIASED).unwrap();
         assert_eq!(prediction.site(0).gain, 0.0, "nothing was predicted before");
         let (mut seen, mut of_site) = (prediction.observe(), prediction.observe_site(0).unwrap());
-        (of_site.queries, of_site.along, of_site.squared, of_site.total) = (1.0, along, 1.0, 5.0);
+        of_site.free = CoefficientSums { queries: 1.0, along, squared: 1.0, total: 5.0 };
         seen.sites.push(of_site);
         predictor.observe(seen);
         let got = predictor.predict(Some(matrix(&[1.0], 1)), None, &[site], UNBIASED).unwrap().site(0).gain;
@@ -452,13 +516,13 @@ fn what_is_missing_for_a_step_leaves_the_weights() {
     let without = predictor.predict::<Flex>(None, None, &[site], SHRUNK).unwrap();
     let mut seen = without.observe();
     let mut of_site = predictor.predict::<Flex>(None, None, &[site], SHRUNK).map(|mut prediction| {
-        prediction.measures = true;
+        prediction.measure_all();
         prediction.observe_site(0).unwrap()
     });
     of_site.as_mut().unwrap().residual = ResidualMoments { tried: true, product: 3.0, variance: 1.0, pairs: 1.0 };
     seen.sites.extend(of_site);
-    predictor.observe(seen);
+    (0..3).for_each(|_| predictor.observe(seen.clone()));
     assert_eq!(problem.predict(&predictor, &[1.0; 3]).site(0).weights, known);
     let alpha = predictor.predict::<Flex>(None, None, &[site], SHRUNK).unwrap().alpha(0);
-    assert_eq!(alpha, 0.75, "α needs no signals");
+    assert!((alpha - 0.75).abs() < 1e-12, "α needs no signals: {alpha}");
 }

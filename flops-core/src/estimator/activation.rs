@@ -50,7 +50,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             if let Some(seen) = seen.as_mut().filter(|_| !device_makes) {
                 on_host.observe(shown, seen);
             }
-            let (alpha, measures) = prediction.map_or((1.0, false), |p| (p.alpha(index), p.measures()));
+            let (alpha, measures) = prediction.map_or((1.0, false), |p| (p.alpha(index), p.measures_at(index)));
             // a device's noise is taken whatever becomes of it: later sites have what follows
             let by_device = device_makes.then(|| {
                 let of_groups = || noise.device_scores(index, &rows.groups, &rows.keys, weights, max_rows, device);
@@ -192,7 +192,8 @@ impl<B: Backend> SiteJob<'_, B> {
                 }
             }
             let shown = (&innovations[of_query], shown.coefficients[j][key.query]);
-            prediction.observe_query(self.index, j, (self.shares(), &noise), shown, seen);
+            let in_span = self.noise.fall(self.index, key.position, direction).is_some_and(|fall| fall.span.is_some());
+            prediction.observe_query(self.index, j, (self.shares(), &noise), shown, in_span, seen);
         }
     }
 }

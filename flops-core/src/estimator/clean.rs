@@ -12,7 +12,7 @@ use super::estimate::PassCost;
 use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
-use crate::control_variate::{GradientEstimate, Prediction};
+use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::makes_noise;
@@ -140,7 +140,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// They are set to 0 at masked tokens.
     pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
         let n = self.places.len();
-        let shares = self.estimator.space.estimate() == GradientEstimate::Shrunk;
+        let shares = self.estimator.space.estimate().is_biased();
         let on_device = self.model.devices().first().is_some_and(makes_noise::<B>);
         self.prediction = prediction.map(|mut prediction| {
             if on_device {

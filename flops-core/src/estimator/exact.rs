@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::control_variate::Prediction;
 use crate::model::ForwardModel;
 use crate::noise::script::{for_all, mean};
-use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling};
+use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, Span};
 use crate::probe::Probe;
 use crate::random::derive_seed;
 use crate::testing::pair::{Case, Pair, assert_close, case, pair};
@@ -153,6 +153,7 @@ fn noise_of_low_rank_on_an_output_is_its_own_score() {
         seed: derive_seed(&[7, id]),
         step: 3,
         sites: None,
+        spans: Default::default(),
         spread: false,
         shared: false,
         on_device: false,
@@ -272,6 +273,68 @@ fn predictions_leave_the_mean() {
             let expected: Vec<f64> = rest.gradient.iter().map(|g| g * 2.0 / 3.0).collect();
             assert_close(&mean, &expected, &format!("{name}, one example broken"));
         }
+    }
+}
+
+/// With a span at a site, the mean is h + U(g − h) there, U the projection onto the span, and the
+/// gradient elsewhere.
+///
+/// Queries with noise on all coordinates have no part in the residual of such a site.
+#[test]
+fn the_residual_in_a_span_is_its_projection() {
+    let model = pair(2, true);
+    let batch = case(&model, &[0, 1]);
+    let values = |len: usize| (0..2 * len).map(|i| 0.4 * (1.7 * i as f32 + len as f32).sin()).collect();
+    let prediction = || Prediction::fixed(2, vec![(0.7, values(2)), (0.9, values(1))]);
+    let span = Span::of(&[0.6, -0.8], 2);
+    for placement in [Placement::Single, Placement::CostWeighted] {
+        for sampling in SAMPLINGS {
+            let (name, group) = (format!("{placement} {sampling}"), sampling.group());
+            let estimator = estimator(activation(placement), sampling);
+            let mean_of = |prediction: Prediction| {
+                let mut pass = clean(&estimator, &batch);
+                pass.set_prediction(Some(prediction));
+                moments(&pass, &[2 * group, group], &batch.gradient).0
+            };
+            // h alone, with no weight for any residual
+            let h = mean_of(prediction().with_alpha(0.0));
+            let mean = mean_of(prediction().with_spans(vec![span.clone(), None]));
+            // the first layer has six values, rows of its two outputs; those of the second follow
+            let mut expected = batch.gradient.clone();
+            for (g, h) in expected[..6].chunks_mut(2).zip(h.chunks(2)) {
+                let along = 0.6 * (g[0] - h[0]) - 0.8 * (g[1] - h[1]);
+                g.copy_from_slice(&[h[0] + 0.6 * along, h[1] - 0.8 * along]);
+            }
+            assert_close(&mean, &expected, &name);
+        }
+    }
+}
+
+/// With a span, m_j is ‖ĝ‖² of a single query as well: that of its part of the coordinates for a query
+/// in the span, and 0 for one that only teaches the weights.
+#[test]
+fn moments_count_what_is_used() {
+    let batch = case(&pair(2, true), &[1]);
+    for sampling in SAMPLINGS {
+        let (estimator, queries) = (estimator(activation(Placement::Single), sampling), sampling.group());
+        let mut pass = clean(&estimator, &batch);
+        let nothing = Prediction::fixed(1, vec![(0.0, vec![0.0; 2]), (0.0, vec![0.0])]);
+        pass.set_prediction(Some(nothing.with_spans(vec![Span::of(&[0.6, -0.8], 2), None])));
+        let (mut taught, mut used) = (0.0, 0.0);
+        for_all(
+            || pass.estimate(&Allocation::of(&[queries]), 3).unwrap(),
+            |probability, estimate| {
+                let square = queries as f64 * vector(&pass, &estimate).iter().map(|g| g * g).sum::<f64>();
+                assert_close(&estimate.second_moments, &[square], &sampling.to_string());
+                if square == 0.0 {
+                    taught += probability;
+                } else {
+                    used += probability;
+                }
+            },
+        );
+        // a quarter of the queries has noise on all coordinates, and of these SITES[0] falls on the span's
+        assert!((taught - 0.25 * SITES[0]).abs() < 1e-9 && (taught + used - 1.0).abs() < 1e-9, "{taught}");
     }
 }
 

@@ -152,6 +152,7 @@ mod tests {
                 seed: derive_seed(&[7, 4]),
                 step: 3,
                 sites: None,
+                spans: Default::default(),
                 spread: false,
                 shared: false,
                 on_device: false,

@@ -123,21 +123,23 @@ impl Estimator {
         squared_score_norms: &[Vec<f64>],
     ) -> (Vec<f64>, Vec<(f64, u64)>) {
         let s2 = self.score_second_moment();
-        let mut sites = vec![(0.0, 0); noise.sites.as_ref().map_or(0, |p| p.len())];
+        let mut sites =
+            vec![(0.0, 0); squared_score_norms.first().filter(|_| noise.sites.is_some()).map_or(0, Vec::len)];
         let examples = weighted.directions.iter().zip(squared_score_norms).zip(&weighted.survived).enumerate();
         let moments = examples.map(|(j, ((directions, norms), &survived))| {
             let mut sum = 0.0;
             for &Direction { index, square, queries } in directions {
-                sum += s2
-                    * square
-                    * match (noise.chosen(j as u64, index), &noise.sites) {
-                        (Some(site), Some(p)) => {
-                            sites[site].0 += s2 * square * norms[site];
-                            sites[site].1 += queries;
-                            norms[site] / p[site].powi(2)
-                        }
-                        _ => norms.iter().sum(),
-                    };
+                let Some(site) = noise.chosen(j as u64, index) else {
+                    sum += s2 * square * norms.iter().sum::<f64>();
+                    continue;
+                };
+                let Some(fall) = noise.fall(site, j as u64, index) else { continue };
+                // noise in a span has as many times fewer coordinates
+                let part = fall.span.map_or(1.0, |span| span.dim() as f64 / span.len() as f64);
+                let moment = s2 * square * norms[site] * part;
+                sites[site].0 += moment;
+                sites[site].1 += queries;
+                sum += moment * fall.weight.powi(2);
             }
             sum / survived as f64
         });

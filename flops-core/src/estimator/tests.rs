@@ -211,6 +211,7 @@ fn cost_weighted_queries_meet_the_budget_in_passes() {
             seed: 1,
             step,
             sites: Some(sites.clone()),
+            spans: Default::default(),
             spread: true,
             on_device: false,
         };

@@ -6,6 +6,7 @@
 //! | `sampling`, `placement` | one-sided or antithetic queries; the layers that noise falls on |
 //! | `source`, `stream` | the keyed stream of every row |
 //! | `basis` | bases of the subspaces that weight noise lies in |
+//! | `span` | noise that is confined to a few directions of a site |
 //! | `device` | noise generated on a GPU, by one of the two below |
 //! | `counter` | hashes in Burn's operations, for any backend |
 //! | `cubecl` | the same values in one kernel (features `cuda`, `wgpu`) |
@@ -23,6 +24,7 @@ mod sampling;
 #[cfg(test)]
 pub(crate) mod script;
 mod source;
+mod span;
 mod stream;
 
 pub(crate) use basis::{basis_seed, orthonormal_basis, random_basis};
@@ -33,3 +35,4 @@ pub use law::NoiseLaw;
 pub use placement::Placement;
 pub use sampling::Sampling;
 pub(crate) use source::{NoiseSource, RowKey, SHARED};
+pub(crate) use span::Span;

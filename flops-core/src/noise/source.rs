@@ -12,6 +12,7 @@ use super::law::NoiseLaw;
 use super::sampling::Sampling;
 #[cfg(test)]
 use super::script;
+use super::span::Span;
 use super::stream::Stream;
 use crate::probe::Layout;
 use crate::random::derive_seed;
@@ -29,8 +30,13 @@ pub(crate) struct NoiseSource {
     pub sigma: f64,
     pub seed: u64,
     pub step: u64,
-    /// Probability of each site, where a direction falls on a single site.
+    /// Probability of each place, where a direction falls on a single one.
+    ///
+    /// The places are the sites. With spans, they are the sites with noise on all coordinates, and
+    /// then the sites again with noise in their span.
     pub sites: Option<Arc<[f64]>>,
+    /// The span of each site, where it has one; empty if no site has.
+    pub spans: Arc<[Option<Span>]>,
     /// Whether an example's directions are spread evenly over the sites instead of drawn
     /// independently.
     pub spread: bool,
@@ -54,6 +60,15 @@ pub(crate) struct RowKey {
     pub query: usize,
 }
 
+/// How a direction falls on a site.
+#[derive(Clone, Copy)]
+pub(crate) struct Fall<'a> {
+    /// What the noise is confined to; `None` for noise on all coordinates.
+    pub span: Option<&'a Span>,
+    /// 1/p of this place, or 1 where it falls on all sites; 0 where other queries measure the site.
+    pub weight: f64,
+}
+
 /// Batch position of directions that all examples share.
 pub(crate) const SHARED: u64 = u64::MAX;
 
@@ -63,8 +78,8 @@ impl NoiseSource {
         self.shared && layout.is_shared()
     }
 
-    /// Returns the site that a direction falls on; `None` where it falls on all.
-    pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
+    /// Returns the place that a direction falls on; `None` where it falls on all sites.
+    fn place(&self, position: u64, direction: u64) -> Option<usize> {
         let probabilities = self.sites.as_ref()?;
         let uniform = |key: u64, shift: f64| {
             let seed = derive_seed(&[self.seed, self.step, CHOICE, position, key]);
@@ -88,20 +103,34 @@ impl NoiseSource {
         )
     }
 
-    /// Returns 1/p of a site that a direction falls on, or 1 where it falls on all sites.
-    ///
-    /// `None` where it falls on another site.
-    fn inverse_probability(&self, site: usize, position: u64, direction: u64) -> Option<f64> {
-        match (self.chosen(position, direction), &self.sites) {
-            (Some(chosen), Some(p)) => (chosen == site).then(|| 1.0 / p[site]),
-            _ => Some(1.0),
+    /// Returns the site that a direction falls on; `None` where it falls on all.
+    pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
+        let place = self.place(position, direction)?;
+        Some(if self.spans.is_empty() { place } else { place % self.spans.len() })
+    }
+
+    /// Returns how a direction falls on a site; `None` where it falls on another.
+    pub fn fall(&self, site: usize, position: u64, direction: u64) -> Option<Fall<'_>> {
+        let (Some(place), Some(p)) = (self.place(position, direction), &self.sites) else {
+            return Some(Fall { span: None, weight: 1.0 });
+        };
+        let span = self.span(site);
+        if place == site {
+            // what such a query shows of the span is more noise than those in the span have
+            let weight = if span.is_some() { 0.0 } else { 1.0 / p[place] };
+            return Some(Fall { span: None, weight });
         }
+        (span.is_some() && place == site + self.spans.len()).then(|| Fall { span, weight: 1.0 / p[place] })
+    }
+
+    /// What the measured part of a site's gradient is confined to.
+    pub fn span(&self, site: usize) -> Option<&Span> {
+        self.spans.get(site)?.as_ref()
     }
 
     /// Whether any of the rows is perturbed at `site`.
     pub fn falls_on(&self, site: usize, rows: &[RowKey]) -> bool {
-        let hit =
-            |row: &RowKey| self.inverse_probability(site, row.position, self.sampling.direction(row.query).0).is_some();
+        let hit = |row: &RowKey| self.fall(site, row.position, self.sampling.direction(row.query).0).is_some();
         self.sites.is_none() || rows.iter().any(hit)
     }
 
@@ -120,17 +149,20 @@ impl NoiseSource {
             let (row, first) = (rows[r], r);
             let (direction, sign) = self.sampling.direction(row.query);
             r += 1;
-            if self.inverse_probability(site, row.position, direction).is_none() {
-                continue;
-            }
+            let Some(Fall { span, .. }) = self.fall(site, row.position, direction) else { continue };
             let pair = rows.get(r).filter(|next| {
                 next.position == row.position && self.sampling.direction(next.query) == (direction, -sign)
             });
             r += usize::from(pair.is_some());
             let mut stream = self.stream(site, row.position, direction);
+            let scale = sign * self.sigma as f32;
+            let whole = span.map(|span| self.in_span(span, &mut stream, scale));
             for start in (0..len).step_by(BLOCK) {
                 let noise = &mut block[..BLOCK.min(len - start)];
-                stream.fill(self.law, sign * self.sigma as f32, noise);
+                match &whole {
+                    Some(whole) => noise.copy_from_slice(&whole[start..start + noise.len()]),
+                    None => stream.fill(self.law, scale, noise),
+                }
                 take(first, start, noise);
                 if pair.is_some() {
                     noise.iter_mut().for_each(|v| *v = -*v);
@@ -160,8 +192,10 @@ impl NoiseSource {
         weights: &[f64],
         len: usize,
     ) -> Vec<f32> {
-        let mut out = vec![0f32; groups.len() * len];
-        for (group, here) in groups.iter().zip(out.chunks_mut(len.max(1))) {
+        let span = self.span(site);
+        let width = span.map_or(len, Span::dim);
+        let mut out = vec![0f32; groups.len() * width];
+        for (group, here) in groups.iter().zip(out.chunks_mut(width.max(1))) {
             let directions = self.directions(site, group.clone(), rows, weights).into_iter();
             let stream = |(position, direction, weight)| (self.stream(site, position, direction), weight as f32);
             let mut streams: Vec<_> = directions.map(stream).collect();
@@ -171,7 +205,10 @@ impl NoiseSource {
                 }
             }
         }
-        out
+        let Some(span) = span else { return out };
+        let mut rows = vec![0f32; groups.len() * len];
+        out.chunks(width).zip(rows.chunks_mut(len)).for_each(|(z, row)| span.combine(z, row));
+        rows
     }
 
     /// Returns (position, direction, weight) of the rows of a group that perturb `site`.
@@ -200,9 +237,10 @@ impl NoiseSource {
                 r += 1;
             }
             if weight != 0.0
-                && let Some(scale) = self.inverse_probability(site, position, direction)
+                && let Some(fall) = self.fall(site, position, direction)
+                && fall.weight != 0.0
             {
-                out.push((position, direction, weight * scale));
+                out.push((position, direction, weight * fall.weight));
             }
         }
         out
@@ -210,13 +248,25 @@ impl NoiseSource {
 
     /// Fills `out` with ε of one direction at a site, without scale and sign.
     pub fn draw(&self, site: usize, position: u64, direction: u64, out: &mut [f32]) {
-        self.stream(site, position, direction).fill(self.law, 1.0, out);
+        let mut stream = self.stream(site, position, direction);
+        match self.fall(site, position, direction).and_then(|fall| fall.span) {
+            Some(span) => out.copy_from_slice(&self.in_span(span, &mut stream, 1.0)),
+            None => stream.fill(self.law, 1.0, out),
+        }
+    }
+
+    /// Noise in a span, `[len]`.
+    fn in_span(&self, span: &Span, stream: &mut Stream, scale: f32) -> Vec<f32> {
+        let (mut z, mut out) = (vec![0f32; span.dim()], vec![0f32; span.len()]);
+        stream.fill(self.law, scale, &mut z);
+        span.combine(&z, &mut out);
+        out
     }
 
     /// Returns the direction of a row and its sign, where the row perturbs `site`.
     pub fn signed(&self, site: usize, row: &RowKey) -> Option<(u64, f32)> {
         let (direction, sign) = self.sampling.direction(row.query);
-        self.inverse_probability(site, row.position, direction).map(|_| (direction, sign))
+        self.fall(site, row.position, direction).map(|_| (direction, sign))
     }
 }
 
@@ -232,6 +282,7 @@ pub(in crate::noise) mod tests {
             seed: 3,
             step: 5,
             sites: None,
+            spans: Arc::default(),
             spread: false,
             shared: false,
             on_device: false,

@@ -188,6 +188,7 @@ fn source() -> NoiseSource {
         seed: 3,
         step: 0,
         sites: None,
+        spans: Default::default(),
         spread: false,
         shared: false,
         on_device: false,

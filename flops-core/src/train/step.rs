@@ -21,7 +21,7 @@ use super::site_checks::SiteChecks;
 use super::state::{LearnerState, Pending};
 use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, Embeddings, QueryBudget};
 use crate::batch::Batch;
-use crate::control_variate::{ControlVariate, GradientEstimate};
+use crate::control_variate::ControlVariate;
 use crate::error::Error;
 use crate::estimator::{CleanPass, Estimate, Normalisation};
 use crate::ledger::Phase;
@@ -209,7 +209,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             clean.set_prediction(predicted);
         }
         let (sites, costs) = (clean.sites(), clean.site_costs());
-        if kind == GradientEstimate::Shrunk && estimator.space.placement() == Some(Placement::Single) {
+        if kind.is_biased() && estimator.space.placement() == Some(Placement::Single) {
             let probabilities = learning_probabilities(sites);
             clean.set_site_probabilities(probabilities)?;
             return Ok(*budget);
@@ -310,8 +310,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let spent = estimate.variance_objective(measured, allocation);
         let (state, space) = (self.state, self.config.estimator.space);
         let independent = space.is_independent();
-        let predicts =
-            space.control_variate() == Some(ControlVariate::Prediction) || space.estimate() == GradientEstimate::Shrunk;
+        let predicts = space.control_variate() == Some(ControlVariate::Prediction) || space.estimate().is_biased();
         let datum = |j: usize| DatumReport {
             id: ids[j],
             loss: clean.losses[j],

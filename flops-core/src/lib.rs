@@ -46,6 +46,7 @@
 //! | [`Eggroll`](Recipe::Eggroll) | `LowRank` of rank 1 | `Gaussian` | `Antithetic` | `Uniform` |
 //! | [`Lozo`](Recipe::Lozo) | `Weights`, in a random [`Subspace`] | `Gaussian` | `Antithetic` | `Uniform` |
 //! | [`ZoMuon`](Recipe::ZoMuon), with Muon | `Weights`, in an orthonormal [`Subspace`] | `Gaussian` | `OneSided` | `Uniform` |
+//! | [`PseuZo`](Recipe::PseuZo), a [biased](GradientEstimate::Predicted) estimate | `Activation` | `Gaussian` | `OneSided` | `Uniform` |
 //!
 //! Activation noise goes with a [learned control variate](mod@control_variate) unless its
 //! [space](Space::Activation) says otherwise; the published methods have none. The clean pass comes

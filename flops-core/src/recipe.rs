@@ -59,6 +59,14 @@ pub enum Recipe {
     /// on matrices, and 16 queries. The paper's code keeps the bases of outputs instead of inputs.
     /// In a step that changes them it draws new ones for every query, and goes by the last.
     ZoMuon,
+    /// PseuZO (NeurIPS 2025): one-sided Gaussian noise, and a running estimate of the outputs' derivative
+    /// times the known error of the output.
+    ///
+    /// It is [`GradientEstimate::Predicted`], with a **bias**. The paper's code has its noise and its
+    /// running estimate on all weights, which each query perturbs for the whole batch. Here both are on
+    /// the outputs of layers, for each example, and the estimate is corrected by what it does not
+    /// explain.
+    PseuZo,
 }
 
 named_enum! {
@@ -71,6 +79,7 @@ named_enum! {
         Eggroll => "eggroll",
         Lozo => "lozo",
         ZoMuon => "zo-muon",
+        PseuZo => "pseuzo",
     }
 }
 
@@ -85,7 +94,7 @@ impl Recipe {
             Self::Default => config,
             Self::Flops | Self::Mezo => antithetic(config.with_sigma(1e-3)),
             Self::Fzoo => config.with_sigma(1e-3).with_noise(NoiseLaw::Rademacher),
-            Self::Es | Self::ZoMuon => config.with_sigma(1e-3).with_noise(NoiseLaw::Gaussian),
+            Self::Es | Self::ZoMuon | Self::PseuZo => config.with_sigma(1e-3).with_noise(NoiseLaw::Gaussian),
             Self::Eggroll => antithetic(config),
             Self::Lozo => antithetic(config.with_sigma(2e-3)),
         }
@@ -95,7 +104,7 @@ impl Recipe {
     #[must_use]
     pub fn space(self) -> Space {
         self.settings_in(match self {
-            Self::Default | Self::Flops => Space::activation(),
+            Self::Default | Self::Flops | Self::PseuZo => Space::activation(),
             Self::Mezo | Self::Fzoo | Self::Es | Self::Lozo | Self::ZoMuon => Space::weights(),
             Self::Eggroll => Space::low_rank(1),
         })
@@ -103,7 +112,8 @@ impl Recipe {
 
     /// Any `space` with the settings that the method gives it.
     ///
-    /// The published methods perturb all layers at once, and have no control variate. FZOO divides
+    /// The published methods perturb all layers at once, and have no control variate, but for PseuZO,
+    /// whose gradient is the prediction. FZOO divides
     /// the gradient of weight noise by the spread of the losses, LOZO and ZO-Muon keep it in a
     /// subspace; other spaces have neither.
     #[must_use]
@@ -111,11 +121,13 @@ impl Recipe {
         if self == Self::Default {
             return space;
         }
-        let (placement, control_variate) = (Placement::Joint, ControlVariate::None);
+        let placement = Placement::Joint;
+        let (control_variate, estimate) = match self {
+            Self::PseuZo => (ControlVariate::Prediction, GradientEstimate::Predicted),
+            _ => (ControlVariate::None, GradientEstimate::Unbiased),
+        };
         match space {
-            Space::Activation { .. } => {
-                Space::Activation { placement, control_variate, estimate: GradientEstimate::Unbiased }
-            }
+            Space::Activation { .. } => Space::Activation { placement, control_variate, estimate },
             Space::LowRank { rank, .. } => Space::LowRank { rank, placement },
             Space::Weights { normalisation, subspace } => match self {
                 Self::Fzoo => Space::Weights { normalisation: Normalisation::LossSpread, subspace },
@@ -133,7 +145,7 @@ impl Recipe {
         match self {
             Self::Default => AllocatorKind::Neyman,
             Self::Flops => AllocatorKind::GaussianPaper,
-            Self::Mezo | Self::Fzoo | Self::Es | Self::Eggroll | Self::Lozo | Self::ZoMuon => AllocatorKind::Uniform,
+            _ => AllocatorKind::Uniform,
         }
     }
 }
@@ -150,7 +162,8 @@ mod tests {
             let placement = if published { Placement::Joint } else { Placement::Single };
             assert_eq!([activation, low_rank].map(Space::placement), [Some(placement); 2], "{recipe}");
             let predicted = activation.control_variate() == Some(ControlVariate::Prediction);
-            assert_eq!(predicted, !published, "{recipe}");
+            assert_eq!(predicted, !published || recipe == Recipe::PseuZo, "{recipe}");
+            assert_eq!(activation.estimate().is_biased(), recipe == Recipe::PseuZo, "{recipe}");
             assert_eq!(weights.normalisation() == Normalisation::LossSpread, recipe == Recipe::Fzoo);
             let subspace = match recipe {
                 Recipe::Lozo => Some((4, 50)),

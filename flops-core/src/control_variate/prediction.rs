@@ -53,11 +53,11 @@ pub(super) struct PredictedSite {
     pub weights: Option<Arc<Vec<f32>>>,
     /// γ; 0 where the prediction is not used.
     pub gain: f64,
-    /// α.
+    /// α, where there is no span.
     pub alpha: f64,
     /// What the residual is measured in; `None` for all coordinates.
     pub span: Option<Span>,
-    /// Whether this step compares halves of its batch for α.
+    /// Whether this step compares halves of its batch for α, where there is no span.
     pub measures: bool,
     /// Which tokens are real, `[batch, tokens]`; `None` for all.
     pub mask: Option<Vec<bool>>,
@@ -72,6 +72,11 @@ impl PredictedSite {
         let (key, layout) = (site.key, site.layout);
         let (weights, span, mask) = Default::default();
         Self { key, layout, weights, gain: 0.0, alpha: 1.0, span, measures: false, mask, learns }
+    }
+
+    /// Whether this step compares halves of its batch here.
+    fn compares(&self) -> bool {
+        self.measures && self.span.is_none()
     }
 }
 
@@ -107,12 +112,12 @@ impl Prediction {
 
     /// Whether this step compares halves of its batch at any site.
     pub(crate) fn measures(&self) -> bool {
-        self.sites.iter().any(|site| site.measures)
+        (0..self.sites.len()).any(|site| self.measures_at(site))
     }
 
     /// Whether it does so at this one.
     pub(crate) fn measures_at(&self, site: usize) -> bool {
-        self.sites.get(site).is_some_and(|site| site.measures)
+        self.sites.get(site).is_some_and(PredictedSite::compares)
     }
 
     /// What the residual of each site is measured in; empty where no site has a span.
@@ -155,9 +160,19 @@ impl Prediction {
     pub(crate) fn read_no_device(&mut self, shares: bool) {
         for site in &mut self.sites {
             if site.layout.len() > MAX_READ && !(shares && site.layout.is_shared()) {
-                (site.learns, site.weights, site.gain) = (false, None, 0.0);
+                (site.learns, site.weights, site.gain, site.span) = (false, None, 0.0, None);
             }
         }
+    }
+
+    /// Measures residuals on all coordinates, where noise falls on all sites at once.
+    pub(crate) fn leave_spans(&mut self) {
+        self.sites.iter_mut().for_each(|site| site.span = None);
+    }
+
+    /// The sites of the step, in order.
+    pub(super) fn sites(&self) -> &[PredictedSite] {
+        &self.sites
     }
 
     /// Whether the host must see the noise of this site, whose rows have `len` coordinates.
@@ -170,9 +185,9 @@ impl Prediction {
         self.sites.get(site).is_some_and(|site| site.weights.is_some())
     }
 
-    /// α of a site: the weight of the residual's estimate.
+    /// The weight of the residual's estimate at a site: α, and 1 in a span.
     pub(crate) fn alpha(&self, site: usize) -> f64 {
-        self.sites.get(site).map_or(1.0, |site| site.alpha)
+        self.sites.get(site).map_or(1.0, |site| if site.span.is_some() { 1.0 } else { site.alpha })
     }
 
     /// Keeps predictions and observations at a site off masked tokens.
@@ -295,7 +310,7 @@ impl Prediction {
 
     /// An observation of a site without a query yet; `None` where nothing is learned there.
     pub(crate) fn observe_site(&self, site: usize) -> Option<SiteObservation> {
-        let site = self.sites.get(site).filter(|site| site.learns || site.measures)?;
+        let site = self.sites.get(site).filter(|site| site.learns || site.compares())?;
         let (key, shared) = (site.key, site.layout.shared());
         let innovation = if site.learns { vec![0.0; self.dim * shared] } else { vec![] };
         let (free, spanned, residual) = Default::default();
@@ -365,9 +380,9 @@ impl Prediction {
         &self.sites[site]
     }
 
-    /// The same with α at every site.
+    /// The same with α at every site, and no span.
     pub(crate) fn with_alpha(mut self, alpha: f64) -> Self {
-        self.sites.iter_mut().for_each(|site| site.alpha = alpha);
+        self.sites.iter_mut().for_each(|site| (site.alpha, site.span) = (alpha, None));
         self
     }
 

@@ -94,9 +94,9 @@ pub struct SiteReport {
     pub shared_coordinates: usize,
     /// The share of the gradient's energy that the prediction explains, in [0, 1].
     pub explained: f64,
-    /// γ of the next step; 0 where the prediction is not used.
+    /// γ of this step; 0 where the prediction is not used.
     pub gain: f64,
-    /// The part of the residual that the next estimate has, in [0, 1]: 1 in an unbiased one.
+    /// The part of the residual that the estimate has, in [0, 1]: 1 in an unbiased one.
     ///
     /// It is α, or the share of the residual's energy that lies in the span.
     pub alpha: f64,
@@ -168,20 +168,21 @@ impl GradientPredictor {
         self.sites.binary_search_by_key(&(key, shared), |site| (site.key, site.shared))
     }
 
-    /// What is known of these sites; nothing of one that was not observed at its present width.
-    pub fn reports(&self, sites: &[TracedSite], estimate: GradientEstimate) -> Vec<SiteReport> {
-        let report = |site: &TracedSite| {
-            let PredictedSite { gain, alpha, span, .. } = self.predict_site(site, self.dim, estimate);
-            let known = self.get(site, self.dim);
+    /// What is known of the sites of a step, by its prediction.
+    pub(crate) fn reports(&self, prediction: &Prediction) -> Vec<SiteReport> {
+        let report = |(index, site): (usize, &PredictedSite)| {
+            let (key, shared_coordinates) = (site.key, site.layout.shared());
+            let at = self.find(key, shared_coordinates).ok();
+            let known = at.map(|at| &self.sites[at]).filter(|_| self.dim == prediction.dim());
             let explained = known.map_or(0.0, |known| known.free.explained());
-            let alpha = match (known, &span) {
-                (Some(known), Some(_)) => known.share_in_span(gain),
-                _ => alpha,
+            let alpha = match (known, &site.span) {
+                (Some(known), Some(_)) => known.share_in_span(site.gain),
+                _ => prediction.alpha(index),
             };
-            let (key, shared_coordinates) = (site.key, site.shared_coordinates());
-            SiteReport { key, shared_coordinates, explained, gain, alpha, span: span.map(|span| span.dim()) }
+            let span = site.span.as_ref().map(Span::dim);
+            SiteReport { key, shared_coordinates, explained, gain: site.gain, alpha, span }
         };
-        sites.iter().map(report).collect()
+        prediction.sites().iter().enumerate().map(report).collect()
     }
 
     fn predict_site(&self, site: &TracedSite, dim: usize, estimate: GradientEstimate) -> PredictedSite {
@@ -300,10 +301,8 @@ impl SiteWeights {
         let weights = site.weights.as_ref().filter(|_| confined);
         let span = weights.and_then(|weights| Span::of(weights, self.shared));
         let span = span.filter(|span| span.dim() < self.shared);
-        let alpha = if span.is_some() { 1.0 } else { self.alpha() };
         let settled = self.tried && (self.pairs == 0.0 || self.pairs >= LEAST_PAIRS);
-        let measures = span.is_none() && (is_due || !settled);
-        PredictedSite { alpha, span, measures, ..self.predict_alone(site) }
+        PredictedSite { alpha: self.alpha(), span, measures: is_due || !settled, ..self.predict_alone(site) }
     }
 
     /// The same, without a residual; nothing where the prediction explains too little.

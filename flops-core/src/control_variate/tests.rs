@@ -116,6 +116,17 @@ impl Problem {
     }
 }
 
+/// Reports of a step whose one example has `dim` signals.
+fn reports(
+    predictor: &GradientPredictor,
+    dim: usize,
+    sites: &[TracedSite],
+    estimate: GradientEstimate,
+) -> Vec<SiteReport> {
+    let signals = (dim > 0).then(|| matrix(&vec![1.0; dim], dim));
+    predictor.reports(&predictor.predict(signals, None, sites, estimate).unwrap())
+}
+
 /// Answers that follow J are predicted, and answers by chance are not.
 ///
 /// 60 steps of 40 queries at 5 coordinates, noise without error: less than 10⁻³ of ‖g‖² is left, and
@@ -129,12 +140,14 @@ fn related_gradients_are_predicted_and_unrelated_ones_are_not() {
         (0..steps).for_each(|_| problem.step(&mut predictor, 20, 2));
         let left = problem.left(&predictor, 0);
         assert!(left < 1e-3, "{left} is left; outputs visible: {visible}");
-        let [known, chance] = predictor.reports(&problem.sites, UNBIASED)[..] else { panic!("two sites") };
+        let [known, chance] = reports(&predictor, problem.dim, &problem.sites, UNBIASED)[..] else {
+            panic!("two sites")
+        };
         assert!(known.explained > 0.99 && (known.gain - 1.0).abs() < 0.01, "{known:?}");
         assert!(chance.explained < 0.1, "{chance:?}");
         assert_eq!((known.alpha, chance.alpha), (1.0, 1.0));
         // a shrunk estimate does not use the second at all, and the residual has not been measured
-        let [known, chance] = predictor.reports(&problem.sites, SHRUNK)[..] else { panic!("two sites") };
+        let [known, chance] = reports(&predictor, problem.dim, &problem.sites, SHRUNK)[..] else { panic!("two sites") };
         assert!(known.gain > 0.99 && chance.gain == 0.0, "{known:?}, {chance:?}");
     }
 }
@@ -244,7 +257,7 @@ fn values_that_are_not_finite_and_wide_outputs_are_skipped() {
     site.free.along = f64::INFINITY;
     seen.sites.push(site);
     predictor.observe(seen);
-    assert!(predictor.reports(&sites, UNBIASED).iter().all(|site| site.explained.is_finite()));
+    assert!(reports(&predictor, 2, &sites, UNBIASED).iter().all(|site| site.explained.is_finite()));
     let nan = signals.mul_scalar(f32::NAN);
     let without = predictor.predict(Some(nan.clone()), None, &sites, SHRUNK).unwrap();
     assert_eq!((without.dim(), without.gradient(0, 0)), (0, None));
@@ -352,7 +365,7 @@ fn alpha_is_the_share_of_the_residual_in_its_estimate() {
             seen.sites.push(of_site);
             predictor.observe(seen);
         }
-        predictor.reports(&[site], SHRUNK)[0].alpha
+        reports(&predictor, 0, &[site], SHRUNK)[0].alpha
     };
     assert!((alpha(&[(3.0, 1.0); 3]) - 0.75).abs() < 1e-12);
     assert_eq!(alpha(&[(3.0, 1.0); 2]), 0.0, "too few to tell");
@@ -392,6 +405,11 @@ fn the_residual_is_measured_where_gradients_lie() {
     };
     let in_span = along([1.0, 0.0, 0.0]) + along([0.0, 1.0, 0.0]) + along([0.0, 0.0, 1.0]);
     assert!((in_span / crate::ops::dot(&h, &h) - 1.0).abs() < 1e-5);
+    // without spans, as where all sites have noise at once, there is an α, which waits to be measured
+    let mut joint = problem.predict(&predictor, &[1.0; 3]);
+    joint.leave_spans();
+    assert_eq!((joint.alpha(0), joint.measures_at(0)), (0.0, true));
+    assert_eq!(joint.places(&[0.5; 2]), [0.5; 2]);
     // an unbiased estimate has no span, and one without a residual neither
     for estimate in [UNBIASED, GradientEstimate::Predicted] {
         problem.estimate = estimate;
@@ -415,11 +433,11 @@ fn reports_have_the_share_of_the_residual_in_the_span() {
     of_site.spanned = CoefficientSums { queries: 4.0, along: 4.0, squared: 4.0, total: 7.0 };
     seen.sites.push(of_site);
     predictor.observe(seen);
-    let report = predictor.reports(&[site], SHRUNK)[0];
+    let report = reports(&predictor, 1, &[site], SHRUNK)[0];
     // γ = 8/8, explained 16/40; residuals (10 − 8 + 4)/2 and (7 − 8 + 4)/4
     assert_eq!((report.span, report.gain, report.explained), (Some(1), 1.0, 0.4));
     assert!((report.alpha - 0.75 / 3.0).abs() < 1e-12, "{}", report.alpha);
-    assert_eq!(predictor.reports(&[site], UNBIASED)[0].alpha, 1.0);
+    assert_eq!(reports(&predictor, 1, &[site], UNBIASED)[0].alpha, 1.0);
 }
 
 /// The predicted effect of a perturbation: γ·h_jᵀ(σε), of the row's own example.

@@ -142,7 +142,11 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let n = self.places.len();
         let shares = self.estimator.space.estimate().is_biased();
         let on_device = self.model.devices().first().is_some_and(makes_noise::<B>);
+        let single = self.estimator.is_single_site();
         self.prediction = prediction.map(|mut prediction| {
+            if !single {
+                prediction.leave_spans();
+            }
             if on_device {
                 prediction.read_no_device(shares);
             }
@@ -160,6 +164,24 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             }
             Arc::new(prediction)
         });
+    }
+
+    /// What is predicted.
+    pub(crate) fn prediction(&self) -> Option<&Prediction> {
+        self.prediction.as_deref()
+    }
+
+    /// The mean cost of a query, as a part of a pass, where each falls on one site.
+    pub(crate) fn mean_cost(&self) -> f64 {
+        let costs = self.site_costs.iter().cycle();
+        self.place_probabilities().iter().zip(costs).map(|(p, cost)| p * cost).sum()
+    }
+
+    /// The probability of each place that a direction falls on: the sites, and then, where any site
+    /// has a span, the sites again with noise in it.
+    pub(super) fn place_probabilities(&self) -> Vec<f64> {
+        let sites = &self.site_probabilities;
+        self.prediction.as_ref().map_or_else(|| sites.clone(), |prediction| prediction.places(sites))
     }
 
     /// What keys the dropout masks of clean pass, queries and update.

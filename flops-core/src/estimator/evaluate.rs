@@ -90,10 +90,6 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// Law, scale, sampling and seed of the noise of a step.
     fn noise(&self, seed: u64, step: u64) -> NoiseSource {
         let estimator = self.estimator;
-        let single = estimator.is_single_site();
-        let prediction = self.prediction.as_ref().filter(|_| single);
-        let sites = &self.site_probabilities;
-        let places = prediction.map_or_else(|| sites.clone(), |prediction| prediction.places(sites));
         NoiseSource {
             law: estimator.noise,
             sampling: estimator.sampling,
@@ -101,8 +97,8 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             // workers of a multi-device strategy share the step: the batch tells them apart
             seed: derive_seed(&[seed, self.batch.ids.first().copied().unwrap_or(0)]),
             step,
-            sites: single.then(|| places.into()),
-            spans: prediction.map(|prediction| prediction.spans()).unwrap_or_default().into(),
+            sites: estimator.is_single_site().then(|| self.place_probabilities().into()),
+            spans: self.prediction.as_ref().map(|prediction| prediction.spans()).unwrap_or_default().into(),
             spread: estimator.space.placement() == Some(Placement::CostWeighted),
             shared: estimator.space.estimate().is_biased(),
             on_device: self.model.devices().first().is_some_and(makes_noise::<B>),

@@ -217,9 +217,8 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         if estimator.space.placement() == Some(Placement::CostWeighted) && !costs.is_empty() {
             let probabilities = state.sites.probabilities(sites, costs);
             // the budget counts whole passes; a query that starts late costs less than one
-            let cost = probabilities.iter().zip(costs).map(|(p, cost)| p * cost).sum();
             clean.set_site_probabilities(probabilities)?;
-            Ok(budget.at_cost(cost))
+            Ok(budget.at_cost(clean.mean_cost()))
         } else {
             clean.set_site_probabilities(state.sites.probabilities(sites, &vec![1.0; costs.len()]))?;
             Ok(*budget)
@@ -310,7 +309,6 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let spent = estimate.variance_objective(measured, allocation);
         let (state, space) = (self.state, self.config.estimator.space);
         let independent = space.is_independent();
-        let predicts = space.control_variate() == Some(ControlVariate::Prediction) || space.estimate().is_biased();
         let datum = |j: usize| DatumReport {
             id: ids[j],
             loss: clean.losses[j],
@@ -331,7 +329,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             sigma: self.config.estimator.sigma,
             changes: estimate.changes,
             loss_noise: None,
-            sites: if predicts { state.gradient_predictor.reports(clean.sites(), space.estimate()) } else { vec![] },
+            sites: clean.prediction().map_or(vec![], |prediction| state.gradient_predictor.reports(prediction)),
             data: (0..ids.len()).map(datum).collect(),
             allocation: AllocationReport::of(measured, spent, allocation, budget)?,
         })

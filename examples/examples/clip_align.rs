@@ -24,7 +24,6 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::AnyAllocator;
-use flops_core::train::param_groups::ParamGroup;
 use flops_core::{BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, InnerBatcher, Probe};
 use flops_examples::BURN_VERSION;
 use flops_examples::backend::{self, AB, B, Device};
@@ -34,7 +33,7 @@ use flops_examples::plot::contact_sheet::{Found, retrieval_sheet};
 use flops_examples::run::artifacts::{Artifacts, Settings, merge};
 use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::history::{History, Row, Split};
-use flops_examples::run::{curves, plan::RunPlan};
+use flops_examples::run::{curves, optimizer::OptimizerKind, plan::RunPlan};
 use flops_multimodal::alignment::Scaling;
 use flops_multimodal::checkpoint::alignment;
 use flops_multimodal::data::{Scenes, Shift, scenes};
@@ -87,7 +86,7 @@ fn run(args: Args) -> Result<()> {
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), backprop, or the settings of
     /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll, lozo,
-    /// zo-muon.
+    /// zo-muon, pseuzo.
     #[arg(long, default_value = "forward")]
     method: Method,
     /// Image encoder: a checkpoint or folder of a ViT, or a folder of a CLIP model [default: the
@@ -302,7 +301,8 @@ impl Run {
             device: self.device.clone(),
             lr: args.lr,
             optimizer: args.optimizer(),
-            group: ParamGroup::new("model.logit_scale", 1.0),
+            groups: vec![],
+            beta_2: 0.999,
             weight_decay: args.weight_decay as f32,
             steps: args.epochs * self.data.train.len().div_ceil(args.batch_size),
             last_epoch: args.stop_after.unwrap_or(args.epochs),

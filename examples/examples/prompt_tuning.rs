@@ -132,7 +132,7 @@ enum Prompt {
 #[command(name = "prompt_tuning", version)]
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), the settings of another
-    /// method (flops, mezo, fzoo, es, eggroll, lozo, zo-muon), or backprop. The last needs --local:
+    /// method (flops, mezo, fzoo, es, eggroll, lozo, zo-muon, pseuzo), or backprop. The last needs --local:
     /// a black box has no gradient. Adam drives them all.
     #[arg(long, default_value = "forward")]
     method: Method,

@@ -23,7 +23,6 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
-use flops_core::train::param_groups::ParamGroup;
 use flops_core::{
     BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, InnerBatcher, Recipe, infer,
 };
@@ -37,7 +36,7 @@ use flops_examples::run::dry_run::{RunSize, forecast, measure, parameters};
 use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::format::thousands;
 use flops_examples::run::history::{History, Row, Split};
-use flops_examples::run::optimizer::OptimizerKind;
+use flops_examples::run::optimizer::{OptimizerKind, groups};
 use flops_examples::run::plan::RunPlan;
 use flops_examples::run::prefixes::{prefix_bytes, prefixes_fit};
 use flops_examples::{BURN_VERSION, cli};
@@ -99,7 +98,7 @@ fn run(args: Args) -> Result<()> {
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), backprop, or the settings of
     /// another method: flops (the paper), mezo, fzoo, es (evolution strategies), eggroll, lozo,
-    /// zo-muon.
+    /// zo-muon, pseuzo.
     #[arg(long, default_value = "forward")]
     method: Method,
     /// cifar10, cifar100, digits (embedded) or folder:PATH (a sub-folder per class).
@@ -160,6 +159,13 @@ struct Args {
     /// The learning rate of the head, as a multiple of --lr.
     #[arg(long, default_value_t = FineTuning::HEAD_LR_FACTOR, allow_negative_numbers = true)]
     head_lr_factor: f64,
+    /// The learning rate of the embeddings of patches, classes and positions, as a multiple of --lr
+    /// (scope full).
+    #[arg(long, default_value_t = FineTuning::EMBED_LR_FACTOR, allow_negative_numbers = true)]
+    embed_lr_factor: f64,
+    /// Decay of the squared gradients that AdamW divides by, at least 0 and below 1.
+    #[arg(long, default_value_t = FineTuning::BETA_2, allow_negative_numbers = true)]
+    beta_2: f32,
     /// Decoupled weight decay, in units of the learning rate.
     #[arg(long, default_value_t = FineTuning::WEIGHT_DECAY, allow_negative_numbers = true)]
     weight_decay: f64,
@@ -200,8 +206,11 @@ impl Args {
         if let Some(lr) = self.lr {
             ensure!(lr > 0.0 && lr <= 1.0, "--lr {lr}: use a number above 0 and at most 1");
         }
-        let factor = self.head_lr_factor;
-        ensure!(factor.is_finite() && factor > 0.0, "--head-lr-factor {factor}: use a number above 0");
+        for (flag, factor) in [("head", self.head_lr_factor), ("embed", self.embed_lr_factor)] {
+            ensure!(factor.is_finite() && factor > 0.0, "--{flag}-lr-factor {factor}: use a number above 0");
+        }
+        let beta = self.beta_2;
+        ensure!((0.0..1.0).contains(&beta), "--beta-2 {beta}: use a number from 0 to below 1");
         let decay = self.weight_decay;
         ensure!((0.0..=1.0).contains(&decay), "--weight-decay {decay}: use a number from 0 to 1");
         if let Some(epoch) = self.stop_after {
@@ -244,6 +253,8 @@ impl Args {
             "optimizer": self.optimizer().name(),
             "lr": lr,
             "head_lr_factor": self.head_lr_factor,
+            "embed_lr_factor": self.embed_lr_factor,
+            "beta_2": self.beta_2,
             "weight_decay": self.weight_decay,
             "seed": self.seed,
         });
@@ -459,7 +470,8 @@ impl Run {
             device: self.device.clone(),
             lr: self.lr,
             optimizer: args.optimizer(),
-            group: ParamGroup::new("model.head", args.head_lr_factor),
+            groups: groups(args.head_lr_factor, args.embed_lr_factor),
+            beta_2: args.beta_2,
             weight_decay: args.weight_decay as f32,
             steps: args.epochs * self.data.train.items.len().div_ceil(args.batch_size),
             last_epoch: args.stop_after.unwrap_or(args.epochs),
@@ -595,6 +607,7 @@ impl Run {
             "floor": history.mean(|row| row.floor).filter(|_| independent),
             "train_images": self.data.train.items.len(),
             "skipped_images": self.data.skipped,
+            "site_reports": history.sites(),
             "stopped": trained.stopped,
             "config": settings,
             "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},

@@ -14,7 +14,7 @@
 //! **Methods.** `unbiased` is the library's default: activation noise, an unbiased estimate.
 //! `shrunk-linear` is shrunk towards the prediction. Both have a form with noise at residual
 //! branches: `unbiased-branch`, `shrunk-branch`. The published recipes of
-//! [`Recipe`](flops_core::Recipe) follow, then `backprop`. AdamW drives all of them, with a cosine
+//! [`Recipe`](flops_core::Recipe) follow, then `backprop`. AdamW drives them, Muon drives ZO-Muon, with a cosine
 //! schedule over the run.
 //!
 //! **Equal cost.** Every run goes on until its row-forwards are spent. The ledger counts a row for

@@ -6,19 +6,29 @@ use burn::train::TrainStep;
 use flops_core::allocator::AnyAllocator;
 use flops_core::control_variate::SiteReport;
 use flops_core::ledger::Phase;
-use flops_core::{BackpropLearner, ForwardConfig};
+use flops_core::{BackpropLearner, ForwardConfig, Recipe};
 use flops_examples::backend::{AB, B};
-use flops_examples::experiment::{Classifier, GroupedAdamW, Learner, Testbed, adamw, cosine, estimate, with_graph};
+use flops_examples::experiment::{
+    Classifier, GroupedAdamW, GroupedMuon, Learner, Testbed, adamw, cosine, estimate, muon, with_graph,
+};
 use flops_vit::data::ImageBatch;
 
 use crate::method::Method;
 
 type Forward<M> = Learner<AnyAllocator<AB>, M>;
 
+/// The optimizer of a forward-only learner.
+pub enum Optim<M: Classifier> {
+    /// AdamW.
+    AdamW(GroupedAdamW<Forward<M>>),
+    /// Muon on matrices, of ZO-Muon.
+    Muon(GroupedMuon<Forward<M>>),
+}
+
 /// A learner with its optimizer.
 pub enum Trainee<M: Classifier> {
     /// Forward passes only.
-    Forward(Box<Forward<M>>, GroupedAdamW<Forward<M>>),
+    Forward(Box<Forward<M>>, Optim<M>),
     /// Burn's autodiff, with the rows that passed so far.
     Backprop(Box<BackpropLearner<AB, M>>, GroupedAdamW<BackpropLearner<AB, M>>, u64),
 }
@@ -47,7 +57,11 @@ impl<M: Classifier> Trainee<M> {
             Method::Backprop => Self::Backprop(Box::new(testbed.backprop_learner(model)), adamw(head_lr_factor), 0),
             _ => {
                 let learner = testbed.learner(model, config, method.allocator())?;
-                Self::Forward(Box::new(learner), adamw(head_lr_factor))
+                let optim = match method {
+                    Method::Recipe(Recipe::ZoMuon) => Optim::Muon(muon(head_lr_factor)),
+                    _ => Optim::AdamW(adamw(head_lr_factor)),
+                };
+                Self::Forward(Box::new(learner), optim)
             }
         })
     }
@@ -60,7 +74,10 @@ impl<M: Classifier> Trainee<M> {
         match self {
             Self::Forward(learner, mut optim) => {
                 let (grads, report) = estimate(&learner, batch)?;
-                let learner = learner.optimize::<AB, _>(&mut optim, lr, grads);
+                let learner = match &mut optim {
+                    Optim::AdamW(optim) => learner.optimize::<AB, _>(optim, lr, grads),
+                    Optim::Muon(optim) => learner.optimize::<AB, _>(optim, lr, grads),
+                };
                 let step = Step { loss: report.loss, sites: report.sites };
                 Ok((Self::Forward(Box::new(learner), optim), step))
             }

@@ -8,7 +8,7 @@ use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{GradientsParams, Sgd, SgdConfig};
 use burn::train::TrainStep;
 use flops_core::StepReport;
-use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
+use flops_core::train::param_groups::GroupedOptimizer;
 use flops_vit::FineTuning;
 use flops_vit::data::ImageBatch;
 
@@ -16,16 +16,24 @@ use super::gradient::estimate;
 use super::images::Batches;
 use super::testbed::Learner;
 use crate::backend::{AB, B};
-use crate::run::optimizer::{self, RunAdamW, RunMuon};
+use crate::run::optimizer::{self, RunAdamW, RunMuon, groups};
 
-/// AdamW with a learning rate of its own for the head.
+/// AdamW with learning rates of their own for the head and the embeddings.
 pub type GroupedAdamW<L> = GroupedOptimizer<RunAdamW<L>>;
+/// Muon on matrices and AdamW on vectors, with the same rates.
+pub type GroupedMuon<L> = GroupedOptimizer<RunMuon<L>>;
 
 /// Creates AdamW for a learner, weight decay 0.1, the head at `head_lr_factor` times the learning
-/// rate.
+/// rate and the embeddings at [`FineTuning::EMBED_LR_FACTOR`] times.
 pub fn adamw<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedAdamW<L> {
-    let adamw = optimizer::adamw(FineTuning::WEIGHT_DECAY as f32);
-    GroupedOptimizer::new(adamw, ParamGroup::new("model.head", head_lr_factor))
+    let adamw = optimizer::adamw(FineTuning::WEIGHT_DECAY as f32, FineTuning::BETA_2);
+    GroupedOptimizer::new(adamw, groups(head_lr_factor, FineTuning::EMBED_LR_FACTOR))
+}
+
+/// Creates Muon for a learner, with the decay and the rates of [`adamw`].
+pub fn muon<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedMuon<L> {
+    let muon = optimizer::muon(FineTuning::WEIGHT_DECAY as f32, FineTuning::BETA_2);
+    GroupedOptimizer::new(muon, groups(head_lr_factor, FineTuning::EMBED_LR_FACTOR))
 }
 
 /// AdamW or Muon as in `vit_cifar`, or plain SGD.
@@ -33,7 +41,7 @@ pub enum Optim {
     /// AdamW, the head at four times the learning rate.
     Adam(GroupedAdamW<Learner>),
     /// Muon on matrices and AdamW on vectors, with the same weight decay and head.
-    Muon(GroupedOptimizer<RunMuon<Learner>>),
+    Muon(GroupedMuon<Learner>),
     /// SGD without momentum.
     Sgd(OptimizerAdaptor<Sgd<B>, Learner, AB>),
 }
@@ -46,8 +54,7 @@ impl Optim {
 
     /// Creates Muon.
     pub fn muon() -> Self {
-        let muon = optimizer::muon(FineTuning::WEIGHT_DECAY as f32);
-        Self::Muon(GroupedOptimizer::new(muon, ParamGroup::new("model.head", FineTuning::HEAD_LR_FACTOR)))
+        Self::Muon(muon(FineTuning::HEAD_LR_FACTOR))
     }
 
     /// Creates SGD.

@@ -79,10 +79,10 @@ where
     L::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
 {
-    let decay = plan.weight_decay;
+    let (decay, beta_2) = (plan.weight_decay, plan.beta_2);
     match plan.optimizer {
-        OptimizerKind::AdamW => fit_with(learner, adamw(decay), train, test, history, plan),
-        OptimizerKind::Muon => fit_with(learner, muon(decay), train, test, history, plan),
+        OptimizerKind::AdamW => fit_with(learner, adamw(decay, beta_2), train, test, history, plan),
+        OptimizerKind::Muon => fit_with(learner, muon(decay, beta_2), train, test, history, plan),
     }
 }
 
@@ -102,8 +102,8 @@ where
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
     O: Optimizer<L, AB> + 'static,
 {
-    plan.group.check(&learner)?;
-    let optimizer = GroupedOptimizer::new(optimizer, plan.group.clone());
+    plan.groups.iter().try_for_each(|group| group.check(&learner))?;
+    let optimizer = GroupedOptimizer::new(optimizer, plan.groups.clone());
     let schedule = CosineAnnealingLrSchedulerConfig::new(plan.lr, plan.steps).init();
     let schedule = schedule.map_err(|e| anyhow!("--lr {}: {e}", plan.lr))?;
     if let Some(epoch) = plan.resume {

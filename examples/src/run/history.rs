@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use flops_core::control_variate::SiteReport;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::artifacts::Artifacts;
 
@@ -85,6 +87,8 @@ impl Row {
 pub struct History {
     /// The rows.
     pub rows: Vec<Row>,
+    /// What the last step knew of each site, in order; not in `metrics.csv`.
+    pub sites: Vec<SiteReport>,
 }
 
 /// Name of the file in the artifact folder.
@@ -98,7 +102,8 @@ impl History {
     pub fn read(path: &Path) -> Result<Self> {
         let mut reader = csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
         let rows: Result<Vec<Row>, _> = reader.deserialize().collect();
-        Ok(Self { rows: rows.with_context(|| format!("{} is damaged; start a new run", path.display()))? })
+        let rows = rows.with_context(|| format!("{} is damaged; start a new run", path.display()))?;
+        Ok(Self { rows, sites: vec![] })
     }
 
     /// Writes `metrics.csv`.
@@ -145,6 +150,20 @@ impl History {
     /// Returns the seconds so far.
     pub fn seconds(&self) -> f64 {
         self.rows.last().map_or(0.0, |row| row.seconds)
+    }
+
+    /// Returns what the last step knew of each site, as `summary.json` has it.
+    pub fn sites(&self) -> Value {
+        let of_site = |site: &SiteReport| {
+            json!({
+                "coordinates": site.shared_coordinates,
+                "explained": site.explained,
+                "gain": site.gain,
+                "alpha": site.alpha,
+                "span": site.span,
+            })
+        };
+        self.sites.iter().map(of_site).collect()
     }
 
     /// Returns the mean of a column over the training steps that have it.

@@ -7,6 +7,7 @@ use burn::optim::{AdamW, AdamWConfig, AdjustLrFn, Muon, MuonConfig};
 use clap::ValueEnum;
 use flops_core::Recipe;
 use flops_core::train::matrix_optimizer::MatrixOptimizer;
+use flops_core::train::param_groups::ParamGroup;
 
 use crate::backend::{AB, B};
 
@@ -41,16 +42,24 @@ impl OptimizerKind {
     }
 }
 
+/// Returns the parts of a learner's ViT with a learning rate of their own, as multiples of the rate.
+pub fn groups(head: f64, embeddings: f64) -> Vec<ParamGroup> {
+    let embeddings = ["cls_token", "dist_token", "pos_embed"]
+        .iter()
+        .fold(ParamGroup::new("model.patch_embed", embeddings), |group, name| group.and(&format!("model.{name}")));
+    vec![ParamGroup::new("model.head", head), embeddings]
+}
+
 /// Creates AdamW.
-pub fn adamw<L: AutodiffModule<AB>>(weight_decay: f32) -> RunAdamW<L> {
-    AdamWConfig::new().with_weight_decay(weight_decay).init()
+pub fn adamw<L: AutodiffModule<AB>>(weight_decay: f32, beta_2: f32) -> RunAdamW<L> {
+    AdamWConfig::new().with_weight_decay(weight_decay).with_beta_2(beta_2).init()
 }
 
 /// Creates Muon for matrices, its updates of AdamW's size, so that both share a learning rate.
-pub fn muon<L: AutodiffModule<AB>>(weight_decay: f32) -> RunMuon<L> {
+pub fn muon<L: AutodiffModule<AB>>(weight_decay: f32, beta_2: f32) -> RunMuon<L> {
     let muon = MuonConfig::new()
         .with_weight_decay(Some(WeightDecayConfig::new(weight_decay)))
         .with_adjust_lr_fn(AdjustLrFn::MatchRmsAdamW)
         .build();
-    MatrixOptimizer::new(muon, adamw::<L>(weight_decay).optim().clone()).init()
+    MatrixOptimizer::new(muon, adamw::<L>(weight_decay, beta_2).optim().clone()).init()
 }

@@ -18,7 +18,9 @@ pub struct RunPlan<'a> {
     /// The learning rate, above 0 and at most 1; it falls to zero as a cosine.
     pub lr: f64,
     /// Parameters with a multiple of this rate.
-    pub group: ParamGroup,
+    pub groups: Vec<ParamGroup>,
+    /// AdamW's β₂.
+    pub beta_2: f32,
     /// Decoupled weight decay, in units of the learning rate.
     pub weight_decay: f32,
     /// Steps of the whole schedule.

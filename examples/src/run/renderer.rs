@@ -131,7 +131,11 @@ impl RunRenderer {
         if let Some(monitor) = &self.monitor {
             self.reports.extend(monitor.take_reports());
         }
-        let row = match self.reports.pop_front() {
+        let report = self.reports.pop_front();
+        if let Some(report) = report.as_ref().filter(|report| !report.sites.is_empty()) {
+            self.history.lock().sites.clone_from(&report.sites);
+        }
+        let row = match report {
             Some(report) => Row {
                 step_queries: Some(report.queries),
                 dropped: Some(report.dropped),

@@ -149,8 +149,9 @@ fn deep_scopes() {
         let spent = row["row_forwards"].as_f64().unwrap();
         assert!((600.0..800.0).contains(&spent), "{method}: {spent}");
         assert_eq!((&row["seeds"], &row["failed"]), (&2.into(), &0.into()), "{row}");
-        assert!(row["cosine"].is_f64() || method.starts_with("shrunk"), "{row}");
-        assert_eq!(row["explained"].is_f64(), ours.contains(&method), "{row}");
+        // so early a biased estimate may still be nothing
+        assert!(row["cosine"].is_f64() || method.starts_with("shrunk") || method == "pseuzo", "{row}");
+        assert_eq!(row["explained"].is_f64(), ours.contains(&method) || method == "pseuzo", "{row}");
     }
     assert_eq!(of("backprop", 0)["cosine"], 1.0);
     let left_out = first["left_out"].as_array().unwrap();

@@ -81,6 +81,8 @@ fn a_run_writes_its_files_and_spends_its_budget() {
     assert_eq!(summary["steps"], 10);
     assert_eq!(summary["query_budget"], 2 * 140 * 4);
     assert_eq!(summary["queries_used"], summary["query_budget"]);
+    let sites = summary["site_reports"].as_array().unwrap();
+    assert!(sites.len() > 1 && sites.iter().all(|site| site["alpha"] == 1.0), "unbiased: {sites:?}");
     for key in
         ["accuracy_before", "accuracy_after", "loss_after", "seconds", "variance_vs_uniform", "floor", "sigma", "lr"]
     {
@@ -111,7 +113,7 @@ fn every_method_scope_space_and_allocator_runs() {
     for scope in ["head", "bias_norm", "last:1", "lora:2", "full"] {
         check(&["--scope", scope, "--allocator", "uniform"]);
     }
-    for method in ["flops", "mezo", "fzoo", "es", "eggroll", "lozo", "zo-muon"] {
+    for method in ["flops", "mezo", "fzoo", "es", "eggroll", "lozo", "zo-muon", "pseuzo"] {
         let summary = check(&["--method", method]);
         assert_eq!(summary["method"], method);
         let optimizer = if method == "zo-muon" { "muon" } else { "adamw" };

@@ -18,9 +18,9 @@ use crate::parameters::parameters;
 /// loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamGroup {
-    /// Names of fields from the optimised module down: `["model", "head"]` is the head of a
+    /// Each is names of fields from the optimised module down: `["model", "head"]` is the head of a
     /// learner's model.
-    pub path: Vec<String>,
+    pub paths: Vec<Vec<String>>,
     /// Their learning rate as a multiple of the optimizer's; 1 changes nothing.
     pub lr_factor: f64,
 }
@@ -33,11 +33,16 @@ impl ParamGroup {
     /// [`check`](Self::check) finds that.
     #[must_use]
     pub fn new(path: &str, lr_factor: f64) -> Self {
-        Self { path: path.split('.').map(String::from).collect(), lr_factor }
+        Self { paths: vec![], lr_factor }.and(path)
     }
-}
 
-impl ParamGroup {
+    /// The group with the parameters below another path.
+    #[must_use]
+    pub fn and(mut self, path: &str) -> Self {
+        self.paths.push(path.split('.').map(String::from).collect());
+        self
+    }
+
     /// Checks that the group has parameters in `module`, and that its rate is a positive number.
     ///
     /// # Errors
@@ -48,22 +53,25 @@ impl ParamGroup {
             return Err(Error::Setting { name: "lr_factor", value: self.lr_factor, remedy });
         }
         if self.members(module).is_empty() {
-            return Err(Error::EmptyParamGroup { path: self.path.join(".") });
+            let paths: Vec<String> = self.paths.iter().map(|path| path.join(".")).collect();
+            return Err(Error::EmptyParamGroup { path: paths.join(", ") });
         }
         Ok(())
     }
 
     /// The parameters of `module` below the group's path.
     fn members<B: Backend, M: Module<B>>(&self, module: &M) -> HashSet<ParamId> {
-        parameters::<B, M>(module).into_iter().filter(|p| p.path.starts_with(&self.path)).map(|p| p.id).collect()
+        let is_below = |path: &[String]| self.paths.iter().any(|group| path.starts_with(group));
+        parameters::<B, M>(module).into_iter().filter(|p| is_below(&p.path)).map(|p| p.id).collect()
     }
 }
 
-/// An optimizer that updates one [`ParamGroup`] at its own learning rate.
+/// An optimizer that updates each [`ParamGroup`] at its own learning rate.
 ///
-/// Burn's optimizers have one rate for all parameters. This one calls the inner optimizer twice in
-/// a step: with the gradients of the other parameters, and with those of the group. Its record is
-/// the inner optimizer's, so that checkpoints can be exchanged.
+/// Burn's optimizers have one rate for all parameters. This one calls the inner optimizer several
+/// times in a step: with the gradients of each group, and with those of the other parameters. A
+/// parameter of several groups belongs to the first. The record is the inner optimizer's, so that
+/// checkpoints can be exchanged.
 ///
 /// # Example
 /// ```
@@ -76,7 +84,7 @@ impl ParamGroup {
 /// let model: Linear<B> = LinearConfig::new(2, 3).init(&Default::default());
 /// // the bias learns ten times as fast
 /// let group = ParamGroup::new("bias", 10.0);
-/// let mut optimizer = GroupedOptimizer::new(AdamWConfig::new().init::<B, Linear<B>>(), group);
+/// let mut optimizer = GroupedOptimizer::new(AdamWConfig::new().init::<B, Linear<B>>(), [group]);
 /// let loss = model.weight.val().sum();
 /// let grads = GradientsParams::from_grads(loss.backward(), &model);
 /// let model = optimizer.step(1e-3, model, grads);
@@ -87,19 +95,19 @@ pub struct GroupedOptimizer<O> {
     /// The optimizer of all parameters.
     pub inner: O,
     /// The parameters with a learning rate of their own.
-    pub group: ParamGroup,
+    pub groups: Vec<ParamGroup>,
 }
 
 impl<O> GroupedOptimizer<O> {
     /// Wraps `inner`.
     #[must_use]
-    pub fn new(inner: O, group: ParamGroup) -> Self {
-        Self { inner, group }
+    pub fn new(inner: O, groups: impl IntoIterator<Item = ParamGroup>) -> Self {
+        Self { inner, groups: groups.into_iter().collect() }
     }
 
-    /// Moves the group's gradients out of `grads`.
+    /// Moves a group's gradients out of `grads`.
     fn split<M: AutodiffModule<B>, B: AutodiffBackend>(
-        &self,
+        group: &ParamGroup,
         module: &M,
         grads: &mut GradientsParams,
     ) -> GradientsParams {
@@ -118,12 +126,8 @@ impl<O> GroupedOptimizer<O> {
                 }
             }
         }
-        let mut split = Split::<B> {
-            group: self.group.members(module),
-            from: grads,
-            to: GradientsParams::new(),
-            backend: PhantomData,
-        };
+        let mut split =
+            Split::<B> { group: group.members(module), from: grads, to: GradientsParams::new(), backend: PhantomData };
         module.visit(&mut split);
         split.to
     }
@@ -133,15 +137,23 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend, O: Optimizer<M, B>> Optimizer<M, 
     type Record = O::Record;
 
     fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
-        let group = self.split(&module, &mut grads);
-        let module = self.inner.step(lr, module, grads);
-        self.inner.step(lr * self.group.lr_factor, module, group)
+        let Self { inner, groups } = self;
+        let of_groups: Vec<_> = groups.iter().map(|group| Self::split(group, &module, &mut grads)).collect();
+        let module = inner.step(lr, module, grads);
+        let step = |module, (group, grads): (&ParamGroup, _)| inner.step(lr * group.lr_factor, module, grads);
+        groups.iter().zip(of_groups).fold(module, step)
     }
 
     fn step_multi(&mut self, lr: f64, module: M, mut grads: MultiGradientsParams) -> M {
-        let group = grads.grads.iter_mut().map(|(grads, device)| (self.split(&module, grads), *device)).collect();
-        let module = self.inner.step_multi(lr, module, grads);
-        self.inner.step_multi(lr * self.group.lr_factor, module, MultiGradientsParams { grads: group })
+        let Self { inner, groups } = self;
+        let mut split = |group: &ParamGroup| {
+            let parts = grads.grads.iter_mut().map(|(grads, device)| (Self::split(group, &module, grads), *device));
+            MultiGradientsParams { grads: parts.collect() }
+        };
+        let of_groups: Vec<_> = groups.iter().map(&mut split).collect();
+        let module = inner.step_multi(lr, module, grads);
+        let step = |module, (group, grads): (&ParamGroup, _)| inner.step_multi(lr * group.lr_factor, module, grads);
+        groups.iter().zip(of_groups).fold(module, step)
     }
 
     fn to_record(&self) -> Self::Record {
@@ -149,7 +161,7 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend, O: Optimizer<M, B>> Optimizer<M, 
     }
 
     fn load_record(self, record: Self::Record) -> Self {
-        Self { inner: self.inner.load_record(record), group: self.group }
+        Self { inner: self.inner.load_record(record), groups: self.groups }
     }
 }
 
@@ -177,6 +189,8 @@ mod tests {
         assert_eq!(check("head", 4.0), Ok(()));
         assert_eq!(check("head.bias", 0.5), Ok(()));
         assert!(check("model.head", 4.0).unwrap_err().contains("'model.head'"));
+        let both = ParamGroup::new("no.such", 1.0).and("head");
+        assert_eq!(both.check(&net), Ok(()), "one path is enough");
         assert!(check("hea", 4.0).unwrap_err().contains("'hea'"));
         for factor in [0.0, -1.0, f64::NAN] {
             assert!(check("head", factor).unwrap_err().contains("lr_factor"));
@@ -184,13 +198,15 @@ mod tests {
     }
 
     #[test]
-    fn the_group_steps_at_its_multiple_of_the_rate() {
+    fn groups_step_at_their_multiples_of_the_rate() {
         let device = Default::default();
         let layer = || LinearConfig::new(1, 1).init(&device);
         let net = Net::<AB> { body: layer(), head: layer() };
-        let group = ParamGroup::new("head", 4.0);
-        let mut optimizer = GroupedOptimizer::new(SgdConfig::new().init::<AB, Net<AB>>(), group);
-        let loss = net.body.weight.val().sum() + net.head.weight.val().sum();
+        // what is in several groups belongs to the first
+        let groups = [ParamGroup::new("head", 4.0), ParamGroup::new("head", 9.0).and("body.bias")];
+        let mut optimizer = GroupedOptimizer::new(SgdConfig::new().init::<AB, Net<AB>>(), groups);
+        let bias = |layer: &Linear<AB>| layer.bias.as_ref().unwrap().val().sum();
+        let loss = net.body.weight.val().sum() + net.head.weight.val().sum() + bias(&net.body);
         let grads = GradientsParams::from_grads(loss.backward(), &net);
         let before = net.valid();
         let after = optimizer.step(0.1, net, grads).valid();
@@ -198,5 +214,7 @@ mod tests {
             |a: &Linear<Flex>, b: &Linear<Flex>| -> f32 { (a.weight.val() - b.weight.val()).into_scalar().elem() };
         assert!((moved(&before.body, &after.body) - 0.1).abs() < 1e-6);
         assert!((moved(&before.head, &after.head) - 0.4).abs() < 1e-6);
+        let bias = |net: &Net<Flex>| -> f32 { net.body.bias.as_ref().unwrap().val().into_scalar().elem() };
+        assert!((bias(&before) - bias(&after) - 0.9).abs() < 1e-6);
     }
 }

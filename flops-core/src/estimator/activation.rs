@@ -14,7 +14,7 @@ use super::query_weights::WeightedQueries;
 use crate::control_variate::{Prediction, ResidualMoments, SiteObservation};
 use crate::error::Error;
 use crate::model::ForwardModel;
-use crate::noise::NoiseSource;
+use crate::noise::{Fall, NoiseSource};
 use crate::ops;
 use crate::probe::{Gradients, Recorded};
 
@@ -176,7 +176,8 @@ impl<B: Backend> SiteJob<'_, B> {
         }
         let mut drawn = None;
         for key in &rows.keys {
-            let Some((direction, sign)) = self.noise.signed(self.index, key) else { continue };
+            let (direction, sign) = self.noise.sampling.direction(key.query);
+            let Some(Fall { span, .. }) = self.noise.fall(self.index, key.position, direction) else { continue };
             let j = key.position as usize;
             let (of_query, innovations) = (key.query * dim..(key.query + 1) * dim, &shown.innovations[j]);
             // the two rows of an antithetic pair follow one another
@@ -186,14 +187,13 @@ impl<B: Backend> SiteJob<'_, B> {
                     *was = sign;
                 }
                 _ => {
-                    self.noise.draw(self.index, key.position, direction, &mut noise);
+                    self.noise.draw(self.index, key.position, direction, span, &mut noise);
                     noise.iter_mut().for_each(|e| *e *= sign);
                     drawn = Some(((j, direction), sign));
                 }
             }
             let shown = (&innovations[of_query], shown.coefficients[j][key.query]);
-            let in_span = self.noise.fall(self.index, key.position, direction).is_some_and(|fall| fall.span.is_some());
-            prediction.observe_query(self.index, j, (self.shares(), &noise), shown, in_span, seen);
+            prediction.observe_query(self.index, j, (self.shares(), &noise), shown, span.is_some(), seen);
         }
     }
 }

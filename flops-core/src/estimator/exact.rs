@@ -158,7 +158,7 @@ fn noise_of_low_rank_on_an_output_is_its_own_score() {
         shared: false,
         on_device: false,
     }
-    .draw(0, 0, 0, &mut noise);
+    .draw(0, 0, 0, None, &mut noise);
     let gradient = estimate.gradient(&model.table.weight).unwrap().into_data().to_vec::<f32>().unwrap();
     assert_eq!(gradient[..4], [0.0; 4], "other words");
     let (a, b) = (gradient[4] * noise[1], gradient[5] * noise[0]);

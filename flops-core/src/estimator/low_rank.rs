@@ -86,7 +86,7 @@ impl Sums {
         let mut row = vec![0f32; layout.len()];
         for (j, group) in job.rows.groups.iter().enumerate() {
             for (position, direction, weight) in noise.directions(index, group.clone(), &job.rows.keys, &job.weights) {
-                noise.draw(index, position, direction, &mut row);
+                noise.draw(index, position, direction, None, &mut row);
                 let (a, rest) = row.split_at(left);
                 let (b, rest) = rest.split_at(right);
                 let (vectors, output) = rest.split_at(layout.vectors);
@@ -160,7 +160,7 @@ mod tests {
             for (index, (layer, outputs)) in [(&case.model.first, 2), (&case.model.second, 1)].into_iter().enumerate() {
                 // A, then B, then the noise of the bias
                 let mut row = vec![0f32; 1 + 2 * outputs];
-                noise.draw(index, 0, 0, &mut row);
+                noise.draw(index, 0, 0, None, &mut row);
                 let values = |gradient: Tensor<_, 1>| gradient.into_data().to_vec::<f32>().unwrap();
                 let of_weight = values(estimate.gradient(&layer.weight).unwrap().reshape([outputs]));
                 let of_bias = values(estimate.gradient(layer.bias.as_ref().unwrap()).unwrap());

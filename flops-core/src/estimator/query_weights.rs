@@ -123,17 +123,16 @@ impl Estimator {
         squared_score_norms: &[Vec<f64>],
     ) -> (Vec<f64>, Vec<(f64, u64)>) {
         let s2 = self.score_second_moment();
-        let mut sites =
-            vec![(0.0, 0); squared_score_norms.first().filter(|_| noise.sites.is_some()).map_or(0, Vec::len)];
+        let single = noise.sites.is_some();
+        let mut sites = vec![(0.0, 0); squared_score_norms.first().filter(|_| single).map_or(0, Vec::len)];
         let examples = weighted.directions.iter().zip(squared_score_norms).zip(&weighted.survived).enumerate();
         let moments = examples.map(|(j, ((directions, norms), &survived))| {
             let mut sum = 0.0;
             for &Direction { index, square, queries } in directions {
-                let Some(site) = noise.chosen(j as u64, index) else {
+                let Some((site, fall)) = noise.landing(j as u64, index) else {
                     sum += s2 * square * norms.iter().sum::<f64>();
                     continue;
                 };
-                let Some(fall) = noise.fall(site, j as u64, index) else { continue };
                 // noise in a span has as many times fewer coordinates
                 let part = fall.span.map_or(1.0, |span| span.dim() as f64 / span.len() as f64);
                 let moment = s2 * square * norms[site] * part;

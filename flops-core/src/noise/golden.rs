@@ -86,7 +86,6 @@ fn sites_have_their_first_choices() {
     let got = choices.map(|(spread, step, position)| {
         let source = NoiseSource {
             sites: Some([0.2, 0.5, 0.3].into()),
-            spans: Default::default(),
             spread,
             step,
             ..source(NoiseLaw::Rademacher, Sampling::OneSided)

@@ -34,5 +34,5 @@ pub(crate) use device::{DeviceNoise, makes_noise};
 pub use law::NoiseLaw;
 pub use placement::Placement;
 pub use sampling::Sampling;
-pub(crate) use source::{NoiseSource, RowKey, SHARED};
+pub(crate) use source::{Fall, NoiseSource, RowKey, SHARED};
 pub(crate) use span::Span;

@@ -103,24 +103,29 @@ impl NoiseSource {
         )
     }
 
+    /// Returns the site that a direction falls on, and how; `None` where it falls on all.
+    pub fn landing(&self, position: u64, direction: u64) -> Option<(usize, Fall<'_>)> {
+        let (place, probabilities) = (self.place(position, direction)?, self.sites.as_ref()?);
+        let inverse = 1.0 / probabilities[place];
+        if let Some(site) = place.checked_sub(self.spans.len()).filter(|_| !self.spans.is_empty()) {
+            return Some((site, Fall { span: self.span(site), weight: inverse }));
+        }
+        // what such a query shows of a span is more noise than those in the span have
+        let weight = if self.span(place).is_some() { 0.0 } else { inverse };
+        Some((place, Fall { span: None, weight }))
+    }
+
     /// Returns the site that a direction falls on; `None` where it falls on all.
     pub fn chosen(&self, position: u64, direction: u64) -> Option<usize> {
-        let place = self.place(position, direction)?;
-        Some(if self.spans.is_empty() { place } else { place % self.spans.len() })
+        self.landing(position, direction).map(|(site, _)| site)
     }
 
     /// Returns how a direction falls on a site; `None` where it falls on another.
     pub fn fall(&self, site: usize, position: u64, direction: u64) -> Option<Fall<'_>> {
-        let (Some(place), Some(p)) = (self.place(position, direction), &self.sites) else {
-            return Some(Fall { span: None, weight: 1.0 });
-        };
-        let span = self.span(site);
-        if place == site {
-            // what such a query shows of the span is more noise than those in the span have
-            let weight = if span.is_some() { 0.0 } else { 1.0 / p[place] };
-            return Some(Fall { span: None, weight });
+        match self.landing(position, direction) {
+            Some((chosen, fall)) => (chosen == site).then_some(fall),
+            None => Some(Fall { span: None, weight: 1.0 }),
         }
-        (span.is_some() && place == site + self.spans.len()).then(|| Fall { span, weight: 1.0 / p[place] })
     }
 
     /// What the measured part of a site's gradient is confined to.
@@ -156,13 +161,17 @@ impl NoiseSource {
             r += usize::from(pair.is_some());
             let mut stream = self.stream(site, row.position, direction);
             let scale = sign * self.sigma as f32;
-            let whole = span.map(|span| self.in_span(span, &mut stream, scale));
+            let mut whole = span.map(|span| self.in_span(span, &mut stream, scale));
             for start in (0..len).step_by(BLOCK) {
-                let noise = &mut block[..BLOCK.min(len - start)];
-                match &whole {
-                    Some(whole) => noise.copy_from_slice(&whole[start..start + noise.len()]),
-                    None => stream.fill(self.law, scale, noise),
-                }
+                let end = len.min(start + BLOCK);
+                let noise = match &mut whole {
+                    Some(whole) => &mut whole[start..end],
+                    None => {
+                        let noise = &mut block[..end - start];
+                        stream.fill(self.law, scale, noise);
+                        noise
+                    }
+                };
                 take(first, start, noise);
                 if pair.is_some() {
                     noise.iter_mut().for_each(|v| *v = -*v);
@@ -247,9 +256,11 @@ impl NoiseSource {
     }
 
     /// Fills `out` with ε of one direction at a site, without scale and sign.
-    pub fn draw(&self, site: usize, position: u64, direction: u64, out: &mut [f32]) {
+    ///
+    /// - span: what its noise is confined to, by its [`fall`](Self::fall)
+    pub fn draw(&self, site: usize, position: u64, direction: u64, span: Option<&Span>, out: &mut [f32]) {
         let mut stream = self.stream(site, position, direction);
-        match self.fall(site, position, direction).and_then(|fall| fall.span) {
+        match span {
             Some(span) => out.copy_from_slice(&self.in_span(span, &mut stream, 1.0)),
             None => stream.fill(self.law, 1.0, out),
         }
@@ -388,7 +399,7 @@ pub(in crate::noise) mod tests {
         for law in NoiseLaw::ALL {
             let src = source(law, Sampling::OneSided);
             let mut whole = vec![0f32; len];
-            src.draw(0, 0, 0, &mut whole);
+            src.draw(0, 0, 0, None, &mut whole);
             let scaled: Vec<f32> = whole.iter().map(|e| e * src.sigma as f32).collect();
             assert!(close(&src.perturbation(0, &keys, len), &scaled), "{law}");
             if !law.has_score() {

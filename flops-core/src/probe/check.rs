@@ -291,7 +291,7 @@ impl<B: Backend, M: ForwardModel<B, Output = Tensor<B, 2>>> Check<'_, B, M> {
         let (mut draw, real) = (vec![0f32; layout.len()], self.real(recorded));
         for (r, key) in rows.keys.iter().enumerate() {
             let (direction, sign) = noise.signed(0, key).expect("noise falls on the only site");
-            noise.draw(0, key.position, direction, &mut draw);
+            noise.draw(0, key.position, direction, None, &mut draw);
             let scale = f64::from(sign) * noise.sigma;
             let example = [rows.datum[r]];
             let expected = match recorded.site.weight_noise() {

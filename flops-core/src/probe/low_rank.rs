@@ -73,7 +73,7 @@ fn draw(layout: &Layout, index: usize, noise: &NoiseSource, rows: &QueryRows) ->
     }
     for (row, here) in rows.keys.iter().zip(values.chunks_exact_mut(len)) {
         if let Some((direction, sign)) = noise.signed(index, row) {
-            noise.draw(index, row.position, direction, here);
+            noise.draw(index, row.position, direction, None, here);
             let scale = sign * noise.sigma as f32;
             here[left..].iter_mut().for_each(|v| *v *= scale);
         }

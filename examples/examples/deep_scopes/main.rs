@@ -14,8 +14,8 @@
 //! **Methods.** `unbiased` is the library's default: activation noise, an unbiased estimate.
 //! `shrunk-linear` is shrunk towards the prediction. Both have a form with noise at residual
 //! branches: `unbiased-branch`, `shrunk-branch`. The published recipes of
-//! [`Recipe`](flops_core::Recipe) follow, then `backprop`. AdamW drives them, Muon drives ZO-Muon, with a cosine
-//! schedule over the run.
+//! [`Recipe`](flops_core::Recipe) follow, then `backprop`. Muon drives ZO-Muon, and AdamW all
+//! others, with a cosine schedule over the run.
 //!
 //! **Equal cost.** Every run goes on until its row-forwards are spent. The ledger counts a row for
 //! each clean pass, each query and each recorded pass of the update. A query that starts late is a
@@ -54,7 +54,7 @@ use anyhow::Result;
 use burn::prelude::*;
 use flops_examples::backend::{self, AB, Device};
 use flops_examples::cli;
-use flops_examples::experiment::nets::{ImageMlp, SmallCnn};
+use flops_examples::experiment::nets::SmallNet;
 use flops_examples::experiment::{Images, Testbed};
 use flops_vit::ViT;
 use flops_vit::checkpoint::Pretrained;
@@ -135,18 +135,15 @@ fn measure_from_scratch(
     let (device, threads, subject) = (&images.device, args.experiment.threads()?, Subject::Scratch(network));
     let (classes, full_size) = (images.train.classes.len(), pretrained.card.config.img_size);
     let size = if args.images.dataset == DatasetSpec::Digits { DIGITS_SIZE } else { full_size };
-    let small = || load(args, pretrained, size, device);
+    let mut small = |new: fn(usize, usize, u64, &Device) -> SmallNet<AB>| {
+        let images = load(args, pretrained, size, device)?;
+        let start = |seed| new(size, classes, seed, device);
+        let testbed = Testbed::new(images, start(0), threads, false)?;
+        grid.measure(subject, &testbed, |seed| Ok(start(seed)))
+    };
     match network {
-        Network::Mlp => {
-            let start = |seed| ImageMlp::new(size, classes, seed, device);
-            let testbed = Testbed::new(small()?, start(0), threads, false)?;
-            grid.measure(subject, &testbed, |seed| Ok(start(seed)))
-        }
-        Network::Cnn => {
-            let start = |seed| SmallCnn::new(size, classes, seed, device);
-            let testbed = Testbed::new(small()?, start(0), threads, false)?;
-            grid.measure(subject, &testbed, |seed| Ok(start(seed)))
-        }
+        Network::Mlp => small(SmallNet::mlp),
+        Network::Cnn => small(SmallNet::cnn),
         Network::Vit => {
             let config = pretrained.card.config.clone().with_num_classes(classes);
             let start = |seed| -> Result<ViT<AB>> {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use flops_core::allocator::AllocatorKind;
 use flops_core::{ForwardConfig, GradientEstimate, QueryBudget, Recipe, Space};
+use flops_examples::run::optimizer::OptimizerKind;
 use flops_vit::Sites;
 
 /// How gradients are obtained.
@@ -72,6 +73,14 @@ impl Method {
         match self {
             Self::Recipe(recipe) => recipe.allocator(),
             _ => Recipe::Default.allocator(),
+        }
+    }
+
+    /// Returns its optimizer.
+    pub fn optimizer(self) -> OptimizerKind {
+        match self {
+            Self::Recipe(recipe) => OptimizerKind::of(recipe),
+            _ => OptimizerKind::AdamW,
         }
     }
 

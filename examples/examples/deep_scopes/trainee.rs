@@ -6,24 +6,16 @@ use burn::train::TrainStep;
 use flops_core::allocator::AnyAllocator;
 use flops_core::control_variate::SiteReport;
 use flops_core::ledger::Phase;
-use flops_core::{BackpropLearner, ForwardConfig, Recipe};
+use flops_core::{BackpropLearner, ForwardConfig};
 use flops_examples::backend::{AB, B};
 use flops_examples::experiment::{
-    Classifier, GroupedAdamW, GroupedMuon, Learner, Testbed, adamw, cosine, estimate, muon, with_graph,
+    Classifier, GroupedAdamW, Learner, Optim, Testbed, adamw, cosine, estimate, with_graph,
 };
 use flops_vit::data::ImageBatch;
 
 use crate::method::Method;
 
 type Forward<M> = Learner<AnyAllocator<AB>, M>;
-
-/// The optimizer of a forward-only learner.
-pub enum Optim<M: Classifier> {
-    /// AdamW.
-    AdamW(GroupedAdamW<Forward<M>>),
-    /// Muon on matrices, of ZO-Muon.
-    Muon(GroupedMuon<Forward<M>>),
-}
 
 /// A learner with its optimizer.
 pub enum Trainee<M: Classifier> {
@@ -42,7 +34,7 @@ pub struct Step {
 }
 
 impl<M: Classifier> Trainee<M> {
-    /// Creates a learner for `model`, with AdamW and `head_lr_factor` for the head.
+    /// Creates a learner for `model`, with the method's optimizer and `head_lr_factor` for the head.
     ///
     /// # Errors
     /// If the configuration is invalid.
@@ -57,11 +49,7 @@ impl<M: Classifier> Trainee<M> {
             Method::Backprop => Self::Backprop(Box::new(testbed.backprop_learner(model)), adamw(head_lr_factor), 0),
             _ => {
                 let learner = testbed.learner(model, config, method.allocator())?;
-                let optim = match method {
-                    Method::Recipe(Recipe::ZoMuon) => Optim::Muon(muon(head_lr_factor)),
-                    _ => Optim::AdamW(adamw(head_lr_factor)),
-                };
-                Self::Forward(Box::new(learner), optim)
+                Self::Forward(Box::new(learner), Optim::of(method.optimizer(), head_lr_factor))
             }
         })
     }
@@ -74,10 +62,7 @@ impl<M: Classifier> Trainee<M> {
         match self {
             Self::Forward(learner, mut optim) => {
                 let (grads, report) = estimate(&learner, batch)?;
-                let learner = match &mut optim {
-                    Optim::AdamW(optim) => learner.optimize::<AB, _>(optim, lr, grads),
-                    Optim::Muon(optim) => learner.optimize::<AB, _>(optim, lr, grads),
-                };
+                let learner = optim.update(*learner, lr, grads);
                 let step = Step { loss: report.loss, sites: report.sites };
                 Ok((Self::Forward(Box::new(learner), optim), step))
             }

@@ -1,6 +1,6 @@
 //! A small network on synthetic data, for which every quantity of the method is known or cheap.
 
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::Distribution;
@@ -65,12 +65,17 @@ impl Mlp<AB> {
 /// 2015, arXiv 1502.01852).
 pub fn he_linear([inputs, outputs]: [usize; 2], seed: u64, device: &Device) -> Linear<AB> {
     let mut layer = LinearConfig::new(inputs, outputs).with_initializer(Initializer::Zeros).init::<AB>(device);
-    let mut rng = StdRng::seed_from_u64(seed);
-    let law = Distribution::Normal(0.0, (2.0 / inputs as f64).sqrt());
-    let weight = TensorData::random::<f32, _, _>([inputs, outputs], law, &mut rng);
-    layer.weight =
-        layer.weight.map(|w| Tensor::from_data(weight.clone(), device).set_require_grad(w.is_require_grad()));
+    layer.weight = he_weights(layer.weight, inputs, seed);
     layer
+}
+
+/// Returns the parameter with N(0, 2/fan-in) values drawn from `seed`.
+pub fn he_weights<const D: usize>(parameter: Param<Tensor<AB, D>>, fan_in: usize, seed: u64) -> Param<Tensor<AB, D>> {
+    let law = Distribution::Normal(0.0, (2.0 / fan_in as f64).sqrt());
+    parameter.map(|old| {
+        let values = TensorData::random::<f32, _, _>(old.shape(), law, &mut StdRng::seed_from_u64(seed));
+        Tensor::from_data(values, &old.device()).set_require_grad(old.is_require_grad())
+    })
 }
 
 impl<B: Backend> ForwardModel<B> for Mlp<B> {

@@ -19,6 +19,6 @@ pub use flops_report::{Progress, markdown_table, print_table};
 pub use gradient::{cosine, estimate, observe, squared_distance};
 pub use images::{Batches, ImageArgs, Images};
 pub use oracle::OracleAllocator;
-pub use run::{GroupedAdamW, GroupedMuon, Optim, Run, Schedule, adamw, muon};
+pub use run::{GroupedAdamW, Optim, Run, Schedule, adamw};
 pub use spread::Spread;
 pub use testbed::{Learner, Testbed, TestbedArgs, with_graph};

@@ -8,20 +8,22 @@ use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{GradientsParams, Sgd, SgdConfig};
 use burn::train::TrainStep;
 use flops_core::StepReport;
+use flops_core::allocator::AnyAllocator;
 use flops_core::train::param_groups::GroupedOptimizer;
-use flops_vit::FineTuning;
 use flops_vit::data::ImageBatch;
+use flops_vit::{FineTuning, ViT};
 
+use super::classifier::Classifier;
 use super::gradient::estimate;
 use super::images::Batches;
 use super::testbed::Learner;
 use crate::backend::{AB, B};
-use crate::run::optimizer::{self, RunAdamW, RunMuon, groups};
+use crate::run::optimizer::{self, OptimizerKind, RunAdamW, RunMuon, groups};
 
 /// AdamW with learning rates of their own for the head and the embeddings.
 pub type GroupedAdamW<L> = GroupedOptimizer<RunAdamW<L>>;
 /// Muon on matrices and AdamW on vectors, with the same rates.
-pub type GroupedMuon<L> = GroupedOptimizer<RunMuon<L>>;
+type GroupedMuon<L> = GroupedOptimizer<RunMuon<L>>;
 
 /// Creates AdamW for a learner, weight decay 0.1, the head at `head_lr_factor` times the learning
 /// rate and the embeddings at [`FineTuning::EMBED_LR_FACTOR`] times.
@@ -31,30 +33,38 @@ pub fn adamw<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedAdamW<L> {
 }
 
 /// Creates Muon for a learner, with the decay and the rates of [`adamw`].
-pub fn muon<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedMuon<L> {
+fn muon<L: AutodiffModule<AB>>(head_lr_factor: f64) -> GroupedMuon<L> {
     let muon = optimizer::muon(FineTuning::WEIGHT_DECAY as f32, FineTuning::BETA_2);
     GroupedOptimizer::new(muon, groups(head_lr_factor, FineTuning::EMBED_LR_FACTOR))
 }
 
-/// AdamW or Muon as in `vit_cifar`, or plain SGD.
-pub enum Optim {
-    /// AdamW, the head at four times the learning rate.
-    Adam(GroupedAdamW<Learner>),
+/// AdamW or Muon as in `vit_cifar`, or plain SGD, of a forward-only learner.
+pub enum Optim<M: Classifier = ViT<AB>> {
+    /// AdamW.
+    Adam(GroupedAdamW<Learner<AnyAllocator<AB>, M>>),
     /// Muon on matrices and AdamW on vectors, with the same weight decay and head.
-    Muon(GroupedMuon<Learner>),
+    Muon(GroupedMuon<Learner<AnyAllocator<AB>, M>>),
     /// SGD without momentum.
-    Sgd(OptimizerAdaptor<Sgd<B>, Learner, AB>),
+    Sgd(OptimizerAdaptor<Sgd<B>, Learner<AnyAllocator<AB>, M>, AB>),
 }
 
-impl Optim {
-    /// Creates AdamW.
-    pub fn adam() -> Self {
-        Self::Adam(adamw(FineTuning::HEAD_LR_FACTOR))
+impl<M: Classifier> Optim<M> {
+    /// Creates an optimizer of that kind, the head at `head_lr_factor` times the learning rate.
+    pub fn of(kind: OptimizerKind, head_lr_factor: f64) -> Self {
+        match kind {
+            OptimizerKind::AdamW => Self::Adam(adamw(head_lr_factor)),
+            OptimizerKind::Muon => Self::Muon(muon(head_lr_factor)),
+        }
     }
 
-    /// Creates Muon.
+    /// Creates AdamW, the head at four times the learning rate.
+    pub fn adam() -> Self {
+        Self::of(OptimizerKind::AdamW, FineTuning::HEAD_LR_FACTOR)
+    }
+
+    /// Creates Muon, the head at four times the learning rate.
     pub fn muon() -> Self {
-        Self::Muon(muon(FineTuning::HEAD_LR_FACTOR))
+        Self::of(OptimizerKind::Muon, FineTuning::HEAD_LR_FACTOR)
     }
 
     /// Creates SGD.
@@ -62,7 +72,13 @@ impl Optim {
         Self::Sgd(SgdConfig::new().init())
     }
 
-    fn update(&mut self, learner: Learner, lr: f64, grads: GradientsParams) -> Learner {
+    /// Updates a learner by its gradients.
+    pub fn update(
+        &mut self,
+        learner: Learner<AnyAllocator<AB>, M>,
+        lr: f64,
+        grads: GradientsParams,
+    ) -> Learner<AnyAllocator<AB>, M> {
         match self {
             Self::Adam(optim) => learner.optimize::<AB, _>(optim, lr, grads),
             Self::Muon(optim) => learner.optimize::<AB, _>(optim, lr, grads),

@@ -114,8 +114,8 @@ struct Args {
     /// Pairs of a step.
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
-    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon for
-    /// zo-muon, otherwise adamw].
+    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon
+    /// for zo-muon, otherwise adamw].
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerKind>,
     /// The learning rate; it falls to zero as a cosine over all epochs.

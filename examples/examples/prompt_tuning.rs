@@ -132,8 +132,8 @@ enum Prompt {
 #[command(name = "prompt_tuning", version)]
 struct Args {
     /// How gradients are obtained: forward (this library's defaults), the settings of another
-    /// method (flops, mezo, fzoo, es, eggroll, lozo, zo-muon, pseuzo), or backprop. The last needs --local:
-    /// a black box has no gradient. Adam drives them all.
+    /// method (flops, mezo, fzoo, es, eggroll, lozo, zo-muon, pseuzo), or backprop. The last needs
+    /// --local: a black box has no gradient. Adam drives them all.
     #[arg(long, default_value = "forward")]
     method: Method,
     /// The prompt that is tuned.

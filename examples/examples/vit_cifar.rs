@@ -148,8 +148,8 @@ struct Args {
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon for
-    /// zo-muon, otherwise adamw].
+    /// Optimizer: adamw, or muon (Muon on matrices, AdamW on vectors) [default: the method's, muon
+    /// for zo-muon, otherwise adamw].
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerKind>,
     /// The learning rate; it falls to zero as a cosine over all epochs [default: from
@@ -159,8 +159,7 @@ struct Args {
     /// The learning rate of the head, as a multiple of --lr.
     #[arg(long, default_value_t = FineTuning::HEAD_LR_FACTOR, allow_negative_numbers = true)]
     head_lr_factor: f64,
-    /// The learning rate of the embeddings of patches, classes and positions, as a multiple of --lr
-    /// (scope full).
+    /// The learning rate of the embeddings of patches, classes and positions, as a multiple of --lr.
     #[arg(long, default_value_t = FineTuning::EMBED_LR_FACTOR, allow_negative_numbers = true)]
     embed_lr_factor: f64,
     /// Decay of the squared gradients that AdamW divides by, at least 0 and below 1.

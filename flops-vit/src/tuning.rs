@@ -36,10 +36,10 @@ pub struct FineTuning {
 impl FineTuning {
     /// The head's learning rate as a multiple of [`lr`](Self::lr).
     pub const HEAD_LR_FACTOR: f64 = 4.0;
-    /// The embeddings' learning rate as a multiple of [`lr`](Self::lr), in scope `full`.
+    /// The embeddings' learning rate as a multiple of [`lr`](Self::lr), where they are trained.
     ///
-    /// Their values are small, about 0.02 at the start, and Adam's steps are as long for them as for
-    /// all others. Fine-tuning with rates that fall towards the input is customary (BEiT, Bao et al.
+    /// Their values are small, about 0.02 at the start, and Adam's steps are as long for them as
+    /// for all others. Fine-tuning with rates that fall towards the input is customary (BEiT, Bao et al.
     /// 2022, arXiv 2106.08254).
     pub const EMBED_LR_FACTOR: f64 = 0.1;
     /// Adam's β₂. Burn's default, 0.999, remembers the noisy estimates of the first steps for longer

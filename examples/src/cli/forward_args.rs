@@ -40,12 +40,13 @@ pub struct ForwardArgs {
     /// method's].
     #[arg(long)]
     pub control_variate: Option<ControlVariate>,
-    /// Estimate of the gradients: unbiased, or shrunk towards the prediction, which is biased and has
-    /// less error where many coordinates are perturbed [default: the method's].
+    /// Estimate of the gradients: unbiased; shrunk towards the prediction, which is biased and has
+    /// less error where many coordinates are perturbed; or predicted, the prediction alone
+    /// [default: the method's].
     #[arg(long)]
     pub estimate: Option<GradientEstimate>,
-    /// Subspace of weight noise on a matrix: full, random:R:T or orthonormal:R:T (of rank R, kept for T
-    /// steps) [default: the method's].
+    /// Subspace of weight noise on a matrix: full, random:R:T or orthonormal:R:T (of rank R, kept
+    /// for T steps) [default: the method's].
     #[arg(long)]
     pub subspace: Option<Subspace>,
     /// Smoothing scale of the noise [default: the method's].

@@ -50,7 +50,7 @@ pub struct Row {
     pub min_queries: Option<usize>,
     /// Queries of the example with the most.
     pub max_queries: Option<usize>,
-    /// Mean over the sites of the weight α of what the queries add to the prediction; 1 is unbiased.
+    /// Mean over the sites of the part α of what the queries add to the prediction; 1 is unbiased.
     #[serde(default)]
     pub alpha: Option<f64>,
     /// Mean over the sites of the share of the gradient that the prediction explains.

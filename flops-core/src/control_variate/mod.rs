@@ -21,8 +21,8 @@
 //!
 //! with Q queries in the step and n shared coordinates, those of all sites where a query perturbs
 //! all: a normalised least-mean-squares step. Its noise falls as W becomes right. Where outputs are
-//! not visible, the innovation is the smallest vector that explains Δℓ/σ − r_jᵀWε. Of more than 32 signals the principal directions are taken,
-//! by a running sketch.
+//! not visible, the innovation is the smallest vector that explains Δℓ/σ − r_jᵀWε. Of more than 32
+//! signals the principal directions are taken, by a running sketch.
 //!
 //! Tokens that are [alike](crate::Probe::alike) share their part of W: few unknowns are learned
 //! soon. W then stands for the sum over such tokens, and each token has an equal part of h_j.
@@ -35,8 +35,8 @@
 //!
 //! The mean is unchanged, since E[(h_jᵀε)·s(ε)] = h_j for every law of unit variance.
 //!
-//! In a [shrunk](GradientEstimate::Shrunk) estimate the second term is measured in the span of W, or
-//! has a weight α of its site. It is biased, see there.
+//! In a [shrunk](GradientEstimate::Shrunk) estimate the second term is measured in the span of W,
+//! or has a weight α of its site. It is biased, see there.
 //!
 //! The gain γ ∈ [0, 1] of a site is the regression coefficient of the queries' coefficients on those
 //! predicted. A prediction that explains nothing is therefore not used.
@@ -95,20 +95,20 @@ pub enum GradientEstimate {
     /// h + the part of the residual that can be measured with little noise: less error, and a
     /// **bias**.
     ///
-    /// Once the prediction explains 0.1 of a site's gradient, three quarters of the queries have noise
-    /// in the *span* of W's rows alone: one coordinate for each signal, and not one for each value of
-    /// the output (guided evolution strategies, Maheswaranathan et al. 2019, arXiv 1806.10230). The
-    /// residual in the span counts in full. What lies outside is left out: that is the bias. The other
-    /// queries have noise on all coordinates, and W learns from them. This needs a placement on single
-    /// sites.
+    /// Once the prediction explains 0.1 of a site's gradient, three quarters of the queries have
+    /// noise in the *span* of W's rows alone: one coordinate for each signal, and not one for each
+    /// value of the output (guided evolution strategies, Maheswaranathan et al. 2019, arXiv
+    /// 1806.10230). The residual in the span counts in full. What lies outside is left out: that is
+    /// the bias. The other queries have noise on all coordinates, and W learns from them. This needs
+    /// a placement on single sites.
     ///
-    /// Where there is no span, the residual has a weight α ∈ [0, 1]. The mean squared error at a site is
-    /// α²V + (1 − α)²R. V is the variance of the residual's estimate, R the squared norm of its mean.
-    /// It is least at α = R/(R + V) (James and Stein 1961). Both are measured in every 8th step:
-    /// estimates a and b of the residual's parameter gradient, from two halves of some examples, have
-    /// E⟨a, b⟩ = R, and their difference shows V. So R is that of the mean over the data, and V holds the
-    /// spread of the examples too. An α below 0.1 counts as 0. With many queries or few coordinates α
-    /// goes to 1, and the bias vanishes.
+    /// Where there is no span, the residual has a weight α ∈ [0, 1]. The mean squared error at a
+    /// site is α²V + (1 − α)²R. V is the variance of the residual's estimate, R the squared norm of
+    /// its mean. It is least at α = R/(R + V) (James and Stein 1961). Both are measured in every 8th
+    /// step: estimates a and b of the residual's parameter gradient, from two halves of some
+    /// examples, have E⟨a, b⟩ = R, and their difference shows V. So R is that of the mean over the
+    /// data, and V holds the spread of the examples too. An α below 0.1 counts as 0. With many
+    /// queries or few coordinates α goes to 1, and the bias vanishes.
     ///
     /// A prediction is used once it explains 0.3 of a site's gradient, until it explains less than
     /// 0.2. Where it is not used and α is 0, the site is not updated in that step.

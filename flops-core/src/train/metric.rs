@@ -112,8 +112,10 @@ step_metric!(
     MaxQueriesMetric, "Max queries", 1, true, max, running_value
 );
 step_metric!(
-    /// Mean α over the sites: 1 for an unbiased estimate, less for a
-    /// [shrunk](crate::GradientEstimate::Shrunk) one.
+    /// Mean over the sites of the part of the residual that the estimate has, [α]: 1 for an unbiased
+    /// estimate, less for a [shrunk](crate::GradientEstimate::Shrunk) one.
+    ///
+    /// [α]: crate::control_variate::SiteReport::alpha
     AlphaMetric, "Alpha", 3, true, alpha, running_value
 );
 step_metric!(

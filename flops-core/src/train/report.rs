@@ -44,7 +44,7 @@ pub struct StepReport {
     pub loss_noise: Option<f64>,
     /// Gain of the allocation over a uniform one, by the variances measured in this step.
     pub allocation: AllocationReport,
-    /// What the prediction knows of the sites of this step, before it: explained share, γ and α.
+    /// What the prediction knows of the sites of this step, before it: explained share, γ, span and α.
     ///
     /// Empty without a prediction, and in older reports, where the monitor holds too many of them.
     pub sites: Vec<SiteReport>,

@@ -10,8 +10,11 @@ use burn::prelude::*;
 use burn::train::TrainStep;
 use flops_backend::{AB, B};
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
-use flops_core::{BackpropLearner, ForwardConfig, ForwardLearner, NoiseLaw, Placement, QueryBudget, Sampling, Space};
-use flops_vit::{Scope, ViT, ViTConfig};
+use flops_core::{
+    BackpropLearner, ControlVariate, ForwardConfig, ForwardLearner, GradientEstimate, NoiseLaw, Placement, QueryBudget,
+    Sampling, Space,
+};
+use flops_vit::{Scope, Sites, ViT, ViTConfig};
 
 use crate::THREADS;
 use crate::models::{images, model};
@@ -21,6 +24,8 @@ use crate::models::{images, model};
 pub struct Case {
     /// The parameters that are trained.
     pub scope: Scope,
+    /// What activation noise falls on.
+    pub sites: Sites,
     /// Where the noise is added; `None` for a step of backpropagation.
     pub space: Option<Space>,
     /// The law of the noise.
@@ -43,6 +48,7 @@ impl Case {
     pub fn new(scope: Scope, space: Space) -> Self {
         Self {
             scope,
+            sites: Sites::Linear,
             space: Some(space.with_placement(Placement::Joint).unwrap_or(space)),
             law: NoiseLaw::Rademacher,
             sampling: Sampling::OneSided,
@@ -64,6 +70,18 @@ impl Case {
         Self { space, ..self }
     }
 
+    /// Returns the same step with activation noise on one site a query, what it is used for, and
+    /// with or without a prediction.
+    pub fn with_estimate(self, estimate: GradientEstimate, control_variate: ControlVariate) -> Self {
+        let placement = Placement::Single;
+        Self { space: Some(Space::Activation { placement, control_variate, estimate }), ..self }
+    }
+
+    /// Returns whether the step predicts its gradients, which it learns in its first steps.
+    pub fn predicts(&self) -> bool {
+        self.space.and_then(Space::control_variate) == Some(ControlVariate::Prediction)
+    }
+
     /// Returns the rows that the queries evaluate; for backpropagation, the rows of the batch.
     pub fn rows(&self) -> usize {
         self.batch * self.queries
@@ -74,7 +92,7 @@ impl Case {
     /// # Panics
     /// If the settings are invalid.
     pub fn stepper(&self, config: &ViTConfig) -> Box<dyn FnMut()> {
-        let model = model(config, self.scope);
+        let model = model(config, self.scope).with_sites(self.sites);
         let kept = if self.kept { self.batch } else { 0 };
         match self.space {
             None => {
@@ -132,9 +150,13 @@ where
 impl Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let placement = self.space.and_then(Space::placement).map_or("-", Placement::name);
+        let control_variate = self.space.and_then(Space::control_variate).map_or("-", ControlVariate::name);
+        let estimate =
+            if control_variate == "-" { "-" } else { self.space.map_or("-", |space| space.estimate().name()) };
         let space = self.space.map_or("backprop".to_string(), |space| space.to_string());
-        let Self { scope, law, sampling, batch, queries, max_rows, kept, .. } = self;
-        write!(f, "{scope} {space} {law} {sampling} {placement} {batch} {queries} {max_rows} {kept}")
+        let Self { scope, sites, law, sampling, batch, queries, max_rows, kept, .. } = self;
+        write!(f, "{scope} {sites} {space} {law} {sampling} {placement} {control_variate} {estimate} ")?;
+        write!(f, "{batch} {queries} {max_rows} {kept}")
     }
 }
 
@@ -145,16 +167,28 @@ impl FromStr for Case {
         fn parse<T: FromStr<Err: Display>>(word: &str) -> Result<T, String> {
             word.parse().map_err(|e| format!("'{word}': {e}"))
         }
+        /// Applies a setting, unless its word is a dash.
+        fn set<T: FromStr<Err: Display>>(
+            space: Space,
+            word: &str,
+            with: fn(Space, T) -> Result<Space, flops_core::Error>,
+        ) -> Result<Space, String> {
+            if word == "-" { Ok(space) } else { with(space, parse(word)?).map_err(|e| e.to_string()) }
+        }
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [scope, space, law, sampling, placement, batch, queries, max_rows, kept] = words[..] else {
-            return Err(format!("'{text}' does not have nine words"));
+        let [scope, sites, space, law, sampling, placement, control_variate, estimate, batch, queries, max_rows, kept] =
+            words[..]
+        else {
+            return Err(format!("'{text}' does not have twelve words"));
         };
-        let placed = |space: &str| match (parse::<Space>(space)?, placement) {
-            (space, "-") if space.placement().is_none() => Ok(space),
-            (space, placement) => space.with_placement(parse(placement)?).map_err(|e| e.to_string()),
+        let placed = |space: &str| {
+            let space = set(parse(space)?, placement, Space::with_placement)?;
+            let space = set(space, control_variate, Space::with_control_variate)?;
+            set(space, estimate, Space::with_estimate)
         };
         Ok(Self {
             scope: parse(scope)?,
+            sites: parse(sites)?,
             space: if space == "backprop" { None } else { Some(placed(space)?) },
             law: parse(law)?,
             sampling: parse(sampling)?,

@@ -42,7 +42,7 @@ use flops_examples::run::prefixes::{prefix_bytes, prefixes_fit};
 use flops_examples::{BURN_VERSION, cli};
 use flops_vit::checkpoint::{Card, Pretrained, Source};
 use flops_vit::data::{Augment, DatasetSpec, ImageBatch, ImageBatcher, ImageDataset, ImageItem, Padding};
-use flops_vit::{FineTuning, Pool, Scope, Sites, ViT};
+use flops_vit::{FineTuning, Noise, Pool, Scope, Sites, ViT};
 use serde_json::{Value, json};
 
 /// Images of a batch when the test set is evaluated.
@@ -65,6 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    let args = args.with_recommended_noise();
     let config = args.validate()?;
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let device = backend::device()?;
@@ -130,9 +131,9 @@ struct Args {
     #[arg(long, default_value = "cls_tail")]
     scope: Scope,
     /// Where activation noise falls: linear (on the output of every layer) or branch (on what each
-    /// residual branch adds).
-    #[arg(long, default_value = "linear")]
-    sites: Sites,
+    /// residual branch adds) [default: linear; branch for last:K and full].
+    #[arg(long)]
+    sites: Option<Sites>,
     #[command(flatten)]
     forward: ForwardArgs,
     /// Copies of each training image, shifted at random [default: 4 for digits, which are few,
@@ -193,6 +194,23 @@ struct Args {
 }
 
 impl Args {
+    /// Fills in the noise that [`flops_vit::Noise`] recommends for the scope, where no flag says
+    /// otherwise.
+    ///
+    /// The settings of another method, or of another space, stay as they are.
+    fn with_recommended_noise(mut self) -> Self {
+        let (noise, forward) = (Noise::new(self.scope), &mut self.forward);
+        let other = [forward.space.is_some(), forward.control_variate.is_some()].contains(&true);
+        if self.method == Method::Forward(Recipe::Default) && !other {
+            self.sites.get_or_insert(noise.sites);
+            if *forward.estimate.get_or_insert(noise.estimate) == noise.estimate {
+                forward.sigma.get_or_insert(noise.sigma);
+            }
+        }
+        self.sites.get_or_insert_default();
+        self
+    }
+
     /// Checks the flags before anything is loaded, and returns the settings of the learner.
     fn validate(&self) -> Result<ForwardConfig> {
         ensure!(self.epochs > 0, "--epochs 0: train for at least 1 epoch");
@@ -246,7 +264,7 @@ impl Args {
             "copies": self.copies(),
             "shift": self.shift,
             "scope": self.scope.to_string(),
-            "sites": self.sites.to_string(),
+            "sites": self.sites.map(|sites| sites.to_string()),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "optimizer": self.optimizer().name(),
@@ -369,7 +387,7 @@ fn prepare(pretrained: Pretrained<AB>, new_head: bool, args: &Args, classes: &[S
         _ => pretrained,
     };
     let Pretrained { model, card } = pretrained.with_scope(args.scope)?;
-    Ok(Pretrained { model: model.with_sites(args.sites), card })
+    Ok(Pretrained { model: model.with_sites(args.sites.unwrap_or_default()), card })
 }
 
 /// Returns the mean loss and the accuracy on the test images.

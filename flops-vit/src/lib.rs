@@ -8,7 +8,7 @@
 //! - [`checkpoint`]: loads and saves a [`Pretrained`], a model with its card. It reads this crate's
 //!   safetensors, HuggingFace's and timm's models, and the shipped `vit_micro_patch4_32`.
 //! - [`data`]: CIFAR-10, CIFAR-100, image folders and the embedded handwritten digits.
-//! - [`FineTuning`]: recommended hyper-parameters.
+//! - [`FineTuning`]: recommended hyper-parameters, with the [`Noise`] for a scope.
 //!
 //! # Example
 //! Take the shipped model, give it a new head, train the path of the class token, and compute the
@@ -60,4 +60,4 @@ pub use normalization::Normalization;
 pub use resizing::Resizing;
 pub use scope::Scope;
 pub use sites::Sites;
-pub use tuning::FineTuning;
+pub use tuning::{FineTuning, Noise};

@@ -42,7 +42,7 @@ pub struct ForwardArgs {
     pub control_variate: Option<ControlVariate>,
     /// Estimate of the gradients: unbiased; shrunk towards the prediction, which is biased and has
     /// less error where many coordinates are perturbed; or predicted, the prediction alone
-    /// [default: the method's].
+    /// [default: the method's; in vit_cifar that of the scope, too].
     #[arg(long)]
     pub estimate: Option<GradientEstimate>,
     /// Subspace of weight noise on a matrix: full, random:R:T or orthonormal:R:T (of rank R, kept

@@ -5,8 +5,8 @@ use burn::backend::Flex;
 use burn::prelude::*;
 use flops_core::{ForwardModel, Probe};
 use flops_vit::checkpoint::{self, Card, Pretrained};
-use flops_vit::{Normalization, Resizing, ViT, ViTConfig};
-use serde_json::Value;
+use flops_vit::{Noise, Normalization, Resizing, Scope, ViT, ViTConfig};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const NAME: &str = "vit_cifar";
@@ -111,8 +111,17 @@ fn every_method_scope_space_and_allocator_runs() {
         summary
     };
     for scope in ["head", "bias_norm", "last:1", "lora:2", "full"] {
-        check(&["--scope", scope, "--allocator", "uniform"]);
+        let settings = check(&["--scope", scope, "--allocator", "uniform"])["config"].clone();
+        let noise = Noise::new(scope.parse::<Scope>().unwrap());
+        assert_eq!(settings["sites"], noise.sites.to_string(), "{scope}");
+        assert_eq!(settings["estimate"], noise.estimate.name(), "{scope}");
+        assert_eq!(settings["sigma"], noise.sigma, "{scope}");
     }
+    // flags, and the settings of another method, come before what is recommended for the scope
+    let unbiased = check(&["--scope", "full", "--estimate", "unbiased"])["config"].clone();
+    assert_eq!((&unbiased["sites"], &unbiased["sigma"]), (&json!("branch"), &json!(0.01)));
+    let other = check(&["--scope", "full", "--method", "flops"])["config"].clone();
+    assert_eq!((&other["sites"], &other["estimate"]), (&json!("linear"), &json!("unbiased")));
     for method in ["flops", "mezo", "fzoo", "es", "eggroll", "lozo", "zo-muon", "pseuzo"] {
         let summary = check(&["--method", method]);
         assert_eq!(summary["method"], method);

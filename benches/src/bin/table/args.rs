@@ -33,8 +33,8 @@ pub struct Args {
     /// Measure the rates alone: no scopes, laws, dependence on batch, queries and depth, or memory
     #[arg(long)]
     pub rates_only: bool,
-    /// The rates to measure: weights, activation, single, last3, cls_tail, cls_tail_kept, backprop
-    /// [default: all]
+    /// The rates to measure: weights, activation, single, single_unpredicted, branch_unpredicted,
+    /// branch_shrunk, last3, cls_tail, cls_tail_kept, backprop [default: all]
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// The Python that has PyTorch; without PyTorch its figures are left out

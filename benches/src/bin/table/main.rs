@@ -120,7 +120,7 @@ mod tests {
         let case = memory::case(Scope::Lora(4), Some(Space::low_rank(2)));
         assert_eq!(case.to_string().parse(), Ok(case));
         assert!("full weights".parse::<Case>().is_err());
-        assert!("full weights cauchy one-sided joint 1 1 2 false".parse::<Case>().is_err());
+        assert!("full linear weights cauchy one-sided - - - 1 1 2 false".parse::<Case>().is_err());
     }
 
     #[test]

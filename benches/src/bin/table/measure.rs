@@ -15,7 +15,14 @@ pub const SCOPES: [Scope; 7] =
 
 /// First steps that are not measured. A device also compiles for an allocation of queries, and the
 /// allocation of the first step is unlike any later one.
-pub const FIRST_USES: usize = if ON_HOST { 1 } else { 4 };
+const FIRST_USES: usize = if ON_HOST { 1 } else { 4 };
+/// Steps in which a prediction learns enough to be used.
+const LEARNING: usize = 8;
+
+/// Returns the first steps that are not measured where predictions are compared.
+pub fn first_uses(case: &Case) -> usize {
+    if case.predicts() { LEARNING } else { FIRST_USES }
+}
 
 /// Returns the seconds that `run` takes.
 pub fn timed(mut run: impl FnMut()) -> f64 {

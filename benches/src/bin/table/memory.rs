@@ -2,16 +2,19 @@
 
 use anyhow::{Result, bail};
 use flops_benches::{Case, INFERENCE_ROWS, THREADS, in_a_process, micro, peak_memory};
-use flops_core::{Placement, Space};
+use flops_core::{ControlVariate, GradientEstimate, Placement, Space};
 use flops_report::Progress;
-use flops_vit::Scope;
+use flops_vit::{Scope, Sites};
 
-use crate::measure::{InferenceRun, SCOPES};
+use crate::measure::{InferenceRun, SCOPES, first_uses};
 use crate::report::{Row, Table};
 
 /// The most rows in a pass where memory is measured: the estimator's default. On a CPU the model
 /// limits its passes to [`INFERENCE_ROWS`].
 const MEMORY_ROWS: usize = 256;
+
+/// The name of a shrunk step at branches.
+pub const SHRUNK: &str = "shrunk step";
 
 /// Returns the peak memory in MiB of a process that does a case or plain inference.
 pub fn peak(task: &str, returning: bool) -> f64 {
@@ -40,9 +43,9 @@ pub fn run_task(task: &str) -> Result<()> {
         let plain = InferenceRun::new(&config, rows * THREADS, rows);
         plain.run(2 * rows * THREADS);
     } else {
-        let mut step = case.parse::<Case>().map_err(anyhow::Error::msg)?.stepper(&config);
-        step();
-        step();
+        let case = case.parse::<Case>().map_err(anyhow::Error::msg)?;
+        let mut step = case.stepper(&config);
+        (0..2.max(first_uses(&case))).for_each(|_| step());
     }
     println!("{}", peak_memory());
     Ok(())
@@ -61,8 +64,11 @@ pub fn measure(table: &mut Table, progress: &mut Progress) {
             progress.at(i, SCOPES.len(), || section.into());
             let [joint, weights, low_rank] = Space::ALL.map(|space| case(scope, Some(space)));
             let single = joint.with_placement(Placement::Single);
-            for case in [joint, single, weights, low_rank, case(scope, None)] {
-                table.rows.push(Row::memory(section, "step", Some(&case), 6, peak(&format!("6 {case}"), returning)));
+            let shrunk = Case { sites: Sites::Branch, ..joint };
+            let shrunk = shrunk.with_estimate(GradientEstimate::Shrunk, ControlVariate::Prediction);
+            for case in [joint, single, weights, low_rank, shrunk, case(scope, None)] {
+                let name = if case == shrunk { SHRUNK } else { "step" };
+                table.rows.push(Row::memory(section, name, Some(&case), 6, peak(&format!("6 {case}"), returning)));
             }
         }
     }

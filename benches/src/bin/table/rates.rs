@@ -2,19 +2,20 @@
 
 use anyhow::Result;
 use flops_benches::{Case, THREADS};
-use flops_core::{NoiseLaw, Placement, Sampling, Space};
+use flops_core::{ControlVariate, GradientEstimate, NoiseLaw, Placement, Sampling, Space};
 use flops_report::Progress;
-use flops_vit::{Scope, ViTConfig};
+use flops_vit::{Scope, Sites, ViTConfig};
 
 use crate::args::Args;
-use crate::measure::{FIRST_USES, InferenceRun, timed};
+use crate::measure::{InferenceRun, first_uses, timed};
 use crate::peer::Peer;
 use crate::report::{Row, Table};
 
 /// Returns the cases whose rates are compared, with their names.
 ///
 /// In full scope these are antithetic normal noise on all weights, signs on all activations, and
-/// signs on one activation. Smaller scopes and backpropagation follow.
+/// signs on one activation. The last of these is measured without a prediction as well, at
+/// linear sites and at branches, and shrunk at branches. Smaller scopes and backpropagation follow.
 pub fn cases(args: &Args) -> Vec<(&'static str, Case)> {
     let of = |scope, space| Case {
         batch: args.batch,
@@ -23,11 +24,16 @@ pub fn cases(args: &Args) -> Vec<(&'static str, Case)> {
         ..Case::new(scope, space)
     };
     let full = of(Scope::Full, Space::activation());
+    let branch = Case { sites: Sites::Branch, ..full };
     let weights = of(Scope::Full, Space::weights());
+    let (unbiased, none) = (GradientEstimate::Unbiased, ControlVariate::None);
     vec![
         ("weights", Case { law: NoiseLaw::Gaussian, sampling: Sampling::Antithetic, ..weights }),
         ("activation", full),
         ("single", full.with_placement(Placement::Single)),
+        ("single_unpredicted", full.with_estimate(unbiased, none)),
+        ("branch_unpredicted", branch.with_estimate(unbiased, none)),
+        ("branch_shrunk", branch.with_estimate(GradientEstimate::Shrunk, ControlVariate::Prediction)),
         ("last3", of(Scope::Last(3), Space::activation())),
         ("cls_tail", of(Scope::ClsTail, Space::activation())),
         ("cls_tail_kept", Case { kept: true, ..of(Scope::ClsTail, Space::activation()) }),
@@ -129,7 +135,7 @@ pub fn measure(args: &Args, config: &ViTConfig, table: &mut Table, progress: &mu
     plain.run(rows);
     for (i, measured) in measured.iter_mut().enumerate() {
         tell(0, i + 1);
-        (0..FIRST_USES).for_each(|_| (measured.step)());
+        (0..first_uses(&measured.case)).for_each(|_| (measured.step)());
     }
     let mut torch = torch.and_then(Torch::warm_up);
     table.torch = torch.as_ref().map(|torch| torch.peer.version.clone());

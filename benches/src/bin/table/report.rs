@@ -12,6 +12,8 @@ use flops_report::print_table;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::memory::SHRUNK;
+
 /// Returns the median, the smallest and the largest value, or NaN if there are no values.
 fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
@@ -209,19 +211,21 @@ impl Table {
         }
     }
 
-    /// Returns the peak memory of a full-scope step in `space`, over that of inference with `rows`
-    /// rows in a pass.
-    fn memory_over_inference(&self, space: Space, rows: usize) -> f64 {
+    /// Returns the peak memory of a full-scope step of that name in `space`, over that of inference
+    /// with `rows` rows in a pass.
+    fn memory_over_inference(&self, name: &str, space: Space, rows: usize) -> f64 {
         let of = |f: &dyn Fn(&Row) -> bool| {
             self.rows.iter().find(|row| row.section == "memory" && f(row)).map_or(f64::NAN, |row| row.peak_mib)
         };
         let (space, inference) = (space.to_string(), format!("inference, {rows} rows"));
-        of(&|row| row.scope == "full" && row.space == space) / of(&|row| row.name.starts_with(&inference))
+        of(&|row| row.scope == "full" && row.space == space && row.name == name)
+            / of(&|row| row.name.starts_with(&inference))
     }
 
     /// Returns the figures by which versions of the library are compared.
     pub fn summary(&self) -> Value {
         let over = |name: &str| self.row("rates", name).map_or(f64::NAN, |row| row.over_inference);
+        let seconds = |name: &str| self.row("rates", name).map_or(f64::NAN, |row| row.seconds);
         let matmul = self.row("matmul", "multiply-adds").map_or(f64::NAN, |row| row.rate);
         let number = |value: f64| if value.is_finite() { json!((value * 1e4).round() / 1e4) } else { Value::Null };
         let full = self.rate("activation");
@@ -239,13 +243,19 @@ impl Table {
             "step_over_inference_full": number(over("activation")),
             "step_over_inference_full_weights": number(over("weights")),
             "step_over_inference_full_single": number(over("single")),
+            "prediction_over_none": number(seconds("single") / seconds("single_unpredicted")),
+            "shrunk_over_no_prediction": number(seconds("branch_shrunk") / seconds("branch_unpredicted")),
+            "step_over_inference_full_shrunk": number(over("branch_shrunk")),
             "rate_last3_over_full": number(self.rate("last3") / full),
             "rate_cls_tail_over_full": number(self.rate("cls_tail_kept") / full),
             "rate_cls_tail_over_full_nothing_kept": number(self.rate("cls_tail") / full),
-            "memory_over_inference": number(self.memory_over_inference(Space::activation(), 32)),
-            "memory_over_inference_weights": number(self.memory_over_inference(Space::weights(), 32)),
-            "memory_over_inference_of_256_rows": number(self.memory_over_inference(Space::activation(), 256)),
-            "memory_over_inference_of_256_rows_weights": number(self.memory_over_inference(Space::weights(), 256)),
+            "memory_over_inference": number(self.memory_over_inference("step", Space::activation(), 32)),
+            "memory_over_inference_weights": number(self.memory_over_inference("step", Space::weights(), 32)),
+            "memory_over_inference_of_256_rows": number(self.memory_over_inference("step", Space::activation(), 256)),
+            "memory_over_inference_of_256_rows_weights": number(self.memory_over_inference("step", Space::weights(), 256)),
+            "memory_over_inference_shrunk": number(self.memory_over_inference(SHRUNK, Space::activation(), 32)),
+            "memory_over_inference_of_256_rows_shrunk":
+                number(self.memory_over_inference(SHRUNK, Space::activation(), 256)),
             "over_torch_inference": number(self.rate("inference") / self.rate("torch inference")),
             "over_torch_weights": number(self.rate("weights") / torch),
             "over_torch_activation": number(full / self.rate("torch activation")),

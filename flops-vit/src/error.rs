@@ -116,6 +116,14 @@ pub enum CheckpointError {
     /// The file has no content.
     #[error("the file is empty; fetch or save it again")]
     Empty,
+    /// A pointer of git-lfs lies in the place of the file.
+    #[error("it is a pointer of git-lfs, not the file itself; run 'git lfs pull' in its folder")]
+    Pointer,
+    /// A web page lies in the place of the file.
+    #[error(
+        "it is a web page, not the file itself; fetch the file by its download link, logged in where that is needed"
+    )]
+    WebPage,
     /// The file is truncated, or no safetensors file at all.
     #[error("it is no intact safetensors file ({0}); fetch or save it again")]
     Malformed(String),
@@ -171,8 +179,8 @@ pub enum CheckpointError {
         why: Box<CheckpointError>,
     },
     /// A file in PyTorch's format cannot be read.
-    #[error("it is no file of PyTorch's that can be read ({0}); fetch it again, or convert it to safetensors")]
-    Pytorch(String),
+    #[error("it is no file of PyTorch's that can be read: {0}")]
+    Pytorch(#[from] PytorchError),
     /// The file lacks parameters of the model.
     #[error("{} missing: {}; the weights belong to another model", plural(.0.len(), "parameter is", "parameters are"), .0.join(", "))]
     Missing(Vec<String>),
@@ -208,6 +216,72 @@ pub enum CheckpointError {
         value: String,
         /// What can be loaded.
         supported: String,
+    },
+}
+
+/// What is wrong with a file of PyTorch's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PytorchError {
+    /// The file is of another kind.
+    #[error("it is neither a zip archive nor of the older format of torch.save")]
+    Unknown,
+    /// The file is a pickle of other software.
+    #[error("it is a plain pickle, not a file of torch.save")]
+    PlainPickle,
+    /// The archive is damaged, or made in a way that `torch.save` never does.
+    #[error("its zip archive is damaged: {0}")]
+    Archive(String),
+    /// The archive lacks a file.
+    #[error("its zip archive has no {0}")]
+    NoEntry(String),
+    /// The file cannot be read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The values are those of a machine of the other byte order.
+    #[error("its values are big-endian; save it again on a little-endian machine")]
+    BigEndian,
+    /// The pickle is damaged.
+    #[error("its pickle is damaged at byte {at}: {why}")]
+    Pickle {
+        /// Where.
+        at: usize,
+        /// In what way.
+        why: &'static str,
+    },
+    /// The pickle is longer than any of weights.
+    #[error("its pickle has {bytes} bytes, and at most {limit} are read")]
+    LongPickle {
+        /// Its length.
+        bytes: u64,
+        /// The most that is read.
+        limit: usize,
+    },
+    /// The file holds an object other than a dictionary.
+    #[error("it holds {found}, not a state dict; save model.state_dict() instead")]
+    NoStateDict {
+        /// What it holds.
+        found: String,
+    },
+    /// The file holds a dictionary without tensors.
+    #[error("it holds no tensors; its keys are {keys}")]
+    NoTensors {
+        /// The keys of the dictionary.
+        keys: String,
+    },
+    /// The file holds several dictionaries with tensors.
+    #[error("it holds several state dicts, {keys}; save the one that is meant on its own")]
+    Ambiguous {
+        /// The keys of those dictionaries.
+        keys: String,
+    },
+    /// A tensor of a kind that is not read.
+    #[error("the tensor '{name}' {why}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is not read.
+        why: String,
     },
 }
 

@@ -54,7 +54,7 @@ pub mod tuning;
 
 pub use checkpoint::Pretrained;
 pub use config::{Distillation, Pool, ViTConfig};
-pub use error::{CheckpointError, VitError};
+pub use error::{CheckpointError, PytorchError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;
 pub use resizing::Resizing;

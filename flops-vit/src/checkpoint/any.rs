@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::prelude::*;
 
 use super::card::CARD_KEY;
-use super::file::{json, read};
+use super::file::{Format, json, read};
 use super::import::Opened;
 use super::native::{from_bytes, is_native};
 use super::source::Source;
@@ -78,15 +78,14 @@ impl AnyConfig {
 
 /// Loads a model from a file, this crate's or timm's.
 fn open_file<B: Backend>(path: &Path, device: &B::Device) -> Result<Opened<B>, CheckpointError> {
-    let found = if path.extension().is_some_and(|e| e == "safetensors") {
+    let index = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if !index && Format::of(path)? == Format::Safetensors {
         let bytes = read(path)?;
         if is_native(&bytes) {
             return Ok(Opened { pretrained: from_bytes(bytes, device)?, notes: vec![] });
         }
-        tensors::of_safetensors(bytes)?
-    } else {
-        tensors::of_file(path)?
-    };
+    }
+    let found = tensors::of_file(path)?;
     match timm::is_timm(&found) {
         true => timm::open(found, None, &path.display().to_string(), device),
         false => Err(CheckpointError::NoCard { key: CARD_KEY }),

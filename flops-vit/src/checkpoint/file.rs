@@ -1,6 +1,8 @@
 //! Files as bytes: read, checked, and their header sorted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::SafeTensors;
@@ -11,9 +13,56 @@ use crate::error::CheckpointError;
 /// Reads a whole file.
 ///
 /// # Errors
-/// [`CheckpointError::Read`].
+/// [`CheckpointError::Read`], or [`CheckpointError::Pointer`] and [`CheckpointError::WebPage`] where
+/// something else lies in its place.
 pub fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    std::fs::read(path).map_err(CheckpointError::Read)
+    let bytes = std::fs::read(path).map_err(CheckpointError::Read)?;
+    check_start(&bytes)?;
+    Ok(bytes)
+}
+
+/// The most bytes by which [`check_start`] and [`Format::of`] know a file.
+pub(super) const START: u64 = 64;
+
+/// Refuses what a download may leave in the place of a file: a pointer of git-lfs, a web page.
+pub(super) fn check_start(bytes: &[u8]) -> Result<(), CheckpointError> {
+    let start = bytes.trim_ascii_start();
+    let page = [b"<!doctype html".as_slice(), b"<html"];
+    if start.starts_with(b"version https://git-lfs.github.com/") {
+        return Err(CheckpointError::Pointer);
+    }
+    match page.iter().any(|tag| start.get(..tag.len()).is_some_and(|s| s.eq_ignore_ascii_case(tag))) {
+        true => Err(CheckpointError::WebPage),
+        false => Ok(()),
+    }
+}
+
+/// The format of a file of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// PyTorch's, a zip archive or older.
+    Pytorch,
+    /// safetensors.
+    Safetensors,
+}
+
+impl Format {
+    /// Tells the format of a file by its first bytes, for its name may be anything.
+    ///
+    /// # Errors
+    /// As [`read`], and [`CheckpointError::Empty`].
+    pub fn of(path: &Path) -> Result<Self, CheckpointError> {
+        let mut start = vec![];
+        let file = File::open(path).map_err(CheckpointError::Read)?;
+        file.take(START).read_to_end(&mut start).map_err(CheckpointError::Read)?;
+        check_start(&start)?;
+        match start.as_slice() {
+            [] => Err(CheckpointError::Empty),
+            // a zip archive, a pickle
+            [b'P', b'K', ..] | [0x80, 2..=5, ..] => Ok(Self::Pytorch),
+            _ => Ok(Self::Safetensors),
+        }
+    }
 }
 
 /// Reads a JSON file.

@@ -39,6 +39,7 @@ mod import;
 mod names;
 mod native;
 mod pretrained;
+mod pytorch;
 mod source;
 mod table;
 pub mod tensors;

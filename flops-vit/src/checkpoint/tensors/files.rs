@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn_store::pytorch::{PytorchError, PytorchReader};
 use burn_store::{ModuleStore, SafetensorsStore, TensorSnapshot};
 use serde::Deserialize;
 
-use crate::checkpoint::file::{check_intact, json, read};
+use crate::checkpoint::file::{Format, check_intact, json, read};
+use crate::checkpoint::pytorch;
 use crate::checkpoint::table::called;
 use crate::error::{CheckpointError, VitError};
 
@@ -43,44 +43,64 @@ pub fn of_folder(dir: &Path) -> Result<(&'static str, Vec<TensorSnapshot>), VitE
     Ok((name, found))
 }
 
-/// Reads the tensors of a file, whose extension tells its format.
+/// Reads the tensors of a file: an index with its shards (`.json`), PyTorch's, or safetensors.
 ///
-/// It is an index with its shards (`.json`), PyTorch's (`.bin`, `.pth`, `.pt`), or else
-/// safetensors.
+/// What training scripts put in front of every name is left out.
 pub(in crate::checkpoint) fn of_file(path: &Path) -> Result<Vec<TensorSnapshot>, CheckpointError> {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    match extension.as_str() {
-        "json" => {
-            let mut all = vec![];
-            for shard in shards(path)? {
-                let found = of_file(&path.with_file_name(&shard));
-                all.extend(found.map_err(|why| CheckpointError::Shard { name: shard, why: Box::new(why) })?);
-            }
-            Ok(all)
-        }
-        "bin" | "pth" | "pt" => of_pytorch(path),
-        _ => of_safetensors(read(path)?),
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+        return of_shards(path).map(unwrapped);
     }
+    let tensors = match Format::of(path)? {
+        Format::Pytorch => pytorch::read(path)?,
+        Format::Safetensors => of_safetensors(read(path)?)?,
+    };
+    Ok(unwrapped(tensors))
 }
 
-/// Reads the tensors of a file in PyTorch's format, or of the state dict in it.
-fn of_pytorch(path: &Path) -> Result<Vec<TensorSnapshot>, CheckpointError> {
-    if std::fs::metadata(path).map_err(CheckpointError::Read)?.len() == 0 {
-        return Err(CheckpointError::Empty);
+/// Reads the tensors of the shards that an index names.
+fn of_shards(index: &Path) -> Result<Vec<TensorSnapshot>, CheckpointError> {
+    let (mut all, mut shard_of) = (vec![], BTreeMap::new());
+    for name in shards(index)? {
+        let path = index.with_file_name(&name);
+        let in_shard = |why| CheckpointError::Shard { name: name.clone(), why: Box::new(why) };
+        // an index is no shard, its own least of all
+        let found = match path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            true => Err(CheckpointError::Json("a shard is no index".into())),
+            false => of_file(&path),
+        };
+        for tensor in found.map_err(in_shard)? {
+            if let Some(other) = shard_of.insert(tensor.full_path(), name.clone()) {
+                let tensor = tensor.full_path();
+                return Err(CheckpointError::Json(format!("'{tensor}' is in two shards, {other} and {name}")));
+            }
+            all.push(tensor);
+        }
     }
-    // training scripts save the weights beside other things, under one of these keys
-    let nested = ["state_dict", "model", "model_state_dict"];
-    let fail = |e: PytorchError| CheckpointError::Pytorch(e.to_string());
-    let whole = PytorchReader::new(path).map_err(fail)?;
-    let inside = |key: &&&str| whole.keys().iter().any(|name| name.starts_with(&format!("{key}.")));
-    let file = match nested.iter().find(inside) {
-        Some(key) => PytorchReader::with_top_level_key(path, key).map_err(fail)?,
-        None => whole,
+    Ok(all)
+}
+
+/// What wrappers of modules put in front of every name: data parallelism, `torch.compile`, and
+/// trainers with the model as an attribute.
+const WRAPPERS: [&str; 3] = ["module.", "_orig_mod.", "model."];
+
+/// Leaves out the names of wrappers, where all tensors have them.
+fn unwrapped(mut tensors: Vec<TensorSnapshot>) -> Vec<TensorSnapshot> {
+    let shared = |tensors: &[TensorSnapshot]| {
+        WRAPPERS.into_iter().find(|wrapper| {
+            !tensors.is_empty()
+                && tensors
+                    .iter()
+                    .all(|tensor| tensor.full_path().len() > wrapper.len() && tensor.full_path().starts_with(wrapper))
+        })
     };
-    let mut tensors: Vec<(String, TensorSnapshot)> = file.into_tensors().into_iter().collect();
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    // the reader may have split the names in another way
-    Ok(tensors.into_iter().map(|(name, tensor)| called(tensor, &name)).collect())
+    while let Some(wrapper) = shared(&tensors) {
+        let bare = |tensor: TensorSnapshot| {
+            let name = tensor.full_path();
+            called(tensor, &name[wrapper.len()..])
+        };
+        tensors = tensors.into_iter().map(bare).collect();
+    }
+    tensors
 }
 
 /// Reads the tensors of a safetensors file; their values are read later.

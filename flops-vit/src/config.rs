@@ -150,6 +150,19 @@ impl ViTConfig {
         let check = |ok: bool, field: &'static str, value: usize, remedy: &'static str| {
             if ok { Ok(()) } else { Err(VitError::Config { field, value, remedy }) }
         };
+        // products of sizes within these bounds do not overflow
+        let sizes = [
+            ("img_size", self.img_size),
+            ("patch_size", self.patch_size),
+            ("in_chans", self.in_chans),
+            ("embed_dim", self.embed_dim),
+            ("num_classes", self.num_classes),
+            ("mlp_ratio × embed_dim", self.mlp_dim()),
+        ];
+        for (field, value) in sizes {
+            check(value <= 1 << 20, field, value, "use at most 1,048,576")?;
+        }
+        check(self.depth <= 1 << 14, "depth", self.depth, "use at most 16,384")?;
         check(self.patch_size > 0, "patch_size", self.patch_size, "use at least 1")?;
         check(
             self.img_size > 0 && self.img_size.is_multiple_of(self.patch_size),
@@ -172,7 +185,9 @@ impl ViTConfig {
         let token = self.pool == Pool::Token || self.distillation != Distillation::None;
         check(self.class_token || !token, "class_token", 0, needs)?;
         let averaged = self.pool == Pool::Avg && self.distillation == Distillation::Head;
-        check(!averaged, "distillation heads under Pool::Avg", 1, "use Pool::Token")
+        check(!averaged, "distillation heads under Pool::Avg", 1, "use Pool::Token")?;
+        let eps = self.layer_norm_eps;
+        if eps > 0.0 && eps < 1.0 { Ok(()) } else { Err(VitError::LayerNormEps { value: eps }) }
     }
 
     /// Number of class and distillation tokens.
@@ -248,6 +263,24 @@ mod tests {
         let pooled = micro.with_pool(Pool::Avg);
         assert!(message(pooled.clone().with_distillation(Distillation::Head)).contains("Pool::Avg"));
         assert!(message(pooled.with_class_token(false).with_distillation(Distillation::Token)).contains("class_token"));
+    }
+
+    #[test]
+    fn errors_name_the_size_out_of_range() {
+        let micro = ViTConfig::vit_micro_patch4_32();
+        for (config, expected) in [
+            // a multiple of the patch whose square overflows
+            (micro.clone().with_img_size(4 << 32), "img_size = 17179869184"),
+            (micro.clone().with_embed_dim(1 << 40), "embed_dim = 1099511627776"),
+            (micro.clone().with_depth(1 << 40), "depth = 1099511627776"),
+            (micro.clone().with_mlp_ratio(f64::INFINITY), "mlp_ratio × embed_dim = "),
+            (micro.clone().with_mlp_ratio(f64::NAN), "mlp_ratio × embed_dim = 0"),
+            (micro.clone().with_layer_norm_eps(-1e-6), "layer_norm_eps = -0.000001"),
+            (micro.clone().with_layer_norm_eps(f64::NAN), "layer_norm_eps = NaN"),
+        ] {
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub enum VitError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The ε of the layer normalisations is out of range.
+    #[error("invalid ViT configuration: layer_norm_eps = {value}; use a number above 0 and below 1")]
+    LayerNormEps {
+        /// Its value.
+        value: f64,
+    },
     /// There is no scope of that name.
     #[error("unknown scope '{name}'; choose one of {}", choices.join(", "))]
     UnknownScope {
@@ -154,6 +160,9 @@ pub enum CheckpointError {
     /// A JSON file beside the weights cannot be used.
     #[error("it cannot be understood ({0}); fetch it again")]
     Json(String),
+    /// A JSON file beside the weights has a setting of another form, or out of range.
+    #[error("{0}")]
+    Setting(String),
     /// The folder has no weights.
     #[error("there are no weights in the folder; looked for {looked_for}")]
     NoWeights {

@@ -14,6 +14,7 @@ use flops_vit::checkpoint::{self, Opened, Pretrained, Source};
 use flops_vit::{Distillation, Normalization, Pool, ViT, ViTConfig};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::json;
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -150,6 +151,54 @@ fn normalisation_matches_the_preprocessor_config() {
     }
 }
 
+/// Pairs of equal sizes, and classes without names, mean what they mean in transformers. What would
+/// change the result otherwise is refused by name.
+#[test]
+fn settings_are_read_in_every_form_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("hf_bin_f16");
+    std::fs::copy(source.join("pytorch_model.bin"), dir.path().join("pytorch_model.bin")).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    let with = |changes: serde_json::Value| {
+        let mut config = config.clone();
+        let (all, changes) = (config.as_object_mut().unwrap(), changes.as_object().unwrap().clone());
+        all.extend(changes);
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        checkpoint::open::<Flex>(&Source::Path(dir.path().into()), &Default::default())
+    };
+    let fine = with(json!({"image_size": [8, 8], "patch_size": [4, 4], "id2label": null, "num_labels": 4})).unwrap();
+    assert_eq!(fine.pretrained.card.classes, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
+    assert_logits_match(&fine.pretrained.model, "hf_bin_f16");
+    for (changes, expected) in [
+        (json!({"image_size": [8, 16]}), "config.json: a setting is not understood: the size [8, 16] is not square"),
+        (json!({"image_size": 4_u64 << 32}), "img_size = 17179869184; use at most"),
+        (json!({"image_size": "8"}), "a size is a whole number"),
+        (json!({"layer_norm_eps": -1e-12}), "layer_norm_eps = -0.000000000001"),
+        (json!({"id2label": {}, "num_labels": 1_u64 << 40}), "num_labels = 1099511627776 is too large"),
+        (json!({"id2label": {"0": "a", "2": "b"}}), "the ids of id2label are not 0, 1, 2"),
+        (json!({"hidden_act": "gelu_new"}), "hidden_act = 'gelu_new' is not supported"),
+    ] {
+        let error = with(changes.clone()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{changes}: {error}");
+    }
+    for (processor, expected) in [
+        (json!({"image_std": [0.5, 0.0, 0.5]}), "image_std = [0.5, 0.0, 0.5]; positive"),
+        (json!({"image_std": [0.5, -0.5, 0.5]}), "positive deviations are expected"),
+        (json!({"rescale_factor": 0}), "rescale_factor = 0; a positive number"),
+        (json!({"do_resize": false}), "do_resize = 'false' is not supported"),
+        (json!({"resample": 4}), "resample = '4' is not supported"),
+        (json!({"size": {"height": 8, "width": 16}}), "the size 8 × 16 is not a square"),
+        (json!({"size": [8, 16]}), "the size 8 × 16 is not a square"),
+        (json!({"size": {"longest_edge": 8}}), "a setting is not understood"),
+        (json!({"size": 8, "crop_size": 16, "do_center_crop": true}), "crop_size = '2 × size' is not supported"),
+    ] {
+        std::fs::write(dir.path().join("preprocessor_config.json"), processor.to_string()).unwrap();
+        let error = with(json!({})).unwrap_err().to_string();
+        assert!(error.contains("preprocessor_config.json") && error.contains(expected), "{processor}: {error}");
+    }
+}
+
 #[test]
 fn timm_files_load_without_a_configuration() {
     let opened = open::<Flex>(&fixture("timm_pth/model.pth"));
@@ -190,6 +239,27 @@ fn interpolated_positions_match_timm() {
     assert_eq!(seen, 4);
 }
 
+/// Data parallelism, `torch.compile` and trainers put words in front of every name. The extension of
+/// a file says nothing.
+#[test]
+fn wrapped_names_and_unusual_extensions_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = fixture("hf_deit_token");
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for wrapper in ["module.", "_orig_mod.module.", "model."] {
+        let wrapped = file.tensors().into_iter().map(|(name, tensor)| (format!("{wrapper}{name}"), tensor));
+        let bytes = safetensors::serialize(wrapped, None).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        assert_logits_match(&open::<Flex>(dir.path()).pretrained.model, "hf_deit_token");
+    }
+    for name in ["model_best.pth.tar", "weights", "last.ckpt"] {
+        std::fs::copy(fixture("timm_pth/model.pth"), dir.path().join(name)).unwrap();
+        assert_logits_match(&open::<Flex>(&dir.path().join(name)).pretrained.model, "timm_pth");
+    }
+}
+
 #[test]
 fn errors_list_mismatched_files_and_tensors() {
     let error = |path: &Path| {
@@ -216,6 +286,21 @@ fn errors_list_mismatched_files_and_tensors() {
     assert!(error(dir.path()).contains("model-00002-of-00004.safetensors: it cannot be read"));
     std::fs::write(at("model.safetensors.index.json"), r#"{"weight_map": {"a": "../up.safetensors"}}"#).unwrap();
     assert!(error(dir.path()).contains("'../up.safetensors' is no file name"));
+    // an index that names itself, and a tensor in two shards
+    let index = |map: &str| std::fs::write(at("model.safetensors.index.json"), map).unwrap();
+    index(r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#);
+    assert!(error(dir.path()).contains("model.safetensors.index.json: it cannot be understood (a shard is no index)"));
+    let first = at("model-00001-of-00004.safetensors");
+    std::fs::copy(&first, at("again.safetensors")).unwrap();
+    index(r#"{"weight_map": {"a": "model-00001-of-00004.safetensors", "b": "again.safetensors"}}"#);
+    assert!(error(dir.path()).contains("is in two shards, again.safetensors and model-00001"), "{}", error(dir.path()));
+    // what a download may leave in the place of a file
+    index("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n");
+    assert!(error(dir.path()).contains("git lfs pull"), "{}", error(dir.path()));
+    for name in ["page.pth", "page.safetensors"] {
+        std::fs::write(at(name), "\n<!DOCTYPE html><html></html>").unwrap();
+        assert!(error(&at(name)).contains("it is a web page"), "{}", error(&at(name)));
+    }
     // errors name tensors as the library does
     let config = std::fs::read_to_string(fixture("hf_bin_f16/config.json")).unwrap();
     let other = tempfile::tempdir().unwrap();

@@ -72,7 +72,7 @@ impl AnyConfig {
             Some(_) => serde_json::from_value(value).map(Self::Timm),
             None => serde_json::from_value(value).map(Self::Hf),
         };
-        found.map_err(|e| CheckpointError::Json(e.to_string()))
+        found.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))
     }
 }
 

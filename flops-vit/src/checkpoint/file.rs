@@ -68,9 +68,13 @@ impl Format {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// [`CheckpointError::Read`] or [`CheckpointError::Json`].
+/// [`CheckpointError::Read`], [`CheckpointError::Json`] where it is no JSON, and
+/// [`CheckpointError::Setting`] where a value has another form.
 pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
-    serde_json::from_slice(&read(path)?).map_err(|e| CheckpointError::Json(e.to_string()))
+    serde_json::from_slice(&read(path)?).map_err(|e| match e.is_data() {
+        true => CheckpointError::Setting(format!("a setting is not understood: {e}")),
+        false => CheckpointError::Json(e.to_string()),
+    })
 }
 
 /// Checks that the bytes are a whole safetensors file.

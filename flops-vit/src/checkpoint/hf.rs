@@ -9,7 +9,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use flops_core::train::files::write_atomic;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::card::Card;
@@ -23,6 +24,33 @@ use crate::error::{CheckpointError, VitError};
 use crate::normalization::Normalization;
 use crate::resizing::{Filter, Resizing};
 
+/// Reads a side, as a number or as a pair of equal ones.
+fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Side {
+        One(usize),
+        Both([usize; 2]),
+    }
+    match Side::deserialize(deserializer)
+        .map_err(|_| D::Error::custom("a size is a whole number, or a pair of them"))?
+    {
+        Side::One(side) => Ok(side),
+        Side::Both([height, width]) if height == width => Ok(height),
+        Side::Both(both) => {
+            Err(D::Error::custom(format!("the size {both:?} is not square; only squares are supported")))
+        }
+    }
+}
+
+/// Reads a value for which `null` means the default.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The most classes without names.
+const MOST_CLASSES: usize = 1 << 20;
+
 /// `config.json`; an absent key has HuggingFace's default.
 #[derive(Deserialize, Serialize)]
 #[serde(default)]
@@ -34,11 +62,17 @@ pub(super) struct HfConfig {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     layer_norm_eps: f64,
+    #[serde(deserialize_with = "side")]
     image_size: usize,
+    #[serde(deserialize_with = "side")]
     patch_size: usize,
     num_channels: usize,
     qkv_bias: bool,
+    #[serde(deserialize_with = "or_default")]
     id2label: BTreeMap<usize, String>,
+    /// The number of classes where they have no names.
+    #[serde(skip_serializing)]
+    num_labels: Option<usize>,
 }
 
 impl Default for HfConfig {
@@ -55,7 +89,8 @@ impl Default for HfConfig {
             patch_size: 16,
             num_channels: 3,
             qkv_bias: true,
-            id2label: BTreeMap::from([(0, "LABEL_0".into()), (1, "LABEL_1".into())]),
+            id2label: BTreeMap::new(),
+            num_labels: None,
         }
     }
 }
@@ -64,6 +99,7 @@ impl Default for HfConfig {
 #[derive(Deserialize)]
 #[serde(default)]
 struct HfPreprocessor {
+    do_resize: bool,
     do_normalize: bool,
     do_rescale: bool,
     do_center_crop: bool,
@@ -80,14 +116,26 @@ struct HfPreprocessor {
 #[serde(untagged)]
 enum HfSize {
     Side(f32),
+    Pair([f32; 2]),
     Shortest { shortest_edge: f32 },
-    Both { height: f32 },
+    Both { height: f32, width: f32 },
 }
 
 impl HfSize {
-    fn side(self) -> f32 {
+    /// Returns the side of a square.
+    fn side(self) -> Result<f32, CheckpointError> {
         match self {
-            Self::Side(side) | Self::Shortest { shortest_edge: side } | Self::Both { height: side } => side,
+            Self::Side(side) | Self::Shortest { shortest_edge: side } if side >= 1.0 => Ok(side),
+            Self::Both { height, width } | Self::Pair([height, width]) if height == width && height >= 1.0 => {
+                Ok(height)
+            }
+            Self::Side(side) | Self::Shortest { shortest_edge: side } => {
+                Err(CheckpointError::Setting(format!("a size of {side} is below one pixel")))
+            }
+            Self::Both { height, width } | Self::Pair([height, width]) => {
+                let why = format!("the size {height} × {width} is not a square of at least one pixel");
+                Err(CheckpointError::Setting(format!("{why}; only squares are supported")))
+            }
         }
     }
 }
@@ -95,6 +143,7 @@ impl HfSize {
 impl Default for HfPreprocessor {
     fn default() -> Self {
         Self {
+            do_resize: true,
             do_normalize: true,
             do_rescale: true,
             do_center_crop: false,
@@ -109,32 +158,52 @@ impl Default for HfPreprocessor {
 }
 
 impl HfPreprocessor {
-    fn both(&self) -> (Normalization, Resizing) {
-        (self.normalization(), self.resizing())
+    fn both(&self) -> Result<(Normalization, Resizing), CheckpointError> {
+        Ok((self.normalization()?, self.resizing()?))
     }
 
     /// Proportions are kept only where the size is that of the shortest edge.
-    fn resizing(&self) -> Resizing {
-        let crop = match (self.do_center_crop, self.size, self.crop_size) {
-            (true, Some(size), Some(crop)) => crop.side() / size.side(),
+    fn resizing(&self) -> Result<Resizing, CheckpointError> {
+        let unsupported = |field, value: String, supported: &str| {
+            Err(CheckpointError::Unsupported { field, value, supported: supported.into() })
+        };
+        if !self.do_resize {
+            return unsupported("do_resize", "false".into(), "true");
+        }
+        let Some(filter) = Filter::from_pil(self.resample) else {
+            return unsupported(
+                "resample",
+                self.resample.to_string(),
+                "0 (nearest), 1 (Lanczos), 2 (bilinear) or 3 (bicubic)",
+            );
+        };
+        let size = self.size.map(HfSize::side).transpose()?;
+        let crop = match (self.do_center_crop, size, self.crop_size) {
+            (true, Some(size), Some(crop)) => crop.side()? / size,
             _ => 1.0,
         };
-        Resizing {
-            filter: Filter::from_pil(self.resample).unwrap_or(Filter::Bilinear),
-            squash: !matches!(self.size, Some(HfSize::Shortest { .. })),
-            crop: if crop > 0.0 && crop <= 1.0 { crop } else { 1.0 },
+        if crop > 1.0 {
+            return unsupported("crop_size", format!("{crop} × size"), "a crop of at most the size");
         }
+        Ok(Resizing { filter, squash: !matches!(self.size, Some(HfSize::Shortest { .. })), crop })
     }
 
     /// The normalisation of pixels in [0, 1]: the rescale factor is folded in.
-    fn normalization(&self) -> Normalization {
+    fn normalization(&self) -> Result<Normalization, CheckpointError> {
+        let wrong = |setting: String| Err(CheckpointError::Setting(setting));
+        if self.do_rescale && !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
+            return wrong(format!("rescale_factor = {}; a positive number is expected", self.rescale_factor));
+        }
         let scale = 255.0 * if self.do_rescale { self.rescale_factor } else { 1.0 };
         let half = Normalization::HALF;
         let (mean, std) = match self.do_normalize {
             true => (self.image_mean.unwrap_or(half.mean), self.image_std.unwrap_or(half.std)),
             false => ([0.0; 3], [1.0; 3]),
         };
-        Normalization { mean: mean.map(|m| m / scale), std: std.map(|s| s / scale) }
+        if !std.iter().all(|std| std.is_finite() && *std > 0.0) || !mean.iter().all(|mean| mean.is_finite()) {
+            return wrong(format!("image_mean = {mean:?}, image_std = {std:?}; positive deviations are expected"));
+        }
+        Ok(Normalization { mean: mean.map(|m| m / scale), std: std.map(|s| s / scale) })
     }
 }
 
@@ -149,8 +218,14 @@ impl HfConfig {
         };
         only("model_type", &self.model_type, &["vit", "deit"])?;
         only("hidden_act", &self.hidden_act, &["gelu"])?;
+        // as in transformers: names by default, of two classes where nothing says how many
+        let classes: Vec<String> = match (self.id2label.is_empty(), self.num_labels.unwrap_or(2)) {
+            (true, count @ 0..=MOST_CLASSES) => (0..count).map(|i| format!("LABEL_{i}")).collect(),
+            (true, count) => return Err(CheckpointError::Setting(format!("num_labels = {count} is too large"))),
+            (false, _) => self.id2label.values().cloned().collect(),
+        };
         if self.id2label.keys().enumerate().any(|(i, &id)| i != id) {
-            return Err(CheckpointError::Json("the ids of id2label are not 0, 1, 2 and so on".into()));
+            return Err(CheckpointError::Setting("the ids of id2label are not 0, 1, 2 and so on".into()));
         }
         let distillation = match (self.model_type.as_str(), has("distillation_classifier.weight")) {
             ("deit", true) => Distillation::Head,
@@ -167,9 +242,9 @@ impl HfConfig {
             .with_mlp_ratio(self.intermediate_size as f64 / self.hidden_size as f64)
             .with_qkv_bias(self.qkv_bias)
             .with_layer_norm_eps(self.layer_norm_eps)
-            .with_num_classes(self.id2label.len())
+            .with_num_classes(classes.len())
             .with_distillation(distillation);
-        Ok((config, self.id2label.into_values().collect()))
+        Ok((config, classes))
     }
 }
 
@@ -179,8 +254,8 @@ impl HfConfig {
 /// [`VitError::Checkpoint`] where the file cannot be read or parsed.
 pub fn preprocessing(dir: &Path) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
-    match json::<HfPreprocessor>(&path) {
-        Ok(found) => Ok(Some(found.both())),
+    match json::<HfPreprocessor>(&path).and_then(|found| found.both()) {
+        Ok(both) => Ok(Some(both)),
         Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(why) => Err(VitError::Checkpoint { path: path.display().to_string(), why }),
     }
@@ -201,7 +276,10 @@ pub(super) fn open<B: Backend>(
     let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
     let (config, classes) = config.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
-    let preprocessing = preprocessing(dir)?.unwrap_or_else(|| HfPreprocessor::default().both());
+    let preprocessing = match preprocessing(dir)? {
+        Some(found) => found,
+        None => HfPreprocessor::default().both().map_err(|why| in_file("preprocessor_config.json", why))?,
+    };
     let (normalization, resizing) = preprocessing;
     let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(weights, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
@@ -279,6 +357,7 @@ fn hf_config(card: &Card) -> serde_json::Value {
         num_channels: config.in_chans,
         qkv_bias: config.qkv_bias,
         id2label: card.classes.iter().cloned().enumerate().collect(),
+        num_labels: None,
     });
     if let (Some(all), serde_json::Value::Object(sizes)) = (all.as_object_mut(), sizes) {
         all.extend(sizes);

@@ -115,7 +115,7 @@ pub(super) fn open<B: Backend>(
     device: &B::Device,
 ) -> Result<Opened<B>, CheckpointError> {
     let config = sizes(&tensors, timm.as_ref())?;
-    config.validate().map_err(|e| CheckpointError::Json(e.to_string()))?;
+    config.validate().map_err(|e| CheckpointError::Setting(e.to_string()))?;
     pad_positions(&mut tensors, &config)?;
     let (model, mut notes) = fill_from(&config, tensors, Naming::Timm, device)?;
     let labels = |c: &TimmConfig| c.label_names.clone().or_else(|| c.pretrained_cfg.label_names.clone());

@@ -7,14 +7,11 @@ use flops_report::Progress;
 use flops_vit::{Scope, Sites};
 
 use crate::measure::{InferenceRun, SCOPES, first_uses};
-use crate::report::{Row, Table};
+use crate::report::{Row, SHRUNK, Table};
 
 /// The most rows in a pass where memory is measured: the estimator's default. On a CPU the model
 /// limits its passes to [`INFERENCE_ROWS`].
 const MEMORY_ROWS: usize = 256;
-
-/// The name of a shrunk step at branches.
-pub const SHRUNK: &str = "shrunk step";
 
 /// Returns the peak memory in MiB of a process that does a case or plain inference.
 pub fn peak(task: &str, returning: bool) -> f64 {

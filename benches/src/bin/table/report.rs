@@ -12,7 +12,8 @@ use flops_report::print_table;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::memory::SHRUNK;
+/// The name of a shrunk step at branches, whose memory is measured.
+pub const SHRUNK: &str = "shrunk step";
 
 /// Returns the median, the smallest and the largest value, or NaN if there are no values.
 fn spread(mut values: Vec<f64>) -> [f64; 3] {

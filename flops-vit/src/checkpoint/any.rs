@@ -79,13 +79,15 @@ impl AnyConfig {
 /// Loads a model from a file, this crate's or timm's.
 fn open_file<B: Backend>(path: &Path, device: &B::Device) -> Result<Opened<B>, CheckpointError> {
     let index = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-    if !index && Format::of(path)? == Format::Safetensors {
+    let found = if !index && Format::of(path)? == Format::Safetensors {
         let bytes = read(path)?;
         if is_native(&bytes) {
             return Ok(Opened { pretrained: from_bytes(bytes, device)?, notes: vec![] });
         }
-    }
-    let found = tensors::of_file(path)?;
+        tensors::unwrapped(tensors::of_safetensors(bytes)?)
+    } else {
+        tensors::of_file(path)?
+    };
     match timm::is_timm(&found) {
         true => timm::open(found, None, &path.display().to_string(), device),
         false => Err(CheckpointError::NoCard { key: CARD_KEY }),

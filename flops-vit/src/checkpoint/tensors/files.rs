@@ -84,7 +84,7 @@ fn of_shards(index: &Path) -> Result<Vec<TensorSnapshot>, CheckpointError> {
 const WRAPPERS: [&str; 3] = ["module.", "_orig_mod.", "model."];
 
 /// Leaves out the names of wrappers, where all tensors have them.
-fn unwrapped(mut tensors: Vec<TensorSnapshot>) -> Vec<TensorSnapshot> {
+pub(in crate::checkpoint) fn unwrapped(mut tensors: Vec<TensorSnapshot>) -> Vec<TensorSnapshot> {
     let shared = |tensors: &[TensorSnapshot]| {
         WRAPPERS.into_iter().find(|wrapper| {
             !tensors.is_empty()

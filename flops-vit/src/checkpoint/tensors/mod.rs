@@ -11,7 +11,7 @@ mod values;
 pub use super::file::{json, read};
 pub use super::table::{Table, called, to_ours, to_theirs};
 pub use burn_store::TensorSnapshot;
-pub(super) use files::{WEIGHTS, of_file, shards};
+pub(super) use files::{WEIGHTS, of_file, shards, unwrapped};
 pub use files::{of_folder, of_safetensors};
 pub(super) use module::{ToFull, apply, refuse};
 pub use module::{fill, to_pytorch};

@@ -1,55 +1,81 @@
 //! Files that are complete or absent.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::Permissions;
 use std::io::{Error, ErrorKind, Result, Write};
 use std::path::Path;
 
 /// Writes a file atomically: `path` holds either the old file or all of `bytes`, never a part.
 ///
-/// The bytes go to `<name>.partial` in the same folder, are flushed to the disk, and the file is
-/// renamed.
+/// The bytes go to a new file of a random name in the same folder, are flushed to the disk, and the
+/// file is renamed. A link in the folder is never followed, and two writers do not meet.
 ///
 /// # Errors
 /// Where the file cannot be written. The message names the path and the kind is the system's. The
-/// old file stays, and no `.partial` file is left behind.
+/// old file stays, and no other file is left behind.
 ///
 /// # Example
 /// ```
 /// use flops_core::train::files::write_atomic;
 ///
-/// let path = std::env::temp_dir().join(format!("flops-doc-{}.txt", std::process::id()));
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("file.txt");
 /// write_atomic(&path, b"all of it")?;
 /// assert_eq!(std::fs::read(&path)?, b"all of it");
-/// # std::fs::remove_file(path)?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().map(OsString::from);
-    let written = name.ok_or_else(|| Error::from(ErrorKind::InvalidFilename)).and_then(|mut name| {
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let written = write_synced(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-        if written.is_err() {
-            // the first error is the one worth reporting
-            let _ = fs::remove_file(&partial);
-        }
-        written
-    });
+    let written = match path.file_name() {
+        Some(_) => write_beside(path, bytes),
+        None => Err(ErrorKind::InvalidFilename.into()),
+    };
     written.map_err(|error| {
         let place = path.display();
         Error::new(error.kind(), format!("cannot write {place}; free disk space or choose another folder: {error}"))
     })
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path)?;
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = temporary(path.parent().unwrap_or(Path::new("")))?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.as_file().sync_all()?;
+    // a file that is not renamed is removed when it is dropped
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// Checks that files can be made in a folder.
+///
+/// # Errors
+/// Where the folder is missing, is none, or may not be written to.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    temporary(folder)?.close()
+}
+
+/// A new file of a random name in that folder, with the permissions of any other new file.
+fn temporary(folder: &Path) -> Result<tempfile::NamedTempFile> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".partial-");
+    if let Some(permissions) = permissions() {
+        builder.permissions(permissions);
+    }
+    builder.tempfile_in(folder)
+}
+
+/// What a new file may be used for, before the umask takes its part.
+#[cfg(unix)]
+fn permissions() -> Option<Permissions> {
+    Some(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+}
+
+#[cfg(not(unix))]
+fn permissions() -> Option<Permissions> {
+    None
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -80,5 +106,42 @@ mod tests {
         }
         assert!(taken.is_dir());
         assert_eq!(names(dir.path()), ["taken"]);
+    }
+
+    #[test]
+    fn a_folder_that_takes_no_file_is_told_and_a_trial_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        check_writable(dir.path()).unwrap();
+        assert!(names(dir.path()).is_empty());
+        assert!(check_writable(&dir.path().join("absent")).is_err());
+    }
+
+    /// The name used to be the file's with `.partial`, and a link of that name was written through.
+    #[cfg(unix)]
+    #[test]
+    fn links_are_replaced_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, partial, victim] = ["file", "file.partial", "victim"].map(|name| dir.path().join(name));
+        fs::write(&victim, "untouched").unwrap();
+        for link in [&path, &partial] {
+            std::os::unix::fs::symlink(&victim, link).unwrap();
+        }
+        write_atomic(&path, b"text").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+    }
+
+    /// A temporary file is its owner's alone; what it becomes is as readable as any other file.
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let [ours, plain] = ["ours", "plain"].map(|name| dir.path().join(name));
+        write_atomic(&ours, b"text").unwrap();
+        fs::write(&plain, "text").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
     }
 }

@@ -7,6 +7,7 @@
 //! No other library code names burn-train, so a change of its API stays in here.
 
 mod backprop;
+mod checksum;
 mod config;
 mod diagnostics;
 pub mod files;
@@ -31,6 +32,7 @@ mod step;
 mod tests;
 
 pub use backprop::BackpropLearner;
+pub use checksum::ChecksumError;
 pub use config::ForwardConfig;
 pub use diagnostics::{Advice, Bounds, Diagnostics, Signature, resident_memory};
 pub use learner::ForwardLearner;

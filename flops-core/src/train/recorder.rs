@@ -1,9 +1,10 @@
 //! Atomic checkpoints, read from the tensors before the next epoch may change them.
 //!
-//! burn-train writes checkpoints on threads of its own while training goes on. Two things can go
-//! wrong. The program may stop in the middle of a file: [`AtomicRecorder`] prevents that. The next
-//! epoch may take tensors that are still to be read ([burn issue
-//! 4347](https://github.com/tracel-ai/burn/issues/4347)): [`CheckpointBarrier`] prevents that.
+//! burn-train writes checkpoints on threads of its own while training goes on. Three things can go
+//! wrong. The program may stop in the middle of a file: [`AtomicRecorder`] prevents that. A file
+//! may be damaged later: a checksum at its end tells. The next epoch may take tensors that are still
+//! to be read ([burn issue 4347](https://github.com/tracel-ai/burn/issues/4347)):
+//! [`CheckpointBarrier`] prevents that.
 //!
 //! # Example
 //! ```
@@ -33,6 +34,7 @@ use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::metric::store::EventStoreClient;
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::checksum::{self, ChecksumError};
 use super::files::write_atomic;
 
 /// The extension of the files.
@@ -44,11 +46,12 @@ const RECORDS_PER_CHECKPOINT: usize = 3;
 /// A file recorder whose files are complete or absent, whenever the program or the machine stops.
 ///
 /// The format is that of Burn's default recorder: named MessagePack at full precision, with the
-/// [extension](EXTENSION) `mpk`. Each file is [written atomically](write_atomic).
+/// [extension](EXTENSION) `mpk`. SHA-256 over it follows, which Burn's recorder ignores. Each file
+/// is [written atomically](write_atomic).
 ///
 /// # Errors
-/// [`RecorderError`] where a file is missing, damaged or cannot be written, or where the device
-/// does not give the state. Burn panics in that last case.
+/// [`RecorderError`] where a file is missing, has another checksum or none, or cannot be written,
+/// or where the device does not give the state. Burn panics in that last case.
 #[derive(Clone, Debug, Default)]
 pub struct AtomicRecorder {
     bytes: NamedMpkBytesRecorder<FullPrecisionSettings>,
@@ -60,6 +63,50 @@ impl AtomicRecorder {
     pub fn barrier(&self) -> CheckpointBarrier {
         self.barrier.clone()
     }
+
+    /// Checks that a file is the one that was written, by its checksum.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has another checksum or none.
+    pub fn verify(file: &Path) -> Result<(), VerifyError> {
+        read(file).map(drop)
+    }
+}
+
+/// Why a file is not the one that [`AtomicRecorder`] wrote.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// It cannot be read.
+    #[error("cannot read {}: {why}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        why: std::io::Error,
+    },
+    /// It has another checksum or none.
+    #[error("{}: {why}", path.display())]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: ChecksumError,
+    },
+}
+
+/// Returns the content of a file whose checksum is right.
+fn read(file: &Path) -> Result<Vec<u8>, VerifyError> {
+    let path = file.with_extension(EXTENSION);
+    let mut bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(why) => return Err(VerifyError::Read { path, why }),
+    };
+    match checksum::checked(&bytes).map(<[u8]>::len) {
+        Ok(length) => bytes.truncate(length),
+        Err(why) => return Err(VerifyError::Checksum { path, why }),
+    }
+    Ok(bytes)
 }
 
 /// Lets an epoch begin only when the last checkpoint has been read from its tensors.
@@ -151,13 +198,16 @@ impl<B: Backend> Recorder<B> for AtomicRecorder {
     }
 
     fn save_item<I: Serialize>(&self, item: I, file: PathBuf) -> Result<(), RecorderError> {
-        let bytes = Recorder::<B>::save_item(&self.bytes, item, ())?;
+        let mut bytes = Recorder::<B>::save_item(&self.bytes, item, ())?;
+        checksum::append(&mut bytes);
         write_atomic(&file.with_extension(EXTENSION), &bytes).map_err(|e| RecorderError::Unknown(e.to_string()))
     }
 
     fn load_item<I: DeserializeOwned>(&self, file: &mut PathBuf) -> Result<I, RecorderError> {
-        let path: &Path = &file.with_extension(EXTENSION);
-        let mut bytes = fs::read(path).map_err(|e| RecorderError::FileNotFound(format!("{}: {e}", path.display())))?;
+        let mut bytes = read(file).map_err(|error| match error {
+            VerifyError::Read { .. } => RecorderError::FileNotFound(error.to_string()),
+            VerifyError::Checksum { .. } => RecorderError::Unknown(error.to_string()),
+        })?;
         Recorder::<B>::load_item(&self.bytes, &mut bytes)
     }
 }
@@ -254,12 +304,37 @@ mod tests {
         }
     }
 
+    /// A bit flipped in a float used to be read as another float.
     #[test]
-    fn a_truncated_record_is_an_error() {
+    fn a_damaged_record_is_an_error_that_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("model-1.mpk"), [1, 2, 3]).unwrap();
-        let loaded: Result<Param<Tensor<B, 1>>, _> =
-            Recorder::<B>::load(&AtomicRecorder::default(), dir.path().join("model-1"), &Default::default());
-        assert!(loaded.is_err());
+        let (recorder, device) = (AtomicRecorder::default(), Default::default());
+        let (record, file) = (dir.path().join("model-1"), dir.path().join("model-1.mpk"));
+        let param = || Param::from_tensor(Tensor::<B, 1>::full([3], 1.0, &device));
+        Recorder::<B>::record(&recorder, param().into_record(), record.clone()).unwrap();
+        AtomicRecorder::verify(&record).unwrap();
+        // Burn's own recorder reads the file, too
+        let plain = burn::record::NamedMpkFileRecorder::<FullPrecisionSettings>::new();
+        let read: Param<Tensor<B, 1>> = Recorder::<B>::load(&plain, record.clone(), &device).unwrap();
+        assert_eq!(read.val().into_data(), param().val().into_data());
+
+        let whole = fs::read(&file).unwrap();
+        // 1.0 in single precision, little-endian
+        let one = whole.windows(4).position(|bytes| bytes == 1f32.to_le_bytes()).unwrap();
+        let mut flipped = whole.clone();
+        flipped[one] ^= 1;
+        for (bytes, says) in [
+            (flipped.as_slice(), "does not match"),
+            (&whole[..whole.len() - 1], "no checksum"),
+            (&[1, 2, 3], "no checksum"),
+        ] {
+            fs::write(&file, bytes).unwrap();
+            let error = AtomicRecorder::verify(&record).unwrap_err().to_string();
+            assert!(error.contains("model-1.mpk") && error.contains(says), "{error}");
+            let loaded: Result<Param<Tensor<B, 1>>, _> = Recorder::<B>::load(&recorder, record.clone(), &device);
+            assert!(loaded.is_err(), "{says}");
+        }
+        fs::remove_file(&file).unwrap();
+        assert!(matches!(AtomicRecorder::verify(&record), Err(VerifyError::Read { .. })));
     }
 }

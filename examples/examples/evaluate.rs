@@ -9,10 +9,17 @@
 //!     --weights path/to/huggingface/folder --dataset folder:path/to/images
 //! ```
 //!
+//! The folders of images may be called as the model calls its classes, or by the numbers of its
+//! outputs. `--split all` takes all images of a folder that is not split.
+//!
 //! The artifact folder gets `summary.json`, `classes.csv` and `confusion.svg`.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -28,6 +35,7 @@ use flops_examples::plot::{Heat, heat_maps};
 use flops_examples::run::artifacts::Artifacts;
 use flops_vit::ViT;
 use flops_vit::checkpoint::{Pretrained, Source};
+use flops_vit::data::classes::ClassOutputs;
 use flops_vit::data::{DatasetSpec, ImageBatch, ImageBatcher, ImageDataset};
 use serde::Serialize;
 use serde_json::json;
@@ -69,6 +77,8 @@ enum Split {
     Train,
     /// The test images.
     Test,
+    /// All images: for a folder that holds nothing but test images.
+    All,
 }
 
 /// The accuracy on the images of a class; none where there are no images.
@@ -82,41 +92,12 @@ struct ClassAccuracy {
     mistaken_for: Option<String>,
 }
 
-/// Returns the model's output for each class of the data, and a remark if they were not matched by
-/// name.
-///
-/// Classes are matched by name if the model has them all. If it has none of them but equally many,
-/// they are matched by position.
-///
-/// # Errors
-/// Where neither holds.
-fn outputs(model: &[String], data: &[String]) -> Result<(Vec<usize>, Option<String>)> {
-    let named: Vec<Option<usize>> = data.iter().map(|name| model.iter().position(|m| m == name)).collect();
-    let found: Vec<usize> = named.iter().copied().flatten().collect();
-    if found.len() == data.len() {
-        return Ok((found, None));
-    }
-    let unknown: Vec<&str> = data.iter().zip(&named).filter(|n| n.1.is_none()).map(|n| n.0.as_str()).take(5).collect();
-    ensure!(
-        found.is_empty() && model.len() == data.len(),
-        "the model knows {} classes ({}, …) and {} of the data's {} are not among them ({}, …): choose \
-         weights with a head for this data set, or tune one with vit_cifar",
-        model.len(),
-        model.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "),
-        data.len() - found.len(),
-        data.len(),
-        unknown.join(", ")
-    );
-    let remark = format!("the model calls its classes {}, … : they are taken in the order of the data's", model[0]);
-    Ok(((0..data.len()).collect(), Some(remark)))
-}
-
 /// What the model predicts for one image.
 struct Prediction {
     label: usize,
-    /// The rank of the label among the classes by score, from 0.
+    /// The rank of the label among the outputs by score, from 0.
     rank: usize,
-    /// The class with the best score.
+    /// The output with the best score.
     best: usize,
 }
 
@@ -127,14 +108,13 @@ struct Evaluation {
 }
 
 impl Prediction {
-    /// Returns the prediction from the scores of the data's classes, and its cross-entropy.
-    fn new(scores: &[f32], label: usize) -> (Self, f64) {
-        let better =
-            scores.iter().enumerate().filter(|&(c, &s)| s > scores[label] || (s == scores[label] && c < label));
+    /// Returns the prediction from the scores of all outputs, and its cross-entropy.
+    fn new(scores: &[f32], label: usize, output: usize) -> (Self, f64) {
+        let own = scores[output];
+        let better = scores.iter().enumerate().filter(|&(c, &s)| s > own || (s == own && c < output));
         let best = (0..scores.len()).fold(0, |best, c| if scores[c] > scores[best] { c } else { best });
-        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = scores.iter().map(|s| f64::from(s - top).exp()).sum();
-        let loss = sum.ln() - f64::from(scores[label] - top);
+        let sum: f64 = scores.iter().map(|s| f64::from(s - scores[best]).exp()).sum();
+        let loss = sum.ln() - f64::from(own - scores[best]);
         (Self { label, rank: better.count(), best }, loss)
     }
 }
@@ -162,13 +142,12 @@ fn evaluate(
         let classes = logits.shape[1];
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         let labels = batch.target.into_data();
-        for (row, label) in logits.chunks_exact(classes).zip(labels.iter::<i64>()) {
-            let scores: Vec<f32> = outputs.iter().map(|&output| row[output]).collect();
+        for (scores, label) in logits.chunks_exact(classes).zip(labels.iter::<i64>()) {
             ensure!(
                 scores.iter().all(|s| s.is_finite()),
                 "the model's output for an image of class {label} is not finite: the weights have diverged"
             );
-            let (prediction, loss) = Prediction::new(&scores, label as usize);
+            let (prediction, loss) = Prediction::new(scores, label as usize, outputs[label as usize]);
             predictions.push(prediction);
             total += loss;
         }
@@ -186,27 +165,28 @@ impl Evaluation {
         (!ranks.is_empty()).then(|| ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len() as f64)
     }
 
-    /// Returns how many images of each class (row) are predicted as each class (column).
-    fn confusion(&self, classes: usize) -> Vec<Vec<usize>> {
-        let mut confusion = vec![vec![0; classes]; classes];
-        self.predictions.iter().for_each(|p| confusion[p.label][p.best] += 1);
-        confusion
+    /// Returns how many images of each class are predicted as each output.
+    fn counts(&self, classes: usize) -> Vec<BTreeMap<usize, usize>> {
+        let mut counts = vec![BTreeMap::new(); classes];
+        self.predictions.iter().for_each(|p| *counts[p.label].entry(p.best).or_default() += 1);
+        counts
     }
 
     /// Returns the accuracy of each class.
-    fn by_class(&self, classes: &[String], confusion: &[Vec<usize>]) -> Vec<ClassAccuracy> {
-        let accuracy = |label: usize| {
-            let others = (0..classes.len()).filter(|&c| c != label && confusion[label][c] > 0);
-            let mistaken = others.max_by_key(|&c| (confusion[label][c], std::cmp::Reverse(c)));
+    fn by_class(&self, classes: &ClassOutputs, counts: &[BTreeMap<usize, usize>]) -> Vec<ClassAccuracy> {
+        let accuracy = |(label, counts): (usize, &BTreeMap<usize, usize>)| {
+            let own = classes.outputs[label];
+            let others = counts.iter().filter(|&(&output, _)| output != own);
+            let mistaken = others.max_by_key(|&(output, count)| (count, std::cmp::Reverse(output)));
             ClassAccuracy {
-                class: classes[label].clone(),
-                images: confusion[label].iter().sum(),
+                class: classes.names[own].clone(),
+                images: counts.values().sum(),
                 top1: self.top_k(1, Some(label)),
                 top5: self.top_k(5, Some(label)),
-                mistaken_for: mistaken.map(|c| classes[c].clone()),
+                mistaken_for: mistaken.map(|(&output, _)| classes.names[output].clone()),
             }
         };
-        (0..classes.len()).map(accuracy).collect()
+        counts.iter().enumerate().map(accuracy).collect()
     }
 }
 
@@ -225,16 +205,26 @@ fn print_classes(description: &str, table: &[ClassAccuracy]) {
     }
 }
 
-/// Draws the confusion matrix, each row in percent of its images.
-fn draw_confusion(classes: &[String], confusion: &[Vec<usize>]) -> Result<String> {
-    let name = |c: &String| c.chars().take(10).collect::<String>();
-    let names: Vec<String> = classes.iter().map(name).collect();
-    let percent = |row: &[usize], n: usize| 100.0 * n as f64 / row.iter().sum::<usize>().max(1) as f64;
+/// Draws the confusion matrix, each row in percent of its images. Classes of the model that the
+/// data does not have share a column.
+fn draw_confusion(classes: &ClassOutputs, counts: &[BTreeMap<usize, usize>]) -> Result<String> {
+    let name = |&output: &usize| classes.names[output].chars().take(10).collect::<String>();
+    let rows: Vec<String> = classes.outputs.iter().map(name).collect();
+    let mut columns = rows.clone();
+    columns.extend((rows.len() < classes.names.len()).then(|| "other".to_string()));
+    let percent = |counts: &BTreeMap<usize, usize>| {
+        let mut row = vec![0.0; columns.len()];
+        let images = counts.values().sum::<usize>().max(1) as f64;
+        for (&output, &n) in counts {
+            row[classes.class(output).unwrap_or(rows.len())] += 100.0 * n as f64 / images;
+        }
+        row
+    };
     let map = Heat {
         title: String::new(),
-        columns: ("taken for".into(), names.clone()),
-        rows: ("class".into(), names),
-        values: confusion.iter().map(|row| row.iter().map(|&n| percent(row, n)).collect()).collect(),
+        values: counts.iter().map(percent).collect(),
+        rows: ("class".into(), rows.clone()),
+        columns: ("taken for".into(), columns.clone()),
         decimals: 0,
     };
     heat_maps("what images are taken for, %", &[map], 1)
@@ -249,29 +239,32 @@ fn run(args: Args) -> Result<()> {
     let Pretrained { model, card } = args.inputs.model::<B>(&device)?;
     let threads = cli::threads(args.threads);
     let split = args.inputs.images(&args.dataset, &card, threads)?;
-    let skipped = split.skipped.len();
-    let data = if args.split == Split::Test { split.test } else { split.train }.limited(args.limit);
-    let classes = data.classes.clone();
-    let (outputs, remark) = outputs(&card.classes, &classes)?;
-    remark.iter().for_each(|remark| println!("{remark}"));
-    let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
+    let (skipped, left_out) = (split.skipped.len(), split.left_out.len());
+    let data = match args.split {
+        Split::Train => split.train,
+        Split::Test => split.test,
+        Split::All => split.whole(),
+    };
+    let classes = ClassOutputs::find(&card.classes, &data.classes)?;
+    classes.remarks.iter().for_each(|remark| println!("{remark}"));
+    let batcher = ImageBatcher::for_card(&card)?;
 
-    let evaluation = evaluate(&model, data, &outputs, batcher, threads, &device)?;
-    let confusion = evaluation.confusion(classes.len());
-    let table = evaluation.by_class(&classes, &confusion);
+    let evaluation = evaluate(&model, data.limited(args.limit), &classes.outputs, batcher, threads, &device)?;
+    let counts = evaluation.counts(classes.outputs.len());
+    let table = evaluation.by_class(&classes, &counts);
     print_classes(&card.description, &table);
     let top1 = evaluation.top_k(1, None).context("there are no images")?;
     let top5 = evaluation.top_k(5, None).unwrap_or_default();
     let images = evaluation.predictions.len();
-    println!("\n{images} images, {} classes", classes.len());
+    println!("\n{images} images, {} classes", classes.outputs.len());
     println!("  top-1 accuracy   {:>6.2} %", 100.0 * top1);
     println!("  top-5 accuracy   {:>6.2} %", 100.0 * top5);
     println!("  loss             {:>8.4}", evaluation.loss);
 
     artifacts.write_csv("classes.csv", &table)?;
     let mut files = "classes.csv";
-    if classes.len() <= SHOWN {
-        artifacts.write("confusion.svg", draw_confusion(&classes, &confusion)?.as_bytes())?;
+    if classes.outputs.len() <= SHOWN {
+        artifacts.write("confusion.svg", draw_confusion(&classes, &counts)?.as_bytes())?;
         files = "classes.csv, confusion.svg";
     }
     let summary = json!({
@@ -279,6 +272,8 @@ fn run(args: Args) -> Result<()> {
         "dataset": args.dataset.to_string(),
         "images": images,
         "skipped_images": skipped,
+        "left_out_files": left_out,
+        "model_classes": classes.names.len(),
         "top1": top1,
         "top5": top5,
         "loss": evaluation.loss,
@@ -299,20 +294,30 @@ fn main() -> ExitCode {
 mod tests {
     use super::*;
 
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().map(|n| n.to_string()).collect()
+    #[test]
+    fn classes_that_the_data_does_not_have_count_as_wrong() {
+        let names = |names: [&str; 3]| names.map(String::from).to_vec();
+        let classes = ClassOutputs::find(&names(["dog", "cow", "cat"]), &names(["cat", "dog", ""])[..2]).unwrap();
+        // of `cat` one is right, one is taken for `cow`, one for `dog`; both of `dog` are right
+        let scores = [[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [3.0, 2.0, 2.0]];
+        let predict = |(scores, label): (&[f32; 3], usize)| Prediction::new(scores, label, classes.outputs[label]).0;
+        let predictions = scores.iter().zip([0, 0, 0, 1, 1]).map(predict).collect();
+        let evaluation = Evaluation { predictions, loss: 0.0 };
+        assert_eq!(evaluation.top_k(1, None), Some(0.6));
+        assert_eq!((evaluation.top_k(2, Some(0)), evaluation.top_k(3, None)), (Some(2.0 / 3.0), Some(1.0)));
+        let counts = evaluation.counts(2);
+        let table = evaluation.by_class(&classes, &counts);
+        // as often for `cow`, whose output comes later
+        assert_eq!((table[0].images, table[0].mistaken_for.as_deref()), (3, Some("dog")));
+        assert_eq!((table[1].top1, table[1].mistaken_for.as_deref()), (Some(1.0), None));
+        assert!(draw_confusion(&classes, &counts).unwrap().contains("other"));
     }
 
     #[test]
-    fn classes_are_matched_by_name_else_by_position() {
-        let (found, remark) = outputs(&names(&["dog", "cow", "cat"]), &names(&["cat", "dog"])).unwrap();
-        assert_eq!((found, remark), (vec![2, 0], None));
-        let (found, remark) = outputs(&names(&["LABEL_0", "LABEL_1"]), &names(&["cat", "dog"])).unwrap();
-        assert_eq!(found, [0, 1]);
-        assert!(remark.unwrap().contains("LABEL_0"));
-        for model in [&["LABEL_0", "LABEL_1", "LABEL_2"][..], &["cat", "cow"]] {
-            let error = outputs(&names(model), &names(&["cat", "dog"])).unwrap_err().to_string();
-            assert!(error.contains("dog"), "{error}");
-        }
+    fn the_loss_is_that_of_all_outputs() {
+        // torch.nn.functional.cross_entropy(torch.tensor([[1., 2., 4.]]), torch.tensor([1])): 2.1698
+        let (prediction, loss) = Prediction::new(&[1.0, 2.0, 4.0], 0, 1);
+        assert!((loss - 2.1698).abs() < 1e-4, "{loss}");
+        assert_eq!((prediction.label, prediction.rank, prediction.best), (0, 1, 2));
     }
 }

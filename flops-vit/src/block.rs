@@ -3,9 +3,9 @@
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use flops_core::Probe;
-use flops_core::ops::{attention, gelu};
+use flops_core::ops::attention;
 
-use crate::config::ViTConfig;
+use crate::config::{Activation, ViTConfig};
 use crate::layers::linear;
 use crate::lora::adapter::{Lora, adapted};
 
@@ -68,6 +68,9 @@ pub struct Block<B: Backend> {
     pub fc1: Linear<B>,
     /// Second layer of the MLP.
     pub fc2: Linear<B>,
+    /// The activation between them.
+    #[module(skip)]
+    pub activation: Activation,
 }
 
 /// Inputs of the class-token path: `(x, norm1(x))` at the first tokens, keys and values of all.
@@ -83,6 +86,7 @@ impl<B: Backend> Block<B> {
             norm2: norm.init(device),
             fc1: linear(d, hidden, true, device),
             fc2: linear(hidden, d, true, device),
+            activation: config.activation,
         }
     }
 
@@ -97,7 +101,7 @@ impl<B: Backend> Block<B> {
         let v = adapted(&self.attn.value, &self.attn.value_lora, h, probe);
         let a = self.attn.attend(q, k, v, probe);
         let (x, h) = self.project((x, a), probe);
-        let h = gelu(probe.linear(&self.fc1, h));
+        let h = self.activation.forward(probe.linear(&self.fc1, h));
         let h = probe.linear(&self.fc2, h);
         probe.add(x, h)
     }
@@ -124,7 +128,7 @@ impl<B: Backend> Block<B> {
             (x, self.attn.attend(q, k, v, probe))
         });
         let state = probe.stage(state, |state, probe| self.project(state, probe));
-        let state = probe.stage(state, |(x, h), probe| (x, gelu(probe.linear(&self.fc1, h))));
+        let state = probe.stage(state, |(x, h), probe| (x, self.activation.forward(probe.linear(&self.fc1, h))));
         probe.stage(state, |(x, h), probe| {
             let h = probe.linear(&self.fc2, h);
             probe.add(x, h)

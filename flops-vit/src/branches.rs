@@ -7,10 +7,10 @@ use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{LayerNorm, Linear};
 use burn::prelude::*;
-use flops_core::ops::gelu;
 use flops_core::{Probe, site};
 
 use crate::block::{Attention, Block};
+use crate::config::{Activation, Pool};
 use crate::lora::adapter::adapted;
 use crate::model::ViT;
 
@@ -60,13 +60,15 @@ struct MlpBranch<B: Backend> {
     norm: LayerNorm<B>,
     fc1: Linear<B>,
     fc2: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl<B: Backend> MlpBranch<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let probe = &mut Probe::clean();
         let h = probe.layer_norm(&self.norm, x);
-        let h = gelu(probe.linear(&self.fc1, h));
+        let h = self.activation.forward(probe.linear(&self.fc1, h));
         probe.linear(&self.fc2, h)
     }
 }
@@ -77,13 +79,25 @@ struct Head<B: Backend> {
     norm: LayerNorm<B>,
     head: Linear<B>,
     head_dist: Option<Linear<B>>,
+    /// How tokens are pooled after the norm, and the first that is, where they are.
+    #[module(skip)]
+    pool: Option<(Pool, usize)>,
 }
 
 impl<B: Backend> Head<B> {
+    /// The normalised tokens that have a head, or what they are pooled to.
+    fn features(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = Probe::clean().layer_norm(&self.norm, x);
+        match self.pool {
+            Some((pool, prefix)) => pool.apply(x, prefix),
+            None => x,
+        }
+    }
+
     /// Logits from the tokens that have a head, before the norm.
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 2> {
         let probe = &mut Probe::clean();
-        let x = probe.layer_norm(&self.norm, x);
+        let x = self.features(x);
         let token = |at: usize| x.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
         let logits = probe.linear(&self.head, token(0));
         match &self.head_dist {
@@ -106,7 +120,12 @@ impl<B: Backend> Block<B> {
             probe.add(x.narrow(1, 0, seen), h)
         });
         probe.stage(x, |x, probe| {
-            let branch = MlpBranch { norm: self.norm2.clone(), fc1: self.fc1.clone(), fc2: self.fc2.clone() };
+            let branch = MlpBranch {
+                norm: self.norm2.clone(),
+                fc1: self.fc1.clone(),
+                fc2: self.fc2.clone(),
+                activation: self.activation,
+            };
             let h = site!(probe, &branch, x.clone(), |branch, x| branch.forward(x));
             probe.add(x, h)
         })
@@ -132,12 +151,17 @@ impl<B: Backend> ViT<B> {
             let seen = if i + 1 == self.blocks.len() { heads.unwrap_or(tokens) } else { tokens };
             x = block.forward_branches(x, seen, probe);
         }
-        if heads.is_none() {
-            let prefix = self.num_prefix_tokens();
-            x = probe.stage(x, |x, _| x.narrow(1, prefix, tokens - prefix).mean_dim(1));
+        let prefix = self.num_prefix_tokens();
+        if heads.is_none() && self.fc_norm {
+            x = probe.stage(x, |x, _| self.pool.apply(x, prefix));
         }
-        probe.embed_with(|| self.norm.forward(x.clone().narrow(1, 0, 1)).squeeze_dim(1));
-        let head = Head { norm: self.norm.clone(), head: self.head.clone(), head_dist: self.head_dist.clone() };
+        let head = Head {
+            norm: self.norm.clone(),
+            head: self.head.clone(),
+            head_dist: self.head_dist.clone(),
+            pool: (heads.is_none() && !self.fc_norm).then_some((self.pool, prefix)),
+        };
+        probe.embed_with(|| head.features(x.clone()).narrow(1, 0, 1).squeeze_dim(1));
         site!(probe, &head, x, |head, x| head.forward(x))
     }
 }

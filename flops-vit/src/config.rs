@@ -1,6 +1,8 @@
 //! Sizes of a vision transformer, in timm's vocabulary, and the presets.
 
 use burn::prelude::*;
+use burn::tensor::activation::{gelu_approximate, sigmoid};
+use flops_core::ops::gelu;
 use serde::{Deserialize, Serialize};
 
 use crate::error::VitError;
@@ -37,12 +39,19 @@ pub struct ViTConfig {
     /// ε of the layer normalisations.
     #[config(default = 1e-6)]
     pub layer_norm_eps: f64,
+    /// The activation between the layers of a block's MLP.
+    #[config(default = "Activation::Gelu")]
+    pub activation: Activation,
     /// Classes of the head.
     #[config(default = 1000)]
     pub num_classes: usize,
     /// Which features the head classifies.
     #[config(default = "Pool::Token")]
     pub pool: Pool,
+    /// Whether pooled patch tokens are normalised after pooling, timm's `fc_norm`; otherwise all
+    /// tokens are, before it. Under [`Pool::Token`] both are the same.
+    #[config(default = true)]
+    pub fc_norm: bool,
     /// Whether there is a class token; [`Pool::Token`] needs one.
     #[config(default = true)]
     pub class_token: bool,
@@ -59,8 +68,54 @@ pub enum Pool {
     /// The class token after the final normalisation.
     #[default]
     Token,
-    /// The mean of the patch tokens, then normalised: timm's `global_pool='avg'` with `fc_norm`.
+    /// The mean of the patch tokens: timm's `global_pool='avg'`.
     Avg,
+    /// The maximum over the patch tokens, of each feature: timm's `global_pool='max'`.
+    Max,
+    /// The mean of both: timm's `global_pool='avgmax'`.
+    AvgMax,
+}
+
+impl Pool {
+    /// Pools tokens: the first one, or all of them from `prefix` on.
+    ///
+    /// # Shapes
+    /// - x: `[rows, tokens, embed_dim]`
+    /// - returns: `[rows, 1, embed_dim]`
+    pub(crate) fn apply<B: Backend>(self, x: Tensor<B, 3>, prefix: usize) -> Tensor<B, 3> {
+        let patches = || x.clone().narrow(1, prefix, x.dims()[1] - prefix);
+        match self {
+            Self::Token => x.narrow(1, 0, 1),
+            Self::Avg => patches().mean_dim(1),
+            Self::Max => patches().max_dim(1),
+            Self::AvgMax => (patches().mean_dim(1) + patches().max_dim(1)).mul_scalar(0.5),
+        }
+    }
+}
+
+/// The activation of a block's MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Activation {
+    /// x·Φ(x), with the exact distribution function Φ of the standard normal.
+    #[default]
+    Gelu,
+    /// GELU with a tanh in the place of Φ, as in SigLIP 2: timm's `gelu_tanh`.
+    GeluTanh,
+    /// x·σ(1.702 x), which OpenAI's CLIP uses.
+    QuickGelu,
+}
+
+impl Activation {
+    /// Applies the function to each element.
+    pub fn forward<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
+        match self {
+            Self::Gelu => gelu(x),
+            Self::GeluTanh => gelu_approximate(x),
+            Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
+        }
+    }
 }
 
 /// The distillation token of DeiT (Touvron et al. 2021, arXiv 2012.12877).
@@ -181,11 +236,11 @@ impl ViTConfig {
         check(self.depth > 0, "depth", self.depth, "use at least 1")?;
         check(self.mlp_dim() > 0, "mlp_ratio × embed_dim", self.mlp_dim(), "use a larger mlp_ratio")?;
         check(self.num_classes > 0, "num_classes", self.num_classes, "use at least 1")?;
-        let needs = "use Pool::Avg and no distillation token, or a class token";
+        let needs = "use Pool::Avg, Max or AvgMax and no distillation token, or a class token";
         let token = self.pool == Pool::Token || self.distillation != Distillation::None;
         check(self.class_token || !token, "class_token", 0, needs)?;
-        let averaged = self.pool == Pool::Avg && self.distillation == Distillation::Head;
-        check(!averaged, "distillation heads under Pool::Avg", 1, "use Pool::Token")?;
+        let pooled = self.pool != Pool::Token && self.distillation == Distillation::Head;
+        check(!pooled, "distillation heads under Pool::Avg, Max or AvgMax", 1, "use Pool::Token")?;
         let eps = self.layer_norm_eps;
         if eps > 0.0 && eps < 1.0 { Ok(()) } else { Err(VitError::LayerNormEps { value: eps }) }
     }
@@ -247,11 +302,39 @@ mod tests {
             micro.clone().with_distillation(Distillation::Token),
             micro.clone().with_distillation(Distillation::Head),
             pooled.clone(),
+            pooled.clone().with_fc_norm(false),
             pooled.with_class_token(false),
             ViTConfig::vit_tiny_patch16_224(),
         ] {
             let model = config.init::<Flex>(&Default::default()).unwrap();
             assert_eq!(config.num_params(), Module::num_params(&model));
+        }
+    }
+
+    /// torch.nn.functional.gelu(x), gelu(x, approximate='tanh') and x * torch.sigmoid(1.702 * x).
+    #[test]
+    fn activations_match_pytorch() {
+        let x = || Tensor::<Flex, 1>::from_floats([-2.0, -0.5, 0.0, 1.0, 3.0], &Default::default());
+        for (activation, expected) in [
+            (Activation::Gelu, [-0.045_500_26, -0.154_268_77, 0.0, 0.841_344_7, 2.995_950_2]),
+            (Activation::GeluTanh, [-0.045_402_306, -0.154_286, 0.0, 0.841_192, 2.996_362_6]),
+            (Activation::QuickGelu, [-0.064_341_38, -0.149_611_56, 0.0, 0.845_795_75, 2.981_928_7]),
+        ] {
+            let found: Vec<f32> = activation.forward(x()).to_data().to_vec().unwrap();
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 2e-6, "{activation:?}: {found} instead of {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_leaves_out_the_prefix() {
+        // one row, tokens (9, 9), (1, 4), (3, 2)
+        let x = || Tensor::<Flex, 3>::from_floats([[[9.0, 9.0], [1.0, 4.0], [3.0, 2.0]]], &Default::default());
+        for (pool, expected) in
+            [(Pool::Token, [9.0f32, 9.0]), (Pool::Avg, [2.0, 3.0]), (Pool::Max, [3.0, 4.0]), (Pool::AvgMax, [2.5, 3.5])]
+        {
+            assert_eq!(pool.apply(x(), 1).to_data(), TensorData::from([[expected]]), "{pool:?}");
         }
     }
 

@@ -65,10 +65,10 @@ pub enum VitError {
         /// The scopes there are.
         choices: &'static [&'static str],
     },
-    /// `cls_tail` for a model that classifies by the mean of its patch tokens.
+    /// `cls_tail` for a model that classifies by its pooled patch tokens.
     #[error(
         "scope cls_tail needs a head on the class token, and this model's looks at the mean of the patch \
-         tokens; use last:1"
+         tokens or their maximum; use last:1"
     )]
     ScopeToken,
     /// The rank of adapters is 0 or above the width of the model.
@@ -214,6 +214,15 @@ pub enum CheckpointError {
     )]
     NonFinite {
         /// The parameter.
+        name: String,
+    },
+    /// A name of timm's that does not say what the model's settings are.
+    #[error(
+        "architecture = '{name}' is none of timm's that are known, so its heads, activation and norm are not; put \
+         num_heads into model_args of config.json, with act_layer and global_pool where they are not timm's defaults"
+    )]
+    UnknownArchitecture {
+        /// The name.
         name: String,
     },
     /// The model is of a kind that this crate does not have.

@@ -43,6 +43,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 mod layers;
+mod long_images;
 pub mod lora;
 pub mod model;
 pub mod normalization;
@@ -53,7 +54,7 @@ mod sites;
 pub mod tuning;
 
 pub use checkpoint::Pretrained;
-pub use config::{Distillation, Pool, ViTConfig};
+pub use config::{Activation, Distillation, Pool, ViTConfig};
 pub use error::{CheckpointError, PytorchError, VitError};
 pub use model::ViT;
 pub use normalization::Normalization;

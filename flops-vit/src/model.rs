@@ -17,7 +17,7 @@ pub use crate::layers::linear;
 use crate::positions;
 use crate::sites::Sites;
 
-/// A vision transformer that classifies by its class token, or by the mean of its patch tokens.
+/// A vision transformer that classifies by its class token, or by its pooled patch tokens.
 ///
 /// Every layer is called through the [`Probe`].
 ///
@@ -46,7 +46,7 @@ pub struct ViT<B: Backend> {
     pub pos_embed: Param<Tensor<B, 3>>,
     /// The blocks, first to last.
     pub blocks: Vec<Block<B>>,
-    /// Final normalisation: of the tokens, or of their mean under [`Pool::Avg`].
+    /// Final normalisation: of the tokens, or of what they are pooled to.
     pub norm: LayerNorm<B>,
     /// Classifier.
     pub head: Linear<B>,
@@ -55,6 +55,9 @@ pub struct ViT<B: Backend> {
     /// Which features the head classifies.
     #[module(skip)]
     pub pool: Pool,
+    /// Whether pooled patch tokens are normalised after pooling, not before.
+    #[module(skip)]
+    pub fc_norm: bool,
     /// What its sites are.
     #[module(skip)]
     pub sites: Sites,
@@ -90,6 +93,7 @@ impl ViTConfig {
             head: linear(d, self.num_classes, true, device),
             head_dist: (self.distillation == Distillation::Head).then(|| linear(d, self.num_classes, true, device)),
             pool: self.pool,
+            fc_norm: self.fc_norm,
             sites: Sites::Linear,
         }
     }
@@ -118,7 +122,8 @@ impl<B: Backend> ViT<B> {
         usize::from(self.cls_token.is_some()) + usize::from(self.dist_token.is_some())
     }
 
-    /// All tokens after the final normalisation, or after the last block under [`Pool::Avg`].
+    /// All tokens after the final normalisation, or after the last block where pooled tokens are
+    /// normalised.
     ///
     /// [`forward`](ForwardModel::forward) gives the same logits, but under [`Pool::Token`] it does
     /// not compute the other tokens of the last block.
@@ -131,10 +136,12 @@ impl<B: Backend> ViT<B> {
         for block in &self.blocks {
             x = block.forward(x, probe);
         }
-        match self.pool {
-            Pool::Token => probe.layer_norm(&self.norm, x),
-            Pool::Avg => x,
-        }
+        if self.norm_is_last() { x } else { probe.layer_norm(&self.norm, x) }
+    }
+
+    /// Whether the final normalisation is that of pooled tokens.
+    fn norm_is_last(&self) -> bool {
+        self.pool != Pool::Token && self.fc_norm
     }
 
     /// Logits from the output of [`forward_features`](Self::forward_features).
@@ -143,17 +150,22 @@ impl<B: Backend> ViT<B> {
     /// - features: `[rows, tokens, embed_dim]`
     /// - returns: `[rows, num_classes]`
     pub fn forward_head(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let prefix = self.num_prefix_tokens();
         let features = match self.pool {
             Pool::Token => features,
-            Pool::Avg => self.pooled(features, probe),
+            pool if self.fc_norm => probe.layer_norm(&self.norm, pool.apply(features, prefix)),
+            pool => pool.apply(features, prefix),
         };
         self.classify(features, probe)
     }
 
-    /// The mean of the patch tokens, normalised, `[rows, 1, embed_dim]`.
-    fn pooled(&self, features: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let (prefix, tokens) = (self.num_prefix_tokens(), features.dims()[1]);
-        probe.layer_norm(&self.norm, features.narrow(1, prefix, tokens - prefix).mean_dim(1))
+    /// The patch tokens after the last block, pooled and normalised, `[rows, 1, embed_dim]`.
+    fn pooled(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
+        let prefix = self.num_prefix_tokens();
+        match self.norm_is_last() {
+            true => probe.layer_norm(&self.norm, self.pool.apply(x, prefix)),
+            false => self.pool.apply(probe.layer_norm(&self.norm, x), prefix),
+        }
     }
 
     /// Logits from the tokens that have a head.
@@ -258,7 +270,7 @@ impl<B: Backend> ForwardModel<B> for ViT<B> {
 }
 
 impl<B: Backend> ViT<B> {
-    /// Tokens that have a head; `None` where the mean of the patches is classified.
+    /// Tokens that have a head; `None` where pooled patches are classified.
     pub(crate) fn heads(&self) -> Option<usize> {
         (self.pool == Pool::Token).then_some(if self.head_dist.is_some() { 2 } else { 1 })
     }
@@ -272,7 +284,7 @@ impl<B: Backend> ViT<B> {
                 for block in &self.blocks {
                     x = probe.stage(x, |x, probe| block.forward(x, probe));
                 }
-                if self.pool == Pool::Avg {
+                if self.pool != Pool::Token {
                     x = probe.stage(x, |x, probe| self.pooled(x, probe));
                 }
                 return self.classify(x, probe);
@@ -294,6 +306,7 @@ impl<B: Backend> ViT<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Activation;
     use burn::backend::Flex;
 
     fn config() -> ViTConfig {
@@ -350,9 +363,35 @@ mod tests {
             let distance: f32 = (all - short).abs().max().into_scalar();
             assert!(distance < 1e-6, "{distillation:?}: logits differ by {distance}");
         }
-        let (model, mut probe) = (of(averaged()), Probe::clean());
-        let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
-        assert_eq!(all.into_data(), model.forward(images, &mut Probe::clean()).into_data());
+        for config in [averaged(), averaged().with_fc_norm(false), averaged().with_pool(Pool::AvgMax)] {
+            let (model, mut probe) = (of(config), Probe::clean());
+            let all = model.forward_head(model.forward_features(images.clone(), &mut probe), &mut probe);
+            assert_eq!(all.into_data(), model.forward(images.clone(), &mut Probe::clean()).into_data());
+        }
+    }
+
+    /// timm normalises the pooled tokens with `fc_norm`, and all tokens before pooling without it.
+    #[test]
+    fn fc_norm_is_the_place_of_the_norm() {
+        let images = Tensor::from_data(
+            TensorData::new((0..384).map(|i| (i as f32).sin()).collect(), [2, 3, 8, 8]),
+            &Default::default(),
+        );
+        let model = of(config().with_pool(Pool::Avg));
+        let probe = &mut Probe::clean();
+        let mut x = model.forward_embed(images.clone(), probe);
+        for block in &model.blocks {
+            x = block.forward(x, probe);
+        }
+        let patches = x.narrow(1, 1, 4);
+        let after = model.norm.forward(patches.clone().mean_dim(1)).squeeze_dim::<2>(1);
+        let before = model.norm.forward(patches).mean_dim(1).squeeze_dim::<2>(1);
+        for (fc_norm, features) in [(true, after), (false, before)] {
+            let model = ViT { fc_norm, ..model.clone() };
+            let logits = model.forward(images.clone(), &mut Probe::clean());
+            let distance: f32 = (model.head.forward(features) - logits).abs().max().into_scalar();
+            assert!(distance < 1e-6, "fc_norm = {fc_norm}: logits differ by {distance}");
+        }
     }
 
     /// Branches and layers compute the same logits.
@@ -363,7 +402,9 @@ mod tests {
             &Default::default(),
         );
         let distilled = config().with_distillation(Distillation::Head);
-        for config in [config(), distilled, averaged(), config().with_pool(Pool::Avg)] {
+        let pooled = config().with_pool(Pool::Max).with_activation(Activation::GeluTanh);
+        let normed = averaged().with_fc_norm(false).with_activation(Activation::QuickGelu);
+        for config in [config(), distilled, averaged(), config().with_pool(Pool::Avg), pooled, normed] {
             let model = of(config);
             let layers = model.forward(images.clone(), &mut Probe::clean());
             let branches = model.with_sites(Sites::Branch).forward(images.clone(), &mut Probe::clean());

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Normalisation of a pixel in [0, 1]: (pixel − mean) / std, per channel (R, G, B).
+///
+/// That of a model of one channel has one mean and one std, three times each.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
     /// Mean of each channel.
@@ -30,6 +32,23 @@ impl Normalization {
     pub fn apply(&self, pixel: u8, channel: usize) -> f32 {
         (f32::from(pixel) / 255.0 - self.mean[channel]) / self.std[channel]
     }
+
+    /// The normalisation of grey images.
+    pub fn grey(mean: f32, std: f32) -> Self {
+        Self { mean: [mean; 3], std: [std; 3] }
+    }
+
+    /// Whether all channels are normalised alike, as in a model of one channel.
+    pub(crate) fn is_grey(&self) -> bool {
+        let alike = |values: [f32; 3]| values.iter().all(|value| *value == values[0]);
+        alike(self.mean) && alike(self.std)
+    }
+}
+
+/// The grey of a pixel: the luma of ITU-R 601-2, rounded as by PIL's `convert("L")`.
+pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
+    let [red, green, blue] = [red, green, blue].map(u32::from);
+    ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
 
 #[cfg(test)]
@@ -43,5 +62,21 @@ mod tests {
         assert_eq!(Normalization::HALF.apply(255, 2), 1.0);
         // (128/255 - 0.406) / 0.225 = 0.42649
         assert!((Normalization::IMAGENET.apply(128, 2) - 0.426_49).abs() < 1e-4);
+    }
+
+    /// Image.new("RGB", (1, 1), rgb).convert("L").getpixel((0, 0))
+    #[test]
+    fn luma_matches_pil() {
+        for (rgb, expected) in [
+            ([255, 0, 0], 76),
+            ([0, 255, 0], 150),
+            ([0, 0, 255], 29),
+            ([10, 20, 30], 18),
+            ([200, 100, 50], 124),
+            ([1, 0, 1], 0),
+        ] {
+            assert_eq!(luma(rgb[0], rgb[1], rgb[2]), expected, "{rgb:?}");
+        }
+        assert!((0..=255).all(|grey| luma(grey, grey, grey) == grey));
     }
 }

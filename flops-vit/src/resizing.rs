@@ -1,8 +1,12 @@
 //! Resizing of images to a model's input. It belongs to the weights, as the normalisation does.
 
+use crate::long_images;
 use image::DynamicImage;
 use image::imageops::FilterType;
 use serde::{Deserialize, Serialize};
+
+/// The smallest crop: an image is made at most 20 times as large as the model's input.
+pub(crate) const MIN_CROP: f32 = 0.05;
 
 /// How an image is resized to a model's input.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,7 +17,7 @@ pub struct Resizing {
     ///
     /// Otherwise the shorter side is resized, and the longer one is cropped at both ends.
     pub squash: bool,
-    /// Side of the central crop as a fraction of the resized side, in (0, 1]: timm's `crop_pct`.
+    /// Side of the central crop as a fraction of the resized side, in [0.05, 1]: timm's `crop_pct`.
     pub crop: f32,
 }
 
@@ -70,17 +74,17 @@ impl Default for Resizing {
 impl Resizing {
     /// Returns whether the crop is in range.
     pub(crate) fn is_valid(&self) -> bool {
-        self.crop > 0.0 && self.crop <= 1.0
+        (MIN_CROP..=1.0).contains(&self.crop)
     }
 
     /// Resizes and crops the image to `side` × `side` pixels.
     pub(crate) fn apply(&self, image: &DynamicImage, side: usize) -> DynamicImage {
         let side = side as u32;
         // the size before the crop, rounded down as in timm
-        let outer = ((side as f32 / self.crop.clamp(0.05, 1.0)) as u32).max(side);
+        let outer = ((side as f32 / self.crop.clamp(MIN_CROP, 1.0)) as u32).max(side);
         let whole = match self.squash {
-            true => image.resize_exact(outer, outer, self.filter.into()),
-            false => image.resize_to_fill(outer, outer, self.filter.into()),
+            true => long_images::resize_exact(image, outer, self.filter.into()),
+            false => long_images::resize_to_fill(image, outer, self.filter.into()),
         };
         if outer == side { whole } else { whole.crop_imm((outer - side) / 2, (outer - side) / 2, side, side) }
     }

@@ -113,7 +113,7 @@ impl<B: Backend> ViT<B> {
     ///
     /// # Errors
     /// - [`VitError::ScopeDepth`]: `last:K` with no block, or with more than the model has.
-    /// - [`VitError::ScopeToken`]: `cls_tail` for a model that classifies by the mean of its patch
+    /// - [`VitError::ScopeToken`]: `cls_tail` for a model that classifies by its pooled patch
     ///   tokens.
     /// - [`VitError::NoAdapters`]: `lora:R` for a model without adapters of rank R, which
     ///   [`with_lora`](Self::with_lora) puts in.
@@ -124,7 +124,7 @@ impl<B: Backend> ViT<B> {
         {
             return Err(VitError::ScopeDepth { blocks, depth, choices: &CHOICES });
         }
-        if scope == Scope::ClsTail && self.pool == Pool::Avg {
+        if scope == Scope::ClsTail && self.pool != Pool::Token {
             return Err(VitError::ScopeToken);
         }
         let found = self.lora_rank();

@@ -40,10 +40,13 @@ impl ImageArgs {
     /// # Errors
     /// If it cannot be read.
     pub fn pretrained(&self, device: &Device) -> Result<Pretrained<AB>> {
-        Ok(match &self.weights {
+        let found = match &self.weights {
             Some(path) => checkpoint::load::<AB>(path, device)?,
             None => checkpoint::pretrained(device)?,
-        })
+        };
+        let channels = found.card.config.in_chans;
+        ensure!(channels == 3, "the weights take images of {channels} channel: the experiments need those of 3");
+        Ok(found)
     }
 }
 

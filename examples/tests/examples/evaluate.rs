@@ -56,6 +56,56 @@ fn accuracy_matches_the_run_and_the_classes() {
     }
 }
 
+/// Writes three images in each of the folders `names`, the same for the same position.
+fn pictures(dir: &Path, names: &[String]) {
+    for (class, name) in names.iter().enumerate() {
+        fs::create_dir_all(dir.join(name)).unwrap();
+        for i in 0..3u8 {
+            let colour = image::Rgb([20 * class as u8, 80 * i, 255 - 20 * class as u8]);
+            image::RgbImage::from_pixel(8, 8, colour).save(dir.join(name).join(format!("{i}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn numbered_folders_are_outputs_of_that_number() {
+    let dir = folder();
+    let labels = (0..12).map(|i| format!("LABEL_{i}")).collect();
+    let card = Card { classes: labels, ..card(config().with_num_classes(12)) };
+    let model = config().with_num_classes(12).init::<Flex>(&Default::default()).unwrap();
+    Pretrained { model, card }.save(&dir.path().join("twelve.safetensors")).unwrap();
+    // in the alphabet, 10 and 11 come before 2; padded with zeros they do not
+    pictures(&dir.path().join("plain"), &(0..12).map(|i| i.to_string()).collect::<Vec<_>>());
+    pictures(&dir.path().join("padded"), &(0..12).map(|i| format!("{i:02}")).collect::<Vec<_>>());
+    let loss = |images: &str| {
+        let args = ["--weights", "twelve.safetensors", "--dataset", images, "--split", "all", "--artifact-dir", "seen"];
+        let out = succeed("evaluate", dir.path(), &args);
+        assert!(out.contains("the data's classes are numbers"), "{out}");
+        let summary = json(&dir.path().join("seen/summary.json"));
+        assert_eq!(summary["images"], 36);
+        summary["loss"].as_f64().unwrap()
+    };
+    let (plain, padded) = (loss("folder:plain"), loss("folder:padded"));
+    assert!((plain - padded).abs() < 1e-6, "{plain} {padded}");
+}
+
+#[test]
+fn some_of_the_models_classes_are_evaluated_among_all() {
+    let dir = folder();
+    pictures(&dir.path().join("some"), &["3".to_string(), "7".into()]);
+    fs::write(dir.path().join("some/labels.csv"), "text").unwrap();
+    let args = ["--weights", "tiny.safetensors", "--dataset", "folder:some", "--artifact-dir", "seen"];
+    let out = succeed("evaluate", dir.path(), &args);
+    assert!(out.contains("the data has 2 of the model's 10 classes"), "{out}");
+    assert!(out.contains("there is no folder of test images") && out.contains("some/labels.csv"), "{out}");
+    let summary = json(&dir.path().join("seen/summary.json"));
+    assert_eq!(
+        (&summary["images"], &summary["model_classes"], &summary["left_out_files"]),
+        (&2.into(), &10.into(), &1.into())
+    );
+    assert!(fs::read_to_string(dir.path().join("seen/confusion.svg")).unwrap().contains("other"));
+}
+
 #[test]
 fn a_new_image_size_and_head_are_reported() {
     let dir = folder();

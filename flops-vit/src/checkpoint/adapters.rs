@@ -11,7 +11,7 @@ use super::file::{check_intact, metadata, read};
 use super::native::{store_bytes, write_bytes};
 use super::pretrained::Pretrained;
 use super::tensors::{ToFull, check_finite, of_safetensors, refuse};
-use crate::config::Distillation;
+use crate::config::{Activation, Distillation};
 use crate::error::{CheckpointError, VitError};
 use crate::layers::linear;
 use crate::model::ViT;
@@ -121,6 +121,15 @@ fn differences<B: Backend>(base: &ViT<B>, card: &Card) -> Vec<String> {
     let config = &card.config;
     let [embed_dim, in_chans, patch_size, _] = base.patch_embed.weight.dims();
     let (block, tokens) = (base.blocks.first(), base.pos_embed.dims()[1]);
+    let kinds = [
+        ("pool", format!("{:?}", base.pool), format!("{:?}", config.pool)),
+        ("fc_norm", base.fc_norm.to_string(), config.fc_norm.to_string()),
+        (
+            "activation",
+            format!("{:?}", block.map_or(Activation::default(), |b| b.activation)),
+            format!("{:?}", config.activation),
+        ),
+    ];
     [
         ("embed_dim", embed_dim, config.embed_dim),
         ("depth", base.blocks.len(), config.depth),
@@ -130,7 +139,9 @@ fn differences<B: Backend>(base: &ViT<B>, card: &Card) -> Vec<String> {
         ("tokens", tokens, config.num_tokens()),
         ("mlp width", block.map_or(0, |b| b.fc1.weight.dims()[1]), config.mlp_dim()),
     ]
+    .map(|(name, found, expected)| (name, found.to_string(), expected.to_string()))
     .into_iter()
+    .chain(kinds)
     .filter(|(_, found, expected)| found != expected)
     .map(|(name, found, expected)| format!("{name} = {expected}, this one has {found}"))
     .collect()

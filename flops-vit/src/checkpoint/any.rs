@@ -27,7 +27,7 @@ use crate::error::{CheckpointError, VitError};
 ///
 /// # Errors
 /// [`VitError::Checkpoint`] where a file is missing or damaged, parameters are missing or unknown
-/// (all are listed), or the model is not a ViT with GELU.
+/// (all are listed), or the model has a setting that this ViT has not.
 ///
 /// # Example
 /// ```no_run
@@ -54,14 +54,15 @@ fn open_folder<B: Backend>(dir: &Path, device: &B::Device) -> Result<Opened<B>, 
     match AnyConfig::read(&dir.join("config.json")).map_err(|why| in_file("config.json", why))? {
         AnyConfig::Hf(config) => hf::open(dir, config, (weights, tensors), device),
         AnyConfig::Timm(config) => {
-            timm::open(tensors, Some(config), &dir.display().to_string(), device).map_err(|why| in_file(weights, why))
+            let described = config.describe().map_err(|why| in_file("config.json", why))?;
+            timm::open(tensors, described, &dir.display().to_string(), device).map_err(|why| in_file(weights, why))
         }
     }
 }
 
 /// `config.json` of a folder, of either library.
 enum AnyConfig {
-    Timm(timm::TimmConfig),
+    Timm(Box<timm::TimmConfig>),
     Hf(hf::HfConfig),
 }
 
@@ -69,7 +70,7 @@ impl AnyConfig {
     fn read(path: &Path) -> Result<Self, CheckpointError> {
         let value: serde_json::Value = json(path)?;
         let found = match value.get("architecture") {
-            Some(_) => serde_json::from_value(value).map(Self::Timm),
+            Some(_) => serde_json::from_value(value).map(|config| Self::Timm(Box::new(config))),
             None => serde_json::from_value(value).map(Self::Hf),
         };
         found.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))
@@ -89,7 +90,7 @@ fn open_file<B: Backend>(path: &Path, device: &B::Device) -> Result<Opened<B>, C
         tensors::of_file(path)?
     };
     match timm::is_timm(&found) {
-        true => timm::open(found, None, &path.display().to_string(), device),
+        true => timm::open_bare(found, &path.display().to_string(), device),
         false => Err(CheckpointError::NoCard { key: CARD_KEY }),
     }
 }

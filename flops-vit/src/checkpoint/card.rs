@@ -7,7 +7,7 @@ use crate::config::ViTConfig;
 use crate::error::CheckpointError;
 use crate::model::ViT;
 use crate::normalization::Normalization;
-use crate::resizing::Resizing;
+use crate::resizing::{MIN_CROP, Resizing};
 
 /// Key of the [`Card`] in the metadata of a model's file.
 pub(super) const CARD_KEY: &str = "flops";
@@ -60,7 +60,15 @@ impl Card {
         if self.classes.len() != self.config.num_classes {
             return Err(format!("it names {} classes, num_classes = {}", self.classes.len(), self.config.num_classes));
         }
+        if !matches!(self.config.in_chans, 1 | 3) {
+            return Err(format!("in_chans = {}, expected 1 (grey) or 3 (red, green, blue)", self.config.in_chans));
+        }
         let Normalization { mean, std } = self.normalization;
+        if self.config.in_chans == 1 && !self.normalization.is_grey() {
+            return Err(format!(
+                "its normalization has mean {mean:?} and std {std:?}, expected one value for one channel"
+            ));
+        }
         if mean.iter().chain(&std).any(|x| !x.is_finite()) || std.iter().any(|&x| x <= 0.0) {
             return Err(format!(
                 "its normalization has mean {mean:?} and std {std:?}, expected finite numbers and std > 0"
@@ -68,7 +76,7 @@ impl Card {
         }
         if !self.resizing.is_valid() {
             return Err(format!(
-                "its resizing keeps a part of {}, expected one above 0 and at most 1",
+                "its resizing keeps a part of {}, expected one from {MIN_CROP} to 1",
                 self.resizing.crop
             ));
         }

@@ -14,18 +14,23 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::card::Card;
+use super::channels::check_channels;
 use super::file::json;
 use super::import::{Opened, fill_from};
 use super::names::{Naming, hf_model_type};
+use super::preprocessor::{self, HfPreprocessor};
 use super::pretrained::Pretrained;
 use super::tensors::{TensorSnapshot, to_pytorch};
-use crate::config::{Distillation, Pool, ViTConfig};
+use crate::config::{Activation, Distillation, Pool, ViTConfig};
 use crate::error::{CheckpointError, VitError};
 use crate::normalization::Normalization;
-use crate::resizing::{Filter, Resizing};
+use crate::resizing::Resizing;
 
-/// Reads a side, as a number or as a pair of equal ones.
-fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+/// Reads a side, as a number or as a pair of equal ones; for `deserialize_with`.
+///
+/// # Errors
+/// Where it is neither, or the pair is not square.
+pub fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Side {
@@ -43,10 +48,17 @@ fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     }
 }
 
-/// Reads a value for which `null` means the default.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+/// Reads a value for which `null` means the default; for `deserialize_with`.
+///
+/// # Errors
+/// Where it is neither `null` nor such a value.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
+
+/// Activations by their names in `transformers`; `gelu_new` and others are refused.
+const ACTIVATIONS: [(&str, Activation); 3] =
+    [("gelu", Activation::Gelu), ("gelu_pytorch_tanh", Activation::GeluTanh), ("quick_gelu", Activation::QuickGelu)];
 
 /// The most classes without names.
 const MOST_CLASSES: usize = 1 << 20;
@@ -95,129 +107,19 @@ impl Default for HfConfig {
     }
 }
 
-/// `preprocessor_config.json`; an absent key has the default of HuggingFace's `ViTImageProcessor`.
-#[derive(Deserialize)]
-#[serde(default)]
-struct HfPreprocessor {
-    do_resize: bool,
-    do_normalize: bool,
-    do_rescale: bool,
-    do_center_crop: bool,
-    rescale_factor: f32,
-    resample: u8,
-    image_mean: Option<[f32; 3]>,
-    image_std: Option<[f32; 3]>,
-    size: Option<HfSize>,
-    crop_size: Option<HfSize>,
-}
-
-/// A size, in any of the forms that versions of `transformers` have written.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum HfSize {
-    Side(f32),
-    Pair([f32; 2]),
-    Shortest { shortest_edge: f32 },
-    Both { height: f32, width: f32 },
-}
-
-impl HfSize {
-    /// Returns the side of a square.
-    fn side(self) -> Result<f32, CheckpointError> {
-        match self {
-            Self::Side(side) | Self::Shortest { shortest_edge: side } if side >= 1.0 => Ok(side),
-            Self::Both { height, width } | Self::Pair([height, width]) if height == width && height >= 1.0 => {
-                Ok(height)
-            }
-            Self::Side(side) | Self::Shortest { shortest_edge: side } => {
-                Err(CheckpointError::Setting(format!("a size of {side} is below one pixel")))
-            }
-            Self::Both { height, width } | Self::Pair([height, width]) => {
-                let why = format!("the size {height} × {width} is not a square of at least one pixel");
-                Err(CheckpointError::Setting(format!("{why}; only squares are supported")))
-            }
-        }
-    }
-}
-
-impl Default for HfPreprocessor {
-    fn default() -> Self {
-        Self {
-            do_resize: true,
-            do_normalize: true,
-            do_rescale: true,
-            do_center_crop: false,
-            rescale_factor: 1.0 / 255.0,
-            resample: 2,
-            image_mean: None,
-            image_std: None,
-            size: None,
-            crop_size: None,
-        }
-    }
-}
-
-impl HfPreprocessor {
-    fn both(&self) -> Result<(Normalization, Resizing), CheckpointError> {
-        Ok((self.normalization()?, self.resizing()?))
-    }
-
-    /// Proportions are kept only where the size is that of the shortest edge.
-    fn resizing(&self) -> Result<Resizing, CheckpointError> {
-        let unsupported = |field, value: String, supported: &str| {
-            Err(CheckpointError::Unsupported { field, value, supported: supported.into() })
-        };
-        if !self.do_resize {
-            return unsupported("do_resize", "false".into(), "true");
-        }
-        let Some(filter) = Filter::from_pil(self.resample) else {
-            return unsupported(
-                "resample",
-                self.resample.to_string(),
-                "0 (nearest), 1 (Lanczos), 2 (bilinear) or 3 (bicubic)",
-            );
-        };
-        let size = self.size.map(HfSize::side).transpose()?;
-        let crop = match (self.do_center_crop, size, self.crop_size) {
-            (true, Some(size), Some(crop)) => crop.side()? / size,
-            _ => 1.0,
-        };
-        if crop > 1.0 {
-            return unsupported("crop_size", format!("{crop} × size"), "a crop of at most the size");
-        }
-        Ok(Resizing { filter, squash: !matches!(self.size, Some(HfSize::Shortest { .. })), crop })
-    }
-
-    /// The normalisation of pixels in [0, 1]: the rescale factor is folded in.
-    fn normalization(&self) -> Result<Normalization, CheckpointError> {
-        let wrong = |setting: String| Err(CheckpointError::Setting(setting));
-        if self.do_rescale && !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
-            return wrong(format!("rescale_factor = {}; a positive number is expected", self.rescale_factor));
-        }
-        let scale = 255.0 * if self.do_rescale { self.rescale_factor } else { 1.0 };
-        let half = Normalization::HALF;
-        let (mean, std) = match self.do_normalize {
-            true => (self.image_mean.unwrap_or(half.mean), self.image_std.unwrap_or(half.std)),
-            false => ([0.0; 3], [1.0; 3]),
-        };
-        if !std.iter().all(|std| std.is_finite() && *std > 0.0) || !mean.iter().all(|mean| mean.is_finite()) {
-            return wrong(format!("image_mean = {mean:?}, image_std = {std:?}; positive deviations are expected"));
-        }
-        Ok(Normalization { mean: mean.map(|m| m / scale), std: std.map(|s| s / scale) })
-    }
-}
-
 impl HfConfig {
     /// Converts to a [`ViTConfig`] and the names of the classes; `has` tells which tensors exist.
     fn convert(self, has: impl Fn(&str) -> bool) -> Result<(ViTConfig, Vec<String>), CheckpointError> {
-        let only = |field, value: &str, supported: &'static [&str]| match supported.contains(&value) {
+        let only = |field, value: &str, supported: &[&str]| match supported.contains(&value) {
             true => Ok(()),
             false => {
                 Err(CheckpointError::Unsupported { field, value: value.into(), supported: supported.join(" or ") })
             }
         };
         only("model_type", &self.model_type, &["vit", "deit"])?;
-        only("hidden_act", &self.hidden_act, &["gelu"])?;
+        let names = &ACTIVATIONS.map(|(name, _)| name);
+        only("hidden_act", &self.hidden_act, names)?;
+        let activation = ACTIVATIONS.into_iter().find(|(name, _)| *name == self.hidden_act);
         // as in transformers: names by default, of two classes where nothing says how many
         let classes: Vec<String> = match (self.id2label.is_empty(), self.num_labels.unwrap_or(2)) {
             (true, count @ 0..=MOST_CLASSES) => (0..count).map(|i| format!("LABEL_{i}")).collect(),
@@ -242,6 +144,7 @@ impl HfConfig {
             .with_mlp_ratio(self.intermediate_size as f64 / self.hidden_size as f64)
             .with_qkv_bias(self.qkv_bias)
             .with_layer_norm_eps(self.layer_norm_eps)
+            .with_activation(activation.map_or(Activation::Gelu, |(_, activation)| activation))
             .with_num_classes(classes.len())
             .with_distillation(distillation);
         Ok((config, classes))
@@ -250,11 +153,32 @@ impl HfConfig {
 
 /// Reads normalisation and resizing from a folder's `preprocessor_config.json`, if there is one.
 ///
+/// The model has so many `channels`, 1 or 3.
+///
 /// # Errors
-/// [`VitError::Checkpoint`] where the file cannot be read or parsed.
-pub fn preprocessing(dir: &Path) -> Result<Option<(Normalization, Resizing)>, VitError> {
+/// [`VitError::Checkpoint`] where the file cannot be read or parsed, or has means for another number
+/// of channels.
+pub fn preprocessing(dir: &Path, channels: usize) -> Result<Option<(Normalization, Resizing)>, VitError> {
+    preprocessing_with(dir, channels, |_| ())
+}
+
+/// Like [`preprocessing`], where `change` turns the settings of another image processor into those
+/// of `ViTImageProcessor`.
+///
+/// # Errors
+/// Those of [`preprocessing`].
+pub fn preprocessing_with(
+    dir: &Path,
+    channels: usize,
+    change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
+) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
-    match json::<HfPreprocessor>(&path).and_then(|found| found.both()) {
+    let read = |mut settings| {
+        change(&mut settings);
+        let settings = serde_json::from_value::<HfPreprocessor>(settings.into());
+        settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?.both(channels)
+    };
+    match json(&path).and_then(read) {
         Ok(both) => Ok(Some(both)),
         Err(CheckpointError::Read(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(why) => Err(VitError::Checkpoint { path: path.display().to_string(), why }),
@@ -276,9 +200,12 @@ pub(super) fn open<B: Backend>(
     let has = |key: &str| tensors.iter().any(|t| t.full_path() == key);
     let (config, classes) = config.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
-    let preprocessing = match preprocessing(dir)? {
+    check_channels("num_channels", &config).map_err(|why| in_file("config.json", why))?;
+    let preprocessing = match preprocessing(dir, config.in_chans)? {
         Some(found) => found,
-        None => HfPreprocessor::default().both().map_err(|why| in_file("preprocessor_config.json", why))?,
+        None => {
+            HfPreprocessor::default().both(config.in_chans).map_err(|why| in_file("preprocessor_config.json", why))?
+        }
     };
     let (normalization, resizing) = preprocessing;
     let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(weights, why))?;
@@ -296,7 +223,7 @@ impl<B: Backend> Pretrained<B> {
     ///
     /// # Errors
     /// [`VitError::Save`] where the card does not fit the model, a weight is not finite, or the
-    /// folder cannot be created. Also where the head classifies the mean of the patch tokens:
+    /// folder cannot be created. Also where the head classifies pooled patch tokens:
     /// transformers has no such model. [`VitError::Write`] where a file cannot be written.
     pub fn save_huggingface(&self, dir: &Path) -> Result<(), VitError> {
         let failed = |why| VitError::Save { path: dir.to_path_buf(), why };
@@ -312,9 +239,9 @@ fn to_files<B: Backend>(pretrained: &Pretrained<B>) -> Result<[(&'static str, Ve
     card.fits(model)?;
     let config = &card.config;
     if config.pool != Pool::Token {
-        return Err(
-            "transformers has no ViT that classifies by the mean of its patch tokens; use Pretrained::save".into()
-        );
+        return Err("transformers has no ViT that classifies by the mean of its patch tokens, or their maximum; use \
+             Pretrained::save"
+            .into());
     }
     let merged = model.has_adapters().then(|| model.clone().merged());
     let model = merged.as_ref().unwrap_or(model);
@@ -323,7 +250,7 @@ fn to_files<B: Backend>(pretrained: &Pretrained<B>) -> Result<[(&'static str, Ve
     let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).map_err(|e| e.to_string());
     Ok([
         ("config.json", pretty(&hf_config(card))?),
-        ("preprocessor_config.json", pretty(&hf_preprocessor(card))?),
+        ("preprocessor_config.json", pretty(&preprocessor::of_card(card))?),
         ("model.safetensors", weights),
     ])
 }
@@ -344,9 +271,10 @@ fn hf_config(card: &Card) -> serde_json::Value {
         "torch_dtype": "float32",
         "label2id": label2id,
     });
+    let activation = ACTIVATIONS.into_iter().find(|(_, activation)| *activation == config.activation);
     let sizes = json!(HfConfig {
         model_type: hf_model_type(config).into(),
-        hidden_act: "gelu".into(),
+        hidden_act: activation.map_or("gelu", |(name, _)| name).into(),
         hidden_size: config.embed_dim,
         intermediate_size: config.mlp_dim(),
         num_hidden_layers: config.depth,
@@ -363,28 +291,4 @@ fn hf_config(card: &Card) -> serde_json::Value {
         all.extend(sizes);
     }
     all
-}
-
-fn hf_preprocessor(card: &Card) -> serde_json::Value {
-    let (side, resizing) = (card.config.img_size, card.resizing);
-    let outer = ((side as f32 / resizing.crop) as usize).max(side);
-    // ViTImageProcessor cannot crop
-    let (kind, size) = match (resizing.squash, resizing.crop < 1.0) {
-        (true, false) => ("ViTImageProcessor", json!({"height": side, "width": side})),
-        (true, true) => ("DeiTImageProcessor", json!({"height": outer, "width": outer})),
-        (false, _) => ("CLIPImageProcessor", json!({"shortest_edge": outer})),
-    };
-    json!({
-        "image_processor_type": kind,
-        "do_resize": true,
-        "size": size,
-        "do_center_crop": kind != "ViTImageProcessor",
-        "crop_size": {"height": side, "width": side},
-        "resample": resizing.filter.to_pil(),
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "image_mean": card.normalization.mean,
-        "image_std": card.normalization.std,
-    })
 }

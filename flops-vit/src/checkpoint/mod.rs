@@ -21,23 +21,24 @@
 //!     classes: vec!["cat".into(), "dog".into()],
 //!     description: "not trained yet".into(),
 //! };
-//! let name = format!("flops-vit-doc-{}.safetensors", std::process::id());
-//! let path = std::env::temp_dir().join(name);
+//! let folder = tempfile::tempdir().unwrap();
+//! let path = folder.path().join("model.safetensors");
 //! Pretrained { model, card }.save_half(&path)?;
 //! let loaded = checkpoint::load::<Flex>(&path, &device)?;
 //! assert_eq!(loaded.card.classes, ["cat", "dog"]);
-//! # std::fs::remove_file(path).unwrap();
 //! # Ok::<(), flops_vit::VitError>(())
 //! ```
 
 mod adapters;
 mod any;
 mod card;
+mod channels;
 mod file;
 pub mod hf;
 mod import;
 mod names;
 mod native;
+mod preprocessor;
 mod pretrained;
 mod pytorch;
 mod source;

@@ -111,7 +111,9 @@ impl Naming {
             }
             Self::Hf => find(HF).map(|name| format!("{}.{name}", hf_model_type(config))),
             Self::Timm => find(TIMM).map(|name| match config.pool {
-                Pool::Avg if name.starts_with("norm.") => format!("fc_{name}"),
+                Pool::Avg | Pool::Max | Pool::AvgMax if config.fc_norm && name.starts_with("norm.") => {
+                    format!("fc_{name}")
+                }
                 _ => name,
             }),
         }
@@ -178,5 +180,7 @@ mod tests {
         let pooled = plain.clone().with_pool(Pool::Avg);
         assert_eq!(Naming::Timm.theirs("norm.gamma", &pooled).unwrap(), "fc_norm.weight");
         assert_eq!(Naming::Timm.theirs("norm.gamma", &plain).unwrap(), "norm.weight");
+        let before = pooled.with_fc_norm(false);
+        assert_eq!(Naming::Timm.theirs("norm.gamma", &before).unwrap(), "norm.weight");
     }
 }

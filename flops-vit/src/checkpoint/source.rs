@@ -1,12 +1,13 @@
 //! Where weights come from: a file, a folder, or the HuggingFace hub.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
 
-use super::tensors::{WEIGHTS, shards};
+use super::tensors::{WEIGHTS, json, shards};
 use crate::error::{CheckpointError, VitError};
 
 /// A source of weights as text: a path, or `hf:ORG/NAME`, with `@REVISION` where it is not `main`.
@@ -76,6 +77,34 @@ impl Source {
     }
 }
 
+/// Files that a model may have beside its configuration and its weights.
+const OPTIONAL: [&str; 5] = [
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+];
+
+/// An entry of `modules.json`.
+#[derive(Deserialize)]
+struct Module {
+    path: String,
+}
+
+/// Fetches the files of the modules that sentence-transformers lists. What is missing is told by who
+/// reads them.
+fn fetch_modules(list: &Path, file: impl Fn(&str) -> Result<PathBuf, String>) {
+    let inside = |module: &Module| {
+        let mut parts = Path::new(&module.path).components();
+        !module.path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+    };
+    for Module { path } in json::<Vec<Module>>(list).unwrap_or_default().into_iter().filter(inside) {
+        let _ = file(&format!("{path}/config.json"));
+        let _ = file(&format!("{path}/model.safetensors")).or_else(|_| file(&format!("{path}/pytorch_model.bin")));
+    }
+}
+
 /// Returns the folder of a model's files.
 fn snapshot(repo: Repo, cache: &Cache) -> Result<PathBuf, CheckpointError> {
     let file = files(repo.clone(), cache)?;
@@ -84,9 +113,13 @@ fn snapshot(repo: Repo, cache: &Cache) -> Result<PathBuf, CheckpointError> {
         CheckpointError::Hub { cache: cache.path().join(repo.folder_name()), looked_for, why }
     };
     let config = file("config.json").map_err(&absent)?;
-    // without them images are prepared by HuggingFace's defaults, and texts are given as token ids
-    for optional in ["preprocessor_config.json", "tokenizer.json"] {
+    // without them images are prepared by HuggingFace's defaults, texts are given as token ids, and
+    // sentence encoders are those that transformers alone makes
+    for optional in OPTIONAL {
         let _ = file(optional);
+    }
+    if let Ok(list) = file("modules.json") {
+        fetch_modules(&list, &file);
     }
     let mut reason = String::new();
     for name in WEIGHTS {
@@ -152,6 +185,22 @@ mod tests {
             let error = text.parse::<Source>().unwrap_err().to_string();
             assert!(error.contains(&format!("'{text}'")) && error.contains("hf:ORG/NAME"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_files_of_listed_modules_are_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("modules.json");
+        std::fs::write(&list, r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "../x"}, {"path": "2_Dense"}]"#)
+            .unwrap();
+        let asked = std::cell::RefCell::new(vec![]);
+        fetch_modules(&list, |name| {
+            asked.borrow_mut().push(name.to_string());
+            if name.starts_with("2") { Ok(name.into()) } else { Err("there is none".into()) }
+        });
+        let pooling = ["config.json", "model.safetensors", "pytorch_model.bin"].map(|name| format!("1_Pooling/{name}"));
+        let dense = ["config.json", "model.safetensors"].map(|name| format!("2_Dense/{name}"));
+        assert_eq!(asked.into_inner(), [pooling.as_slice(), &dense].concat());
     }
 
     /// The cache is laid out as HuggingFace's tools do it.

@@ -22,7 +22,7 @@ use crate::resizing::Resizing;
 
 pub(super) type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 
-fn config() -> ViTConfig {
+pub(super) fn config() -> ViTConfig {
     let config = ViTConfig::new().with_img_size(8).with_patch_size(4).with_embed_dim(8).with_depth(2).with_num_heads(2);
     config.with_mlp_ratio(3.0).with_num_classes(3)
 }
@@ -230,7 +230,7 @@ fn failed_saves_keep_the_previous_file() {
 }
 
 /// A HuggingFace folder with the weights of `model`.
-fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
+pub(super) fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
     let mut store = SafetensorsStore::from_bytes(None).with_to_adapter(BurnToPyTorchAdapter);
     model.save_into(&mut store).unwrap();
     let bytes = changed(&store.get_bytes().unwrap(), |tensors, metadata| {
@@ -248,11 +248,12 @@ fn hf_folder(model: &ViT<Flex>, config: &str) -> (TempDir, Vec<u8>) {
     (dir, bytes)
 }
 
-fn opened(dir: &Path) -> Result<Pretrained<Flex>, VitError> {
+pub(super) fn opened(dir: &Path) -> Result<Pretrained<Flex>, VitError> {
     open(&Source::Path(dir.into()), &Default::default()).map(|opened| opened.pretrained)
 }
 
-const HF_CONFIG: &str = r#"{"model_type": "vit", "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 2,
+pub(super) const HF_CONFIG: &str = r#"{
+    "model_type": "vit", "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
     "id2label": {"0": "zero", "1": "one", "2": "two"}}"#;
 
@@ -280,7 +281,7 @@ fn mismatched_huggingface_folders_are_errors() {
     assert!(error().to_string().contains("1 parameter is missing: vit.encoder.layer.1.layernorm_after.weight"));
     write("model.safetensors", &bytes);
     for (from, to, expected) in [
-        (r#""gelu""#, r#""quick_gelu""#, "hidden_act = 'quick_gelu'"),
+        (r#""gelu""#, r#""relu""#, "hidden_act = 'relu' is not supported; only gelu or"),
         (r#""vit""#, r#""bert""#, "model_type = 'bert'"),
         (r#""1": "one""#, r#""7": "seven""#, "id2label"),
         (r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 1"#, "vit.encoder.layer.1.output.dense.bias"),

@@ -2,7 +2,8 @@
 
 use super::dataset::ImageItem;
 use super::error::DataError;
-use crate::normalization::Normalization;
+use crate::checkpoint::Card;
+use crate::normalization::{Normalization, luma};
 use burn::data::dataloader::batcher::Batcher;
 use burn::prelude::*;
 use flops_core::Batch;
@@ -25,10 +26,26 @@ const AUGMENT: u64 = u64::from_le_bytes(*b"augment\0");
 pub struct ImageBatcher {
     img_size: usize,
     normalization: Normalization,
+    grey: bool,
 }
 
 impl ImageBatcher {
-    /// Makes a batcher for square inputs of side `img_size`, in pixels.
+    /// Makes a batcher for the model of a card.
+    ///
+    /// For a model of one channel, images become grey: the luma of ITU-R 601-2, as PIL computes it.
+    ///
+    /// # Errors
+    /// [`DataError::ZeroImageSize`] and [`DataError::Channels`] where no images fit the model.
+    pub fn for_card(card: &Card) -> Result<Self, DataError> {
+        let batcher = Self::new(card.config.img_size, card.normalization)?;
+        match card.config.in_chans {
+            1 => Ok(Self { grey: true, ..batcher }),
+            3 => Ok(batcher),
+            in_chans => Err(DataError::Channels { in_chans }),
+        }
+    }
+
+    /// Makes a batcher for square inputs of side `img_size`, in pixels, and three channels.
     ///
     /// # Errors
     /// [`DataError::ZeroImageSize`] where `img_size` is 0.
@@ -36,7 +53,7 @@ impl ImageBatcher {
         if img_size == 0 {
             return Err(DataError::ZeroImageSize);
         }
-        Ok(Self { img_size, normalization })
+        Ok(Self { img_size, normalization, grey: false })
     }
 }
 
@@ -45,19 +62,31 @@ impl<B: Backend> Batcher<B, ImageItem, ImageBatch<B>> for ImageBatcher {
         let (size, count) = (self.img_size, items.len());
         let ids = items.iter().map(|item| item.id).collect();
         let labels: Vec<i32> = items.iter().map(|item| item.label as i32).collect();
-        let mut pixels: Vec<f32> = Vec::with_capacity(count * 3 * size * size);
+        let channels = if self.grey { 1 } else { 3 };
+        let mut pixels: Vec<f32> = Vec::with_capacity(count * channels * size * size);
         for item in items {
-            let item = item.resized(size, size);
+            let mut item = item.resized(size, size);
+            if self.grey {
+                item.pixels = grey(&item.pixels);
+            }
             for (channel, plane) in item.pixels.chunks_exact(size * size).enumerate() {
                 pixels.extend(plane.iter().map(|&pixel| self.normalization.apply(pixel, channel)));
             }
         }
         Batch {
             ids,
-            input: Tensor::from_data(TensorData::new(pixels, [count, 3, size, size]), device),
+            input: Tensor::from_data(TensorData::new(pixels, [count, channels, size, size]), device),
             target: Tensor::from_data(TensorData::new(labels, [count]), device),
         }
     }
+}
+
+/// Returns the grey of an image's three planes.
+fn grey(pixels: &[u8]) -> Vec<u8> {
+    let plane = pixels.len() / 3;
+    let (red, rest) = pixels.split_at(plane);
+    let (green, blue) = rest.split_at(plane);
+    red.iter().zip(green).zip(blue).map(|((&red, &green), &blue)| luma(red, green, blue)).collect()
 }
 
 /// How pixels that a shift uncovers are filled.
@@ -149,6 +178,24 @@ mod tests {
         let batch: ImageBatch<Flex> = batcher.batch(vec![item(0)], &Default::default());
         assert_eq!(batch.input.dims(), [1, 3, 4, 4]);
         assert!(matches!(ImageBatcher::new(0, Normalization::HALF), Err(DataError::ZeroImageSize)));
+    }
+
+    /// PIL's convert("L") of the four pixels: Image.new("RGB", (1, 1), (1, 5, 9)).convert("L") is 4.
+    #[test]
+    fn models_of_one_channel_get_grey_images() {
+        let mut card = crate::checkpoint::pretrained::<Flex>(&Default::default()).unwrap().card;
+        card.config = card.config.with_img_size(2).with_patch_size(1).with_in_chans(1);
+        card.normalization = Normalization::grey(0.0, 1.0 / 255.0);
+        let batch: ImageBatch<Flex> =
+            ImageBatcher::for_card(&card).unwrap().batch(vec![item(0), item(1)], &Default::default());
+        assert_eq!(batch.input.dims(), [2, 1, 2, 2]);
+        let values: Vec<f32> = batch.input.to_data().to_vec().unwrap();
+        for (value, expected) in values.iter().zip([4.0, 5.0, 6.0, 7.0].repeat(2)) {
+            assert!((value - expected).abs() < 1e-4, "{value} instead of {expected}");
+        }
+        card.config.in_chans = 4;
+        let error = ImageBatcher::for_card(&card).unwrap_err().to_string();
+        assert!(error.contains("4 channels"), "{error}");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Cifar {
             train: ImageDataset { items, classes: classes.clone() },
             test: ImageDataset { items: test, classes },
             missing,
-            skipped: vec![],
+            ..DataSplit::new([], vec![])
         })
     }
 

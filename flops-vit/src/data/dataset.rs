@@ -1,12 +1,13 @@
 //! Labelled images in memory.
 
-use super::error::DataError;
+use super::error::{DataError, some};
 use burn::data::dataloader::Dataset;
 use flops_core::random::keyed_rng;
 use flops_core::train::Augmentation;
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma};
 use rand::seq::SliceRandom;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 /// Stream of the split's random numbers, apart from other uses of the same seed.
@@ -149,14 +150,20 @@ pub(super) fn stratify(labels: &[usize], classes: usize, test_percent: usize, se
     is_test
 }
 
-/// An image file that was skipped.
+/// A file or folder that is not among the images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Skipped {
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
-    /// The decoder's error.
+    /// Why it is left out.
     pub reason: String,
+}
+
+impl Skipped {
+    pub(super) fn new(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self { path: path.into(), reason: reason.to_string() }
+    }
 }
 
 /// The training and test images of a data set; no id occurs in both.
@@ -170,10 +177,11 @@ pub struct DataSplit {
     pub missing: Vec<String>,
     /// Images that could not be decoded, in the order of the data set.
     pub skipped: Vec<Skipped>,
+    /// Files and folders that are no images of a class, by their names and places.
+    pub left_out: Vec<Skipped>,
+    /// Whether the test images were split off, since the data set has none of its own.
+    pub split_off: bool,
 }
-
-/// Number of skipped files that a remark names.
-const NAMED: usize = 5;
 
 impl DataSplit {
     /// Splits off a random `test_percent` of each class as test images, fixed by the items and
@@ -198,27 +206,54 @@ impl DataSplit {
             test: ImageDataset { items: test, classes },
             missing: vec![],
             skipped: vec![],
+            left_out: vec![],
+            split_off: false,
         }
     }
 
-    /// Remarks for the user about missing files and skipped images, a line each.
+    /// Returns training and test images together, in the order of their ids.
+    #[must_use]
+    pub fn whole(self) -> ImageDataset {
+        let mut whole = self.train;
+        whole.items.extend(self.test.items);
+        whole.items.sort_by_key(|item| item.id);
+        whole
+    }
+
+    /// Remarks for the user about what is missing or left out, a line each.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks = vec![];
         if !self.missing.is_empty() {
             remarks.push(format!("without {}: training goes on with fewer images", self.missing.join(", ")));
         }
         if let Some(first) = self.skipped.first() {
-            let named: Vec<_> = self.skipped.iter().take(NAMED).map(|file| file.path.display().to_string()).collect();
-            let more = self.skipped.len() - named.len();
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             remarks.push(format!(
-                "skipped images that cannot be decoded, {} in all: {}{more} (the first: {})",
+                "skipped images that cannot be decoded, {} in all: {} (the first: {})",
                 self.skipped.len(),
-                named.join(", "),
+                some(self.skipped.iter().map(|file| file.path.display())),
                 first.reason
             ));
         }
+        let mut left_out: BTreeMap<&str, Vec<&Skipped>> = BTreeMap::new();
+        self.left_out.iter().for_each(|file| left_out.entry(&file.reason).or_default().push(file));
+        for (reason, files) in left_out {
+            let named = some(files.iter().map(|file| file.path.display()));
+            remarks.push(format!("left unread, {reason}, {} in all: {named}", files.len()));
+        }
+        if self.split_off {
+            remarks.push("there is no folder of test images: a fifth of each class are test images".into());
+        }
+        remarks.extend(self.untested());
         remarks
+    }
+
+    /// Names the classes without test images, where others have some.
+    fn untested(&self) -> Option<String> {
+        let tested: HashSet<usize> = self.test.items.iter().map(|item| item.label).collect();
+        let classes = self.test.classes.iter().enumerate().filter(|_| !tested.is_empty());
+        let untested: Vec<&String> = classes.filter(|(label, _)| !tested.contains(label)).map(|c| c.1).collect();
+        (!untested.is_empty())
+            .then(|| format!("classes without test images, {} in all: {}", untested.len(), some(untested.iter())))
     }
 }
 
@@ -270,9 +305,7 @@ mod tests {
     fn remarks_name_at_most_five_files() {
         let split = |missing: &[&str], skipped: usize| DataSplit {
             missing: missing.iter().map(|name| name.to_string()).collect(),
-            skipped: (1..=skipped)
-                .map(|i| Skipped { path: format!("{i}.png").into(), reason: format!("reason {i}") })
-                .collect(),
+            skipped: (1..=skipped).map(|i| Skipped::new(format!("{i}.png"), format!("reason {i}"))).collect(),
             ..DataSplit::stratified(vec![], vec![], 20, 0)
         };
         assert_eq!(split(&[], 0).remarks(), Vec::<String>::new());
@@ -281,6 +314,29 @@ mod tests {
             "skipped images that cannot be decoded, 5 in all: 1.png, 2.png, 3.png, 4.png, 5.png (the first: reason 1)";
         assert_eq!(split(&[], 5).remarks(), [skipped]);
         assert!(split(&["a"], 9).remarks()[1].contains(", 9 in all: 1.png, 2.png, 3.png, 4.png, 5.png and 4 more ("));
+    }
+
+    #[test]
+    fn remarks_count_what_is_left_out_by_its_reason() {
+        let left_out = [("a.txt", "no image"), ("b", "no part"), ("c.txt", "no image")];
+        let left_out = left_out.map(|(path, reason)| Skipped::new(path, reason)).to_vec();
+        let empty = DataSplit::stratified(vec![], vec![], 20, 0);
+        let split = DataSplit { left_out, split_off: true, ..empty };
+        assert_eq!(
+            split.remarks(),
+            [
+                "left unread, no image, 2 in all: a.txt, c.txt",
+                "left unread, no part, 1 in all: b",
+                "there is no folder of test images: a fifth of each class are test images"
+            ]
+        );
+    }
+
+    #[test]
+    fn remarks_name_classes_without_test_images() {
+        let classes = vec!["a".to_string(), "b".into()];
+        let split = DataSplit::stratified(items([0, 0, 0, 0, 0, 1].into_iter()), classes, 20, 0);
+        assert_eq!(split.remarks(), ["classes without test images, 1 in all: b"]);
     }
 
     #[test]
@@ -310,6 +366,7 @@ mod tests {
         assert_eq!(split.test.items, again.test.items);
         let other = DataSplit::stratified(items(labels()), classes, 20, 2);
         assert_ne!(split.test.items, other.test.items);
+        assert_eq!(split.whole().items, items(labels()));
     }
 
     #[test]

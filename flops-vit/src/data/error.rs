@@ -1,5 +1,7 @@
 //! Errors of data sets; each names the place and the remedy.
 
+use super::decode::ImageFault;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// An error of loading a data set.
@@ -10,12 +12,12 @@ pub enum DataError {
     #[error("unknown data set `{0}`: choose cifar10, cifar100, digits or folder:PATH")]
     UnknownDataset(String),
     /// A file or folder cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {why}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The folder does not exist.
     #[error("there is no folder {}: give one with {layout}", path.display())]
@@ -93,15 +95,19 @@ pub enum DataError {
         reason: String,
     },
     /// An image cannot be decoded.
-    #[error("cannot decode the image {}: {source}; remove or replace the file", path.display())]
+    #[error("cannot decode the image {}: {why}; remove or replace the file", path.display())]
     Decode {
         /// The image file.
         path: PathBuf,
-        /// The decoder's error.
-        source: image::ImageError,
+        /// What is wrong with it.
+        why: ImageFault,
     },
     /// A class folder has no images.
-    #[error("no .png, .jpg or .jpeg image in {}: add images or remove the folder", path.display())]
+    #[error(
+        "no image (such as .png, .jpg or .webp) in {} or in folders below it: add images or remove the \
+         folder",
+        path.display()
+    )]
     NoImages {
         /// The folder.
         path: PathBuf,
@@ -121,20 +127,70 @@ pub enum DataError {
         reason: String,
     },
     /// A folder holds fewer than two classes.
-    #[error("{} holds {found} class folders, at least 2 are needed: expected {}/CLASS/IMAGE.png", path.display(), path.display())]
+    #[error(
+        "{} holds {found} class folders, at least 2 are needed: expected {}/CLASS/IMAGE.png{}",
+        path.display(), path.display(), hint(path, beside, inner.as_deref())
+    )]
     TooFewClasses {
         /// The folder.
         path: PathBuf,
         /// The number of its sub-folders.
         found: usize,
+        /// Folders beside it that are left unread, where it counts as a part of the data by its name.
+        beside: Vec<String>,
+        /// The only folder in it, if that one holds several.
+        inner: Option<PathBuf>,
     },
     /// A class of the test images has no training images.
-    #[error("{} is a class without training images; the training classes are {}", path.display(), classes.join(", "))]
+    #[error("{} is a class without training images; {}", path.display(), training_classes(path, classes))]
     UnknownClass {
         /// The class folder.
         path: PathBuf,
         /// The classes of the training images.
         classes: Vec<String>,
+    },
+    /// A folder is called like a part of the data, and holds images in place of classes.
+    #[error(
+        "{} is called like a part of a data set, but holds no class folders: sort its images into a folder \
+         per class; if it is a class, put all classes into a folder train",
+        path.display()
+    )]
+    NoClassFolders {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There are test images without training images.
+    #[error(
+        "{} holds test images, but no folder of training images (train, training) lies beside it: add one, or \
+         give {} itself, of which a fifth then become test images",
+        path.display(), path.display()
+    )]
+    NoTrainingPart {
+        /// The folder of test images.
+        path: PathBuf,
+    },
+    /// Two folders hold the same part of the data by their names.
+    #[error(
+        "{} and {} are both folders of {part} images by their names: keep one of them there",
+        first.display(), second.display()
+    )]
+    TwoParts {
+        /// Training, test or validation.
+        part: &'static str,
+        /// One of the folders.
+        first: PathBuf,
+        /// Another one.
+        second: PathBuf,
+    },
+    /// No class has an image that could become a test image.
+    #[error(
+        "each class in {} has a single image, and a test image needs a second one: add images, or test images \
+         in {}/train and {}/test",
+        path.display(), path.display(), path.display()
+    )]
+    NoTestImages {
+        /// The folder of classes.
+        path: PathBuf,
     },
     /// Few-shot training with 0 images of each class.
     #[error("0 images of every class were asked for: use at least 1")]
@@ -154,6 +210,12 @@ pub enum DataError {
     /// The image size is 0.
     #[error("the image size is 0: it must be at least 1 pixel")]
     ZeroImageSize,
+    /// A model takes images of another number of channels.
+    #[error("the model takes images of {in_chans} channels: use one of 3 channels, or of 1 for grey images")]
+    Channels {
+        /// Channels of the model.
+        in_chans: usize,
+    },
     /// The download failed.
     #[error(
         "{data_set} could not be downloaded ({reason}): check the network, or name a folder that holds it \
@@ -177,11 +239,44 @@ pub enum DataError {
 }
 
 impl DataError {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_path_buf(), source }
+    pub(crate) fn io(path: &Path, why: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), why }
     }
 
     pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed { path: path.to_path_buf(), reason: reason.into() }
     }
+}
+
+/// What to do where too few folders lie in one that has some beside or inside it.
+fn hint(path: &Path, beside: &[String], inner: Option<&Path>) -> String {
+    let part = path.file_name().unwrap_or_default().to_string_lossy();
+    match (beside, inner) {
+        ([], None) => String::new(),
+        ([], Some(inner)) => format!("; {} holds several folders: give that one", inner.display()),
+        _ => format!(
+            "; it counts as a part of the data by its name and its folders, so {} would be left unread: if {part} \
+             is a class, put all classes into a folder train",
+            some(beside.iter())
+        ),
+    }
+}
+
+/// Names the classes of the training images, or the one that differs in case alone.
+fn training_classes(path: &Path, classes: &[String]) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    match classes.iter().find(|class| class.to_lowercase() == name) {
+        Some(class) => format!("the training class {class} differs in upper and lower case alone: rename one of them"),
+        None => format!("the training classes are {}: rename it, or add training images", some(classes.iter())),
+    }
+}
+
+/// Number of things that a message names.
+const NAMED: usize = 5;
+
+/// Names the first things, and says how many follow.
+pub(super) fn some<T: Display>(mut things: impl ExactSizeIterator<Item = T>) -> String {
+    let named: Vec<String> = things.by_ref().take(NAMED).map(|thing| thing.to_string()).collect();
+    let more = if things.len() > 0 { format!(" and {} more", things.len()) } else { String::new() };
+    named.join(", ") + &more
 }

@@ -25,15 +25,20 @@
 
 mod batcher;
 pub mod cifar;
+pub mod classes;
 mod dataset;
+mod decode;
 pub mod digits;
 mod error;
 pub mod folder;
+mod layout;
 mod options;
 mod spec;
+mod walk;
 
 pub use batcher::{Augment, ImageBatch, ImageBatcher, Padding};
 pub use dataset::{DataSplit, ImageDataset, ImageItem, Skipped};
+pub use decode::ImageFault;
 pub use error::DataError;
 pub use options::LoadOptions;
 pub use spec::DatasetSpec;

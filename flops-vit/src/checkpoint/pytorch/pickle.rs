@@ -138,51 +138,63 @@ impl Machine<'_> {
     /// Does one operation. The last one gives the pickled object.
     fn step(&mut self) -> Result<Option<Id>, Fault> {
         match self.byte()? {
+            b'.' => return self.pop().map(Some),
             // protocol and frames say nothing of the objects
             0x80 => drop(self.take(1)?),
             0x95 => drop(self.take(8)?),
-            b'.' => return self.pop().map(Some),
+            op => {
+                let known = self.scalar(op)? || self.container(op)? || self.class(op)? || self.stacked(op)?;
+                known.then_some(()).ok_or("the operation is none of protocols 2 to 5")?;
+            }
+        }
+        Ok(None)
+    }
 
-            b'N' => self.push(Object::Other)?,
-            0x88 => self.push(Object::Truth(true))?,
-            0x89 => self.push(Object::Truth(false))?,
-            b'G' => {
-                self.take(8)?;
-                self.push(Object::Other)?;
-            }
-            b'K' => self.integer(1)?,
-            b'M' => self.integer(2)?,
-            b'J' => {
-                let bytes = self.array::<4>()?;
-                self.push(Object::Int(i32::from_le_bytes(bytes).into()))?;
-            }
+    /// Reads a number, a text, or what is kept of neither; `false` where `op` is another operation.
+    fn scalar(&mut self, op: u8) -> Result<bool, Fault> {
+        let object = match op {
+            b'N' => Object::Other,
+            0x88 => Object::Truth(true),
+            0x89 => Object::Truth(false),
+            // a float
+            b'G' => self.take(8).map(|_| Object::Other)?,
+            b'K' => Object::Int(self.unsigned(1)? as i64),
+            b'M' => Object::Int(self.unsigned(2)? as i64),
+            b'J' => Object::Int(i32::from_le_bytes(self.array()?).into()),
             0x8a => self.long(1)?,
             0x8b => self.long(4)?,
             b'X' => self.text(4)?,
             0x8c => self.text(1)?,
             0x8d => self.text(8)?,
-            // Python 2's strings, bytes
             b'U' => self.string(1)?,
             b'T' => self.string(4)?,
             b'C' => self.binary(1)?,
             b'B' => self.binary(4)?,
             0x8e | 0x96 => self.binary(8)?,
+            _ => return Ok(false),
+        };
+        self.push(object);
+        Ok(true)
+    }
 
-            b')' | b']' | 0x8f => self.push(Object::List(vec![]))?,
-            b'}' => self.push(Object::Dict(vec![]))?,
+    /// Makes or fills a tuple, a list or a dictionary; `false` where `op` is another operation.
+    fn container(&mut self, op: u8) -> Result<bool, Fault> {
+        match op {
+            b')' | b']' | 0x8f => self.push(Object::List(vec![])),
+            b'}' => self.push(Object::Dict(vec![])),
             b'(' => self.marks.push(self.stack.len()),
             b't' | b'l' | 0x91 => {
                 let elements = self.pop_mark()?;
-                self.push(Object::List(elements))?;
+                self.push(Object::List(elements));
             }
-            count @ 0x85..=0x87 => {
-                let start = self.stack.len().checked_sub(usize::from(count - 0x84)).ok_or(EMPTY)?;
+            0x85..=0x87 => {
+                let start = self.stack.len().checked_sub(usize::from(op - 0x84)).ok_or(EMPTY)?;
                 let elements = self.stack.split_off(start);
-                self.push(Object::List(elements))?;
+                self.push(Object::List(elements));
             }
             b'd' => {
                 let items = pairs(&self.pop_mark()?)?;
-                self.push(Object::Dict(items))?;
+                self.push(Object::Dict(items));
             }
             b'a' => {
                 let element = self.pop()?;
@@ -200,10 +212,17 @@ impl Machine<'_> {
                 let items = pairs(&self.pop_mark()?)?;
                 self.insert(items)?;
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
+    /// Names a class or a function, or notes its use; `false` where `op` is another operation.
+    fn class(&mut self, op: u8) -> Result<bool, Fault> {
+        match op {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Object::Global(format!("{module}.{name}")))?;
+                self.push(Object::Global(format!("{module}.{name}")));
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
@@ -214,7 +233,7 @@ impl Machine<'_> {
                 let global = [part(module)?, ".", part(name)?].map(|part| part.get(..LONGEST_NAME.min(part.len())));
                 let global = global.into_iter().collect::<Option<String>>().ok_or("a name is no ASCII")?;
                 self.count_copied(global.len())?;
-                self.push(Object::Global(global))?;
+                self.push(Object::Global(global));
             }
             b'R' | 0x81 => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
@@ -228,9 +247,16 @@ impl Machine<'_> {
             b'b' => drop(self.pop()?),
             b'Q' => {
                 let description = self.pop()?;
-                self.push(Object::Outside(description))?;
+                self.push(Object::Outside(description));
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
+    /// Moves objects between the stack and the memo; `false` where `op` is another operation.
+    fn stacked(&mut self, op: u8) -> Result<bool, Fault> {
+        match op {
             b'q' => {
                 let slot = self.unsigned(1)?;
                 self.remember(slot)?;
@@ -251,9 +277,9 @@ impl Machine<'_> {
             b'0' => drop(self.pop()?),
             b'1' => drop(self.pop_mark()?),
             b'2' => self.stack.push(*self.stack.last().ok_or(EMPTY)?),
-            _ => return Err("the operation is none of protocols 2 to 5"),
+            _ => return Ok(false),
         }
-        Ok(None)
+        Ok(true)
     }
 
     fn take(&mut self, count: usize) -> Result<&[u8], Fault> {
@@ -277,40 +303,34 @@ impl Machine<'_> {
         usize::try_from(value).map_err(|_| CUT)
     }
 
-    fn integer(&mut self, count: usize) -> Result<(), Fault> {
-        let value = self.unsigned(count)?;
-        self.push(Object::Int(value as i64))
+    /// Takes as many bytes as the next `count` bytes say.
+    fn counted(&mut self, count: usize) -> Result<&[u8], Fault> {
+        let length = self.unsigned(count)?;
+        self.take(length)
     }
 
-    /// Reads an integer of any length; `count` bytes hold its length.
-    fn long(&mut self, count: usize) -> Result<(), Fault> {
-        let length = self.unsigned(count)?;
-        let bytes = self.take(length)?;
+    /// Reads an integer of any length.
+    fn long(&mut self, count: usize) -> Result<Object, Fault> {
+        let bytes = self.counted(count)?;
         let sign = if bytes.last().is_some_and(|byte| byte >> 7 == 1) { -1 } else { 0 };
-        let value = match length {
+        Ok(match bytes.len() {
             0..=8 => Object::Int(bytes.iter().rev().fold(sign, |value, &byte| value << 8 | i64::from(byte))),
             _ => Object::Other,
-        };
-        self.push(value)
+        })
     }
 
-    fn text(&mut self, count: usize) -> Result<(), Fault> {
-        let length = self.unsigned(count)?;
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a text is not UTF-8")?.to_string();
-        self.push(Object::Text(text))
+    fn text(&mut self, count: usize) -> Result<Object, Fault> {
+        let text = std::str::from_utf8(self.counted(count)?).map_err(|_| "a text is not UTF-8")?;
+        Ok(Object::Text(text.into()))
     }
 
     /// Reads a string of Python 2, whose encoding is not known.
-    fn string(&mut self, count: usize) -> Result<(), Fault> {
-        let length = self.unsigned(count)?;
-        let text = std::str::from_utf8(self.take(length)?).map_or(Object::Other, |text| Object::Text(text.into()));
-        self.push(text)
+    fn string(&mut self, count: usize) -> Result<Object, Fault> {
+        Ok(std::str::from_utf8(self.counted(count)?).map_or(Object::Other, |text| Object::Text(text.into())))
     }
 
-    fn binary(&mut self, count: usize) -> Result<(), Fault> {
-        let length = self.unsigned(count)?;
-        self.take(length)?;
-        self.push(Object::Other)
+    fn binary(&mut self, count: usize) -> Result<Object, Fault> {
+        self.counted(count).map(|_| Object::Other)
     }
 
     fn line(&mut self) -> Result<String, Fault> {
@@ -321,10 +341,9 @@ impl Machine<'_> {
         Ok(line.to_string())
     }
 
-    fn push(&mut self, object: Object) -> Result<(), Fault> {
+    fn push(&mut self, object: Object) {
         self.stack.push(Id(self.objects.len()));
         self.objects.push(object);
-        Ok(())
     }
 
     fn pop(&mut self) -> Result<Id, Fault> {
@@ -347,10 +366,11 @@ impl Machine<'_> {
             Object::Global(name) if name == "collections.OrderedDict" => {
                 let items = self.items_of(arguments);
                 self.count_copied(items.len())?;
-                self.push(Object::Dict(items))
+                self.push(Object::Dict(items));
             }
             _ => self.push(Object::Call { function, arguments }),
         }
+        Ok(())
     }
 
     /// Counts what is copied. Without a limit a short pickle could copy a long list again and again.

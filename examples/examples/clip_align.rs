@@ -12,6 +12,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -231,6 +234,7 @@ impl Data {
             Some(source) => TextEncoder::<B>::open(source, device)?,
             None => TextEncoder::shipped(device)?,
         };
+        text.notes().iter().for_each(|note| println!("{note}"));
         let (train_scenes, test_scenes) = (Scenes::train(args.copies, args.seed), Scenes::test(1, args.seed));
         println!("encoding {} training and {} test scenes, once", train_scenes.len(), test_scenes.len());
         let features = |scenes: &Scenes, captions: &[String]| {

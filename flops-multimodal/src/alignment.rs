@@ -136,6 +136,14 @@ impl AlignmentConfig {
             let value = self.logit_scale.to_string();
             return Err(MultimodalError::Setting { name: "logit_scale", value, remedy: "use a finite number" });
         }
+        let alignment = self.init_lazy(device);
+        // Burn initialises parameters on first use; do it now, so that clones have the same values
+        let _ = alignment.num_params();
+        Ok(alignment)
+    }
+
+    /// An alignment whose parameters are initialised on first use, for loading weights into it.
+    pub(crate) fn init_lazy<B: Backend>(&self, device: &B::Device) -> Alignment<B> {
         let projection = |d_in: usize| {
             let widths = match self.hidden_dim {
                 0 => vec![d_in, self.embed_dim],
@@ -144,14 +152,11 @@ impl AlignmentConfig {
             let layers = widths.windows(2).map(|w| LinearConfig::new(w[0], w[1]).init(device)).collect();
             Projection { layers }
         };
-        let alignment = Alignment {
+        Alignment {
             image: projection(self.image_dim),
             text: projection(self.text_dim),
             logit_scale: Param::from_tensor(Tensor::from_floats([self.logit_scale as f32], device)),
-        };
-        // Burn initialises parameters on first use; do it now, so that clones have the same values
-        let _ = alignment.num_params();
-        Ok(alignment)
+        }
     }
 }
 

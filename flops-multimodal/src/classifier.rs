@@ -8,7 +8,6 @@ use crate::alignment::Alignment;
 use crate::blackbox::{BlackBoxError, Info};
 use crate::encoders::{ImageEncoder, TextEncoder};
 use crate::error::MultimodalError;
-use crate::towers::{Bert, normalise};
 
 /// A zero-shot classifier: class prompts compared with images in the shared space of an
 /// [`Alignment`].
@@ -50,7 +49,7 @@ impl<B: Backend> Classifier<B> {
         let texts: Vec<String> = classes.iter().map(|class| template.replace("{}", class.as_ref())).collect();
         let mut info = Info::new(classes.iter().map(AsRef::as_ref), shape)?;
         let mut prompts = None;
-        if let Some(bert) = text.bert() {
+        if let Some((bert, _)) = text.bert() {
             let (tokenizer, max_tokens) = text.tokenizer();
             let device = alignment.logit_scale.device();
             let tokens = tokenizer.encode(&texts, max_tokens)?;
@@ -100,7 +99,7 @@ impl<B: Backend> Classifier<B> {
         let Some(contexts) = contexts else { return Ok(images.matmul(self.classes.clone().transpose()) * scale) };
         let ([rows, given, width], [_, embed_dim]) = (contexts.dims(), images.dims());
         let fits = self.info.context.is_some_and(|[max, dim]| (1..=max).contains(&given) && width == dim);
-        let (Some((prompts, mask)), Some(bert), true) =
+        let (Some((prompts, mask)), Some((bert, head)), true) =
             (&self.prompts, self.text.bert(), fits && rows == images.dims()[0])
         else {
             let (given, taken) = (contexts.dims(), self.info.context);
@@ -119,8 +118,7 @@ impl<B: Backend> Classifier<B> {
             .reshape([rows * classes, tokens]);
         let probe = &mut Probe::clean();
         let hidden = bert.forward_embedded(x.reshape([rows * classes, tokens, dim]), mask.clone(), probe);
-        let features = normalise(Bert::mean_pooled(hidden, mask, probe));
-        let prompts = self.alignment.embed_texts(features).reshape([rows, classes, embed_dim]);
+        let prompts = self.alignment.embed_texts(head.forward(hidden, mask, probe)).reshape([rows, classes, embed_dim]);
         let scores = (prompts * images.reshape([rows, 1, embed_dim])).sum_dim(2).reshape([rows, classes]);
         Ok(scores * scale)
     }

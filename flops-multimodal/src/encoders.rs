@@ -12,12 +12,10 @@ use serde::Deserialize;
 use crate::checkpoint::{bert, clip};
 use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
-use crate::towers::{Bert, Clip};
+use crate::towers::{Bert, Clip, SentenceHead};
 
 /// Largest number of rows in a forward pass.
 const MAX_ROWS: usize = 64;
-/// The longest text, in tokens, if the tower has as many positions.
-const MAX_TOKENS: usize = 256;
 
 /// The part of `config.json` that tells the kind of model.
 #[derive(Deserialize)]
@@ -32,6 +30,16 @@ fn is_clip(source: &Source) -> Result<bool, MultimodalError> {
     let kind = json::<Kind>(&path.join("config.json"));
     // an unreadable file is reported by the loader that opens it next
     Ok(kind.is_ok_and(|kind| kind.model_type == "clip"))
+}
+
+/// Checks that an image tower takes colours.
+fn check_channels(in_chans: usize) -> Result<(), MultimodalError> {
+    match in_chans {
+        3 => Ok(()),
+        value => {
+            Err(MultimodalError::Config { field: "in_chans", value, remedy: "use a model of images with 3 channels" })
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -67,9 +75,12 @@ impl<B: Backend> ImageEncoder<B> {
     /// If it cannot be loaded.
     pub fn open(source: &Source, device: &B::Device) -> Result<Self, MultimodalError> {
         if !is_clip(source)? {
-            return Ok(Self::from_vit(vit::open(source, device)?.pretrained));
+            let opened = vit::open(source, device)?.pretrained;
+            check_channels(opened.card.config.in_chans)?;
+            return Ok(Self::from_vit(opened));
         }
         let opened = clip::open(source, device)?;
+        check_channels(opened.config.vision.in_chans)?;
         Ok(Self {
             tower: ImageTower::Clip(Box::new(opened.model)),
             normalization: opened.normalization,
@@ -125,22 +136,23 @@ impl<B: Backend> ImageEncoder<B> {
 
 #[derive(Clone, Debug)]
 enum TextTower<B: Backend> {
-    Bert(Box<Bert<B>>),
+    Bert(Box<Bert<B>>, SentenceHead<B>),
     Clip(Box<Clip<B>>),
 }
 
-/// A frozen text encoder with its tokenizer: BERT's sentence embedding of length 1, or CLIP's
-/// projected text embedding.
+/// A frozen text encoder with its tokenizer: a BERT and what makes sentence embeddings of its
+/// states, or CLIP's projected text embedding.
 #[derive(Clone, Debug)]
 pub struct TextEncoder<B: Backend> {
     tower: TextTower<B>,
     tokenizer: TextTokenizer,
     max_tokens: usize,
+    notes: Vec<String>,
 }
 
 impl<B: Backend> TextEncoder<B> {
-    /// The small BERT shipped with this crate. Its vocabulary is the words of
-    /// [`scenes`](crate::data::scenes).
+    /// The small BERT shipped with this crate. Its embeddings have length 1. Its vocabulary is the
+    /// words of [`scenes`](crate::data::scenes).
     ///
     /// It was pretrained on paraphrases of their captions with `examples/text_pretrain.rs`.
     ///
@@ -150,11 +162,15 @@ impl<B: Backend> TextEncoder<B> {
         let config = include_bytes!("../weights/scenes_text/config.json");
         let weights = include_bytes!("../weights/scenes_text/model.safetensors");
         let tokenizer = include_bytes!("../weights/scenes_text/tokenizer.json");
-        Self::from_bert(bert::from_bytes(config, weights, Some(tokenizer), device)?)
+        let opened = bert::from_bytes(config, weights, Some(tokenizer), device)?;
+        Self::from_bert(bert::Opened { head: SentenceHead::mean_normalised(), ..opened })
     }
 
     /// Loads a folder of a BERT sentence encoder such as all-MiniLM-L6-v2, or of `CLIPModel`, with
     /// its `tokenizer.json`.
+    ///
+    /// The embeddings of a BERT are those of sentence-transformers, see [`bert::open`]. Whether they
+    /// have length 1 depends on the folder.
     ///
     /// # Errors
     /// If it cannot be loaded, or has no tokenizer.
@@ -164,21 +180,28 @@ impl<B: Backend> TextEncoder<B> {
         }
         let opened = clip::open(source, device)?;
         Ok(Self {
-            max_tokens: opened.config.text.context_length.min(MAX_TOKENS),
+            max_tokens: opened.config.text.context_length,
             tower: TextTower::Clip(Box::new(opened.model)),
             tokenizer: opened.tokenizer.ok_or(MultimodalError::NoTokenizer)?,
+            notes: vec![],
         })
     }
 
     fn from_bert(opened: bert::Opened<B>) -> Result<Self, MultimodalError> {
         Ok(Self {
-            max_tokens: opened.config.context_length.min(MAX_TOKENS),
-            tower: TextTower::Bert(Box::new(opened.model)),
+            max_tokens: opened.max_length,
+            tower: TextTower::Bert(Box::new(opened.model), opened.head),
             tokenizer: opened.tokenizer.ok_or(MultimodalError::NoTokenizer)?,
+            notes: opened.notes,
         })
     }
 
-    /// Features of texts.
+    /// Remarks for the user: what the files of the encoder did not say, a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Features of texts. A text is truncated to the length that the encoder was made for.
     ///
     /// # Shapes
     /// - returns: `[texts, features]`
@@ -190,17 +213,18 @@ impl<B: Backend> TextEncoder<B> {
         for texts in texts.chunks(MAX_ROWS) {
             let tokens = self.tokenizer.encode(texts, self.max_tokens)?;
             parts.push(match &self.tower {
-                TextTower::Bert(model) => model.encode(&tokens, &mut Probe::clean())?,
+                TextTower::Bert(model, head) => model.encode_with(head, &tokens, &mut Probe::clean())?,
                 TextTower::Clip(model) => model.encode_text(&tokens, &mut Probe::clean())?,
             });
         }
         if parts.is_empty() { Err(MultimodalError::NoTexts) } else { Ok(Tensor::cat(parts, 0)) }
     }
 
-    /// The BERT of the encoder, if it has one; it takes soft contexts among its token embeddings.
-    pub(crate) fn bert(&self) -> Option<&Bert<B>> {
+    /// The BERT of the encoder, if it has one, and its head; it takes soft contexts among its token
+    /// embeddings.
+    pub(crate) fn bert(&self) -> Option<(&Bert<B>, &SentenceHead<B>)> {
         match &self.tower {
-            TextTower::Bert(model) => Some(model),
+            TextTower::Bert(model, head) => Some((model, head)),
             TextTower::Clip(_) => None,
         }
     }

@@ -1,13 +1,17 @@
 //! Texts to token ids, by the `tokenizer.json` of a tower.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use burn::prelude::*;
 use flops_vit::checkpoint::tensors::read;
 use flops_vit::error::CheckpointError;
-use tokenizers::Tokenizer;
+use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence};
+use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 
 use crate::error::MultimodalError;
+
+mod check;
 
 /// Token ids of texts, padded to the longest, and the mask of the padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,9 +105,17 @@ impl TextTokenizer {
     /// else token 0.
     ///
     /// # Errors
-    /// [`MultimodalError::Tokenizer`] if `json` is not a valid `tokenizer.json`.
+    /// [`MultimodalError::Tokenizer`] if `json` is not a valid `tokenizer.json`: also if its template
+    /// names tokens that it lacks, or gives tokens another type than 0.
     pub fn from_bytes(json: &[u8]) -> Result<Self, MultimodalError> {
-        let inner = Tokenizer::from_bytes(json).map_err(|e| MultimodalError::Tokenizer(e.to_string()))?;
+        let added = check::check(json).map_err(MultimodalError::Tokenizer)?;
+        let inner = guarded(|| Tokenizer::from_bytes(json))?;
+        for (name, id) in added {
+            if u32::try_from(id).ok().and_then(|id| inner.id_to_token(id)).is_none() {
+                let why = format!("its special token {name} has the id {id}, which is not in its vocabulary");
+                return Err(MultimodalError::Tokenizer(format!("{why}; use the id that the vocabulary has")));
+            }
+        }
         Self::from_inner(inner)
     }
 
@@ -114,10 +126,21 @@ impl TextTokenizer {
     pub fn from_file(path: &Path) -> Result<Self, MultimodalError> {
         let failed = |why| MultimodalError::Checkpoint { path: path.display().to_string(), why };
         let json = read(path).map_err(failed)?;
-        Self::from_bytes(&json).map_err(|e| failed(CheckpointError::Json(e.to_string())))
+        Self::from_bytes(&json).map_err(|e| failed(CheckpointError::Setting(e.to_string())))
     }
 
     fn from_inner(mut inner: Tokenizer) -> Result<Self, MultimodalError> {
+        // an empty one is found between any two bytes of a text
+        for token in inner.get_added_tokens_decoder().into_values().filter(|token| token.normalized) {
+            let mut content = NormalizedString::from(token.content.as_str());
+            if let Some(normalizer) = inner.get_normalizer() {
+                guarded(|| normalizer.normalize(&mut content))?;
+            }
+            if content.is_empty() {
+                let why = format!("its normalizer leaves nothing of the added token {:?}", token.content);
+                return Err(MultimodalError::Tokenizer(format!("{why}; set normalized to false for that token")));
+            }
+        }
         let named = ["[PAD]", "<pad>", "<|endoftext|>"].into_iter().find_map(|token| inner.token_to_id(token));
         let pad_id = inner.get_padding().map(|padding| padding.pad_id).or(named).unwrap_or(0).into();
         inner.with_padding(None);
@@ -135,6 +158,30 @@ impl TextTokenizer {
     /// The token that texts are padded with.
     pub fn pad_id(&self) -> i64 {
         self.pad_id
+    }
+
+    /// Puts texts into lower case first, unless the tokenizer does so as a step of its own.
+    #[must_use]
+    pub(crate) fn with_lower_case(mut self) -> Self {
+        let lowers = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Lowercase(_));
+        let mut steps: Vec<NormalizerWrapper> = match self.inner.get_normalizer() {
+            None => vec![],
+            Some(NormalizerWrapper::Sequence(steps)) => steps.as_ref().to_vec(),
+            Some(step) => vec![step.clone()],
+        };
+        if !steps.iter().any(lowers) {
+            steps.insert(0, Lowercase.into());
+            self.inner.with_normalizer(Some(Sequence::new(steps)));
+        }
+        self
+    }
+
+    /// The normaliser, if it is BERT's.
+    pub(crate) fn bert_normalizer(&self) -> Option<BertNormalizer> {
+        match self.inner.get_normalizer() {
+            Some(NormalizerWrapper::BertNormalizer(normalizer)) => Some(*normalizer),
+            _ => None,
+        }
     }
 
     /// The id of a token by its name, such as `[CLS]`.
@@ -161,7 +208,7 @@ impl TextTokenizer {
     }
 
     /// The tokens of texts with special tokens, at most `max_length` of each. A truncated text
-    /// keeps the special token at its end.
+    /// keeps the special tokens at its end.
     ///
     /// # Errors
     /// If there is no text, a text has no token, `max_length` is 0, or the tokenizer fails.
@@ -171,16 +218,20 @@ impl TextTokenizer {
         }
         let mut ids = vec![];
         for (row, text) in texts.iter().enumerate() {
-            let encoding = self.inner.encode_fast(text.as_ref(), true);
-            let encoding = encoding.map_err(|e| MultimodalError::Tokenizer(format!("text {row}: {e}")))?;
+            let encoding = guarded(|| self.inner.encode_fast(text.as_ref(), true));
+            let encoding = encoding.map_err(|e| match e {
+                MultimodalError::Tokenizer(why) => MultimodalError::Tokenizer(format!("text {row}: {why}")),
+                other => other,
+            })?;
             let mut tokens: Vec<i64> = encoding.get_ids().iter().map(|&id| id.into()).collect();
-            let last = tokens.last().copied().ok_or(MultimodalError::NoTokens { row })?;
-            let special = encoding.get_special_tokens_mask().last() == Some(&1);
+            if tokens.is_empty() {
+                return Err(MultimodalError::NoTokens { row });
+            }
             if tokens.len() > max_length {
-                tokens.truncate(max_length);
-                if special {
-                    tokens[max_length - 1] = last;
-                }
+                let special = encoding.get_special_tokens_mask().iter().rev().take_while(|special| **special == 1);
+                let end = tokens.split_off(tokens.len() - special.count().min(max_length));
+                tokens.truncate(max_length - end.len());
+                tokens.extend(end);
             }
             ids.push(tokens);
         }
@@ -191,6 +242,18 @@ impl TextTokenizer {
             row.resize(longest, self.pad_id);
         }
         Tokens::new(ids, mask)
+    }
+}
+
+/// What the library `tokenizers` returns. Should it panic, which the checks of files prevent where
+/// they know of it, that is an error as well.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, MultimodalError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| MultimodalError::Tokenizer(e.to_string())),
+        Err(_) => {
+            let why = "the library tokenizers panicked; use a tokenizer.json that transformers has saved";
+            Err(MultimodalError::Tokenizer(why.into()))
+        }
     }
 }
 
@@ -244,6 +307,43 @@ pub(crate) mod tests {
         assert_eq!(ids(5), [2, 4, 5, 6, 3]);
         assert_eq!(ids(2), [2, 3]);
         assert_eq!(ids(1), [3]);
+    }
+
+    /// transformers truncates the words to what the special tokens leave.
+    #[test]
+    fn a_truncated_text_keeps_all_tokens_at_its_end() {
+        let mut json: serde_json::Value = serde_json::from_str(JSON).unwrap();
+        let end = serde_json::json!({"SpecialToken": {"id": "[CLS]", "type_id": 0}});
+        json["post_processor"]["single"].as_array_mut().unwrap().push(end);
+        let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        let ids = |max_length| tokenizer.encode(&["a small dog runs"], max_length).unwrap().ids()[0].clone();
+        assert_eq!(ids(7), [2, 4, 5, 6, 7, 3, 2]);
+        assert_eq!(ids(5), [2, 4, 5, 3, 2]);
+        assert_eq!(ids(1), [2]);
+    }
+
+    /// `do_lower_case` of sentence-transformers' `Transformer`: a step in front, where there is none.
+    #[test]
+    fn lower_case_is_a_step_in_front() {
+        let with = |normalizer: &str| {
+            let json = JSON.replace(r#"{"type": "Lowercase"}"#, normalizer);
+            let tokenizer = TextTokenizer::from_bytes(json.as_bytes()).unwrap();
+            let ids = |t: &TextTokenizer| t.encode(&["DOG"], 8).unwrap().ids()[0][1];
+            (ids(&tokenizer), ids(&tokenizer.with_lower_case()))
+        };
+        assert_eq!(with("null"), (1, 6));
+        assert_eq!(with(r#"{"type": "NFC"}"#), (1, 6));
+        assert_eq!(with(r#"{"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}"#), (6, 6));
+        // "DOG" only: the new step comes first
+        let upper = r#"{"type": "Replace", "pattern": {"String": "dog"}, "content": "runs"}"#;
+        assert_eq!(with(upper), (1, 7));
+    }
+
+    /// A panic of the library is an error: there may be files that no check knows of.
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let found = guarded(|| -> tokenizers::Result<()> { panic!("this one is part of a test") });
+        assert!(found.unwrap_err().to_string().contains("panicked"));
     }
 
     #[test]

@@ -164,6 +164,9 @@ fn assert_minilm_matches<B: Backend>(dir: &Path, reference: &MiniLm, backend: &s
         assert_eq!(&seen, expected);
     }
     let found = opened.model.encode(&tokens, &mut Probe::clean()).unwrap().into_data();
+    // its modules.json says the same
+    let by_head = opened.model.encode_with(&opened.head, &tokens, &mut Probe::clean()).unwrap().into_data();
+    assert_eq!((by_head, opened.max_length), (found.clone(), 256));
     assert_eq!(found.shape.to_vec(), [reference.sentences.len(), 384]);
     let expected = reference.embeddings.concat();
     assert_eq!(found.num_elements(), expected.len());

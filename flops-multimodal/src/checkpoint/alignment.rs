@@ -11,6 +11,9 @@ use flops_vit::error::CheckpointError;
 use crate::alignment::{Alignment, AlignmentConfig};
 use crate::error::MultimodalError;
 
+/// The largest width of a layer.
+const MAX_WIDTH: usize = 1 << 20;
+
 /// Writes an alignment atomically, in f16 if `half`.
 ///
 /// # Errors
@@ -54,14 +57,18 @@ fn from_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Result<Alignmen
     let ([image_out, image_dim], [text_out, text_dim]) =
         (shape("image.layers.0.weight")?, shape("text.layers.0.weight")?);
     let hidden = tensors.iter().any(|t| t.full_path() == "image.layers.1.weight");
-    let (embed_dim, hidden_dim) = if hidden { (shape("image.layers.1.weight")?[0], image_out) } else { (image_out, 0) };
-    if text_out != image_out || [image_dim, text_dim, embed_dim].contains(&0) {
-        let why = format!("the projections are {image_dim} to {image_out} and {text_dim} to {text_out}");
+    let embed_dim = if hidden { shape("image.layers.1.weight")?[0] } else { image_out };
+    let sizes = [image_dim, text_dim, image_out, embed_dim];
+    if text_out != image_out || sizes.iter().any(|size| !(1..=MAX_WIDTH).contains(size)) {
+        let why = format!(
+            "the projections are {image_dim} to {image_out} and {text_dim} to {text_out} (embeddings of {embed_dim}), \
+             expected equal outputs and widths of 1 to {MAX_WIDTH}"
+        );
         return Err(CheckpointError::Shapes(vec![why]));
     }
-    let config = AlignmentConfig::new(image_dim, text_dim).with_embed_dim(embed_dim).with_hidden_dim(hidden_dim);
-    let model = config.init(device).map_err(|e| CheckpointError::Card(e.to_string()))?;
-    fill(model, tensors)
+    let config = AlignmentConfig::new(image_dim, text_dim).with_embed_dim(embed_dim);
+    // shapes are compared before anything is allocated
+    fill(config.with_hidden_dim(if hidden { image_out } else { 0 }).init_lazy(device), tensors)
 }
 
 #[cfg(test)]
@@ -85,6 +92,28 @@ mod tests {
         std::fs::write(&path, b"not a file of tensors").unwrap();
         assert!(load::<Flex>(&path, &device).unwrap_err().to_string().contains("a.safetensors"));
         assert!(load::<Flex>(&dir.path().join("none"), &device).is_err());
+    }
+
+    /// Shapes of which none holds a value, and shapes whose other sizes would multiply.
+    #[test]
+    fn absurd_sizes_are_refused_before_anything_is_allocated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let message = |shapes: &[(&str, [usize; 2])]| {
+            let zeros = vec![0; 1 << 20];
+            let views = shapes.iter().map(|(name, shape)| {
+                let bytes = &zeros[..4 * shape[0] * shape[1]];
+                (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
+            });
+            std::fs::write(&path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+            load::<Flex>(&path, &Default::default()).unwrap_err().to_string()
+        };
+        let (image, text) = ("image.layers.0.weight", "text.layers.0.weight");
+        let (image1, text1) = ("image.layers.1.weight", "text.layers.1.weight");
+        let found = message(&[(image, [0, 1 << 50]), (text, [0, 1 << 50]), (image1, [4, 0])]);
+        assert!(found.contains("1125899906842624 to 0") && found.lines().count() == 1, "{found}");
+        let found = message(&[(image, [1 << 18, 1]), (text, [1 << 18, 1]), (image1, [1 << 18, 1]), (text1, [1, 1])]);
+        assert!(found.contains("missing"), "{found}");
     }
 
     #[test]

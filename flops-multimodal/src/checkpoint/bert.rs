@@ -15,9 +15,10 @@ use serde_json::json;
 use super::folder::{
     ACTIVATIONS, CONFIG, TOKENIZER, WEIGHTS, activation, check_depth, check_supported, error_in, renamed, tokenizer,
 };
+use super::sentence::{SentenceFolder, mean_normalised};
 use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
-use crate::towers::{Bert, BertConfig};
+use crate::towers::{Bert, BertConfig, Pooling, SentenceHead};
 
 /// The parameter names of `BertModel`, and ours.
 #[rustfmt::skip]
@@ -61,6 +62,7 @@ struct HfConfig {
     intermediate_size: usize,
     layer_norm_eps: f64,
     pad_token_id: Option<usize>,
+    is_decoder: bool,
 }
 
 impl Default for HfConfig {
@@ -78,6 +80,7 @@ impl Default for HfConfig {
             intermediate_size: 3072,
             layer_norm_eps: 1e-12,
             pad_token_id: Some(0),
+            is_decoder: false,
         }
     }
 }
@@ -88,6 +91,8 @@ impl HfConfig {
         check_supported("model_type", &self.model_type, &["bert"])?;
         let positions = self.position_embedding_type.as_deref().unwrap_or("absolute");
         check_supported("position_embedding_type", positions, &["absolute"])?;
+        // a decoder's tokens do not see later ones
+        check_supported("is_decoder", if self.is_decoder { "true" } else { "false" }, &["false"])?;
         Ok(BertConfig {
             vocab_size: self.vocab_size,
             context_length: self.max_position_embeddings,
@@ -118,6 +123,7 @@ impl HfConfig {
             intermediate_size: config.mlp_dim,
             layer_norm_eps: config.layer_norm_eps,
             pad_token_id: Some(config.pad_token_id),
+            is_decoder: false,
         }
     }
 }
@@ -132,6 +138,12 @@ pub struct Opened<B: Backend> {
     pub config: BertConfig,
     /// Its tokenizer, if the folder has one.
     pub tokenizer: Option<TextTokenizer>,
+    /// From its hidden states to sentence embeddings, see [`Bert::encode_with`].
+    pub head: SentenceHead<B>,
+    /// The longest text, in tokens; longer ones are to be truncated.
+    pub max_length: usize,
+    /// Remarks for the user: what the files did not say, a line each.
+    pub notes: Vec<String>,
 }
 
 /// Loads a BERT encoder from a folder or from the HuggingFace hub, see [`Source`].
@@ -139,10 +151,18 @@ pub struct Opened<B: Backend> {
 /// `position_ids`, the pooler and the heads of pretraining are ignored. All names may have the
 /// prefix `bert.`.
 ///
+/// A folder of sentence-transformers, one with a `modules.json`, decides how the tokens are pooled
+/// and what follows: `Dense`, `LayerNorm`, `Dropout` and `Normalize` are supported. Its
+/// `max_seq_length`, else the tokenizer's `model_max_length`, bounds the texts, and so do the
+/// positions of the model. In a folder of transformers alone the embedding is the mean of the
+/// tokens, not normalised; that is what sentence-transformers makes of such a folder.
+///
 /// # Errors
 /// - If a file is missing or damaged.
 /// - If parameters are missing or unknown; all of them are listed.
 /// - If the model is not a BERT with absolute positions and GELU or quick GELU.
+/// - If a module or a setting would change the embeddings and is not supported, such as a default
+///   prompt.
 ///
 /// # Example
 /// ```no_run
@@ -153,24 +173,28 @@ pub struct Opened<B: Backend> {
 /// let source = "hf:sentence-transformers/all-MiniLM-L6-v2".parse()?;
 /// let opened = bert::open::<Flex>(&source, &Default::default())?;
 /// if let Some(tokenizer) = opened.tokenizer {
-///     let tokens = tokenizer.encode(&["a photo of an airplane"], 256)?;
-///     println!("{}", opened.model.encode(&tokens, &mut Probe::clean())?);
+///     let tokens = tokenizer.encode(&["a photo of an airplane"], opened.max_length)?;
+///     println!("{}", opened.model.encode_with(&opened.head, &tokens, &mut Probe::clean())?);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, MultimodalError> {
-    let dir = source.resolve()?;
+    let folder = SentenceFolder::read(&source.resolve()?)?;
+    let dir = &folder.transformer;
     let config = json::<HfConfig>(&dir.join(CONFIG)).and_then(HfConfig::convert);
-    let config = config.map_err(|why| error_in(&dir, CONFIG, why))?;
+    let config = config.map_err(|why| error_in(dir, CONFIG, why))?;
     config.validate()?;
-    let (name, tensors) = of_folder(&dir)?;
-    let model = fill_model(&config, tensors, device).map_err(|why| error_in(&dir, name, why))?;
-    let tokenizer = tokenizer(&dir)?.map(|t| t.with_pad_id(config.pad_token_id as i64));
-    Ok(Opened { model, config, tokenizer })
+    let (name, tensors) = of_folder(dir)?;
+    let model = fill_model(&config, tensors, device).map_err(|why| error_in(dir, name, why))?;
+    let head = folder.head(config.embed_dim, device)?;
+    let tokenizer = tokenizer(dir)?.map(|tokenizer| folder.prepared(tokenizer)).transpose()?;
+    let tokenizer = tokenizer.map(|t| t.with_pad_id(config.pad_token_id as i64));
+    let max_length = folder.max_length(config.context_length);
+    Ok(Opened { model, config, tokenizer, head, max_length, notes: folder.notes })
 }
 
 /// Loads a BERT encoder from the contents of `config.json`, `model.safetensors` and, if given,
-/// `tokenizer.json`.
+/// `tokenizer.json`. Its head is that of a folder without further files: the mean of the tokens.
 ///
 /// # Errors
 /// Those of [`open`].
@@ -188,7 +212,8 @@ pub fn from_bytes<B: Backend>(
     let model = model.map_err(|why| failed(WEIGHTS, why))?;
     let tokenizer = tokenizer.map(TextTokenizer::from_bytes).transpose()?;
     let tokenizer = tokenizer.map(|t| t.with_pad_id(config.pad_token_id as i64));
-    Ok(Opened { model, config, tokenizer })
+    let (head, max_length) = (SentenceHead::new(Pooling::Mean), config.context_length);
+    Ok(Opened { model, config, tokenizer, head, max_length, notes: vec![] })
 }
 
 /// Fills a model with the tensors of a file.
@@ -211,10 +236,12 @@ fn fill_model<B: Backend>(
 }
 
 /// Writes a model as a folder: `config.json`, `tokenizer.json` and `model.safetensors`, in f16 if
-/// `half`.
+/// `half`. With `modules.json` and `1_Pooling` the folder says how texts are embedded: as
+/// [`Bert::encode`] does it.
 ///
-/// [`open`] reads it, and so does `AutoModel.from_pretrained(dir, add_pooling_layer=False)` of
-/// `transformers`. Each file is written atomically.
+/// [`open`] reads it, and so do `SentenceTransformer(dir)` of sentence-transformers and
+/// `AutoModel.from_pretrained(dir, add_pooling_layer=False)` of transformers. Each file is written
+/// atomically.
 ///
 /// # Errors
 /// [`MultimodalError::Save`] if the configuration does not match the model, a weight is not finite
@@ -240,10 +267,17 @@ pub fn save<B: Backend>(
         all.insert("hidden_dropout_prob".into(), json!(0.0));
         all.insert("attention_probs_dropout_prob".into(), json!(0.0));
     }
-    let described = serde_json::to_vec_pretty(&described).map_err(|e| failed(e.to_string()))?;
-    std::fs::create_dir_all(dir).map_err(|e| failed(format!("{e}; choose another folder")))?;
-    let files = [(CONFIG, described), (TOKENIZER, tokenizer_json.as_bytes().to_vec()), (WEIGHTS, weights)];
-    files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes).map_err(MultimodalError::Write))
+    let mut files = vec![(TOKENIZER, tokenizer_json.as_bytes().to_vec()), (WEIGHTS, weights)];
+    for (name, content) in [(CONFIG, described)].into_iter().chain(mean_normalised(config.embed_dim)) {
+        files.push((name, serde_json::to_vec_pretty(&content).map_err(|e| failed(e.to_string()))?));
+    }
+    for (name, bytes) in files {
+        let path = dir.join(name);
+        let folder = path.parent().unwrap_or(dir);
+        std::fs::create_dir_all(folder).map_err(|e| failed(format!("{e}; choose another folder")))?;
+        write_atomic(&path, &bytes).map_err(MultimodalError::Write)?;
+    }
+    Ok(())
 }
 
 /// The first setting of a configuration that differs from the model.

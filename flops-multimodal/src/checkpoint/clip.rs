@@ -1,14 +1,17 @@
 //! Import of HuggingFace's `CLIPModel` folders.
 
 use burn::prelude::*;
+use flops_vit::checkpoint::Source;
+use flops_vit::checkpoint::hf::{self, or_default, side};
 use flops_vit::checkpoint::tensors::{Table, TensorSnapshot, fill, json, of_folder, reshaped, to_theirs};
-use flops_vit::checkpoint::{Source, hf};
 use flops_vit::error::CheckpointError;
 use flops_vit::resizing::Filter;
 use flops_vit::{Normalization, Resizing};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::folder::{CONFIG, activation, check_depth, check_supported, error_in, renamed, tokenizer};
+use super::sentence::check_alone;
 use crate::error::MultimodalError;
 use crate::tokenizer::TextTokenizer;
 use crate::towers::{Clip, ClipConfig, TextConfig, VisionConfig};
@@ -70,14 +73,26 @@ const NAMES: Table = &[
 struct HfConfig {
     model_type: String,
     projection_dim: usize,
+    #[serde(deserialize_with = "or_default")]
     text_config: HfText,
+    #[serde(deserialize_with = "or_default")]
     vision_config: HfVision,
+    /// Of older files; where it is there, it counts.
+    text_config_dict: Option<HfText>,
+    vision_config_dict: Option<HfVision>,
 }
 
 impl Default for HfConfig {
     fn default() -> Self {
         let (text_config, vision_config) = Default::default();
-        Self { model_type: "clip".into(), projection_dim: 512, text_config, vision_config }
+        Self {
+            model_type: "clip".into(),
+            projection_dim: 512,
+            text_config,
+            vision_config,
+            text_config_dict: None,
+            vision_config_dict: None,
+        }
     }
 }
 
@@ -115,7 +130,9 @@ impl Default for HfText {
 #[serde(default)]
 struct HfVision {
     hidden_act: String,
+    #[serde(deserialize_with = "side")]
     image_size: usize,
+    #[serde(deserialize_with = "side")]
     patch_size: usize,
     num_channels: usize,
     hidden_size: usize,
@@ -145,7 +162,8 @@ impl HfConfig {
     /// Converts to our configuration.
     fn convert(self) -> Result<ClipConfig, CheckpointError> {
         check_supported("model_type", &self.model_type, &["clip"])?;
-        let (text, vision) = (self.text_config, self.vision_config);
+        let text = self.text_config_dict.unwrap_or(self.text_config);
+        let vision = self.vision_config_dict.unwrap_or(self.vision_config);
         Ok(ClipConfig {
             vision: VisionConfig {
                 img_size: vision.image_size,
@@ -195,7 +213,7 @@ pub struct Opened<B: Backend> {
 /// # Errors
 /// - If a file is missing or damaged.
 /// - If parameters are missing or unknown; all of them are listed.
-/// - If the model is not CLIP.
+/// - If the model is not CLIP, or other modules of sentence-transformers follow it.
 ///
 /// # Example
 /// ```no_run
@@ -209,6 +227,7 @@ pub struct Opened<B: Backend> {
 /// ```
 pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>, MultimodalError> {
     let dir = source.resolve()?;
+    check_alone(&dir)?;
     let config = json::<HfConfig>(&dir.join(CONFIG)).and_then(HfConfig::convert);
     let config = config.map_err(|why| error_in(&dir, CONFIG, why))?;
     config.validate()?;
@@ -219,8 +238,32 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
         tokenizer.with_pad_id(end)
     });
     let openai = Resizing { filter: Filter::Bicubic, squash: false, crop: 1.0 };
-    let (normalization, resizing) = hf::preprocessing(&dir)?.unwrap_or((Normalization::CLIP, openai));
+    let found = hf::preprocessing_with(&dir, config.vision.in_chans, complete)?;
+    let (normalization, resizing) = found.unwrap_or((Normalization::CLIP, openai));
     Ok(Opened { model, config, tokenizer, normalization, resizing })
+}
+
+/// Completes the settings of an image processor by the defaults of HuggingFace's
+/// `CLIPImageProcessor`. There a size as a number is that of the shortest edge.
+fn complete(settings: &mut Map<String, Value>) {
+    let Normalization { mean, std } = Normalization::CLIP;
+    for (key, default) in [
+        ("image_mean", json!(mean)),
+        ("image_std", json!(std)),
+        // PIL's number of the bicubic filter
+        ("resample", json!(3)),
+        ("do_center_crop", json!(true)),
+        ("size", json!({"shortest_edge": 224})),
+        ("crop_size", json!({"height": 224, "width": 224})),
+    ] {
+        let value = settings.entry(key).or_insert(Value::Null);
+        if value.is_null() {
+            *value = default;
+        }
+        if key == "size" && value.is_number() {
+            *value = json!({"shortest_edge": value});
+        }
+    }
 }
 
 /// Fills a model with the tensors of a file.
@@ -260,5 +303,97 @@ mod tests {
             assert!(found.contains(expected), "{found}");
         }
         assert_eq!(convert("{}").unwrap(), ClipConfig::new(VisionConfig::new(), TextConfig::new()));
+    }
+
+    /// The forms that `CLIPConfig` of transformers 5.24.0 takes.
+    #[test]
+    fn other_forms_of_a_setting_are_read() {
+        let convert = |json: &str| serde_json::from_str::<HfConfig>(json).unwrap().convert().unwrap();
+        let default = convert("{}");
+        assert_eq!(convert(r#"{"text_config": null, "vision_config": null, "text_config_dict": null}"#), default);
+        let pair = convert(r#"{"vision_config": {"image_size": [16, 16], "patch_size": [8, 8]}}"#);
+        assert_eq!((pair.vision.img_size, pair.vision.patch_size), (16, 8));
+        // text_config.update(text_config_dict), whose absent keys have the default
+        let older = convert(
+            r#"{"text_config": {"vocab_size": 5, "hidden_size": 64}, "text_config_dict": {"vocab_size": 7},
+                "vision_config_dict": {"hidden_act": "gelu"}}"#,
+        );
+        assert_eq!((older.text.vocab_size, older.text.embed_dim), (7, 512));
+        assert_eq!(older.vision.activation, crate::towers::Activation::Gelu);
+    }
+
+    #[test]
+    fn absurd_settings_are_refused_by_name() {
+        let refused = |json: &str| match serde_json::from_str::<HfConfig>(json) {
+            Ok(config) => config.convert().unwrap().validate().unwrap_err().to_string(),
+            Err(e) => e.to_string(),
+        };
+        let large = 32u64 << 32;
+        for (json, expected) in [
+            (format!(r#"{{"vision_config": {{"image_size": {large}}}}}"#), format!("img_size = {large}; use at most")),
+            (r#"{"vision_config": {"image_size": [16, 32]}}"#.into(), "the size [16, 32] is not square".into()),
+            (r#"{"vision_config": {"patch_size": null}}"#.into(), "a whole number, or a pair".into()),
+            (r#"{"vision_config": {"patch_size": 0}}"#.into(), "patch_size = 0; it must be at least 1".into()),
+            (r#"{"vision_config": {"layer_norm_eps": -1e-5}}"#.into(), "layer_norm_eps = -0.00001".into()),
+            (r#"{"text_config": {"layer_norm_eps": 0}}"#.into(), "layer_norm_eps = 0; use a number above 0".into()),
+            (r#"{"text_config": {"vocab_size": 1099511627776}}"#.into(), "vocab_size = 1099511627776".into()),
+            (r#"{"projection_dim": null}"#.into(), "invalid type: null".into()),
+        ] {
+            let found = refused(&json);
+            assert!(found.contains(&expected), "{json}: {found}");
+        }
+    }
+
+    /// What `preprocessor_config.json` of a CLIP folder says goes through the reader of ViTs.
+    #[test]
+    fn preprocessing_that_would_divide_by_zero_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (json, expected) in [
+            (r#"{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}"#, "image_std = [1.0, 0.0, 1.0]"),
+            (r#"{"image_mean": [0, 0, 0], "image_std": [1, -1, 1]}"#, "positive deviations"),
+            (r#"{"rescale_factor": 0}"#, "rescale_factor = 0"),
+        ] {
+            std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
+            let found = hf::preprocessing(dir.path(), 3).unwrap_err().to_string();
+            assert!(found.contains(expected) && found.contains("preprocessor_config.json"), "{found}");
+        }
+    }
+
+    /// The defaults of `CLIPImageProcessor` in transformers 5.24.0, and its `default_to_square = False`.
+    #[test]
+    fn preprocessing_has_the_defaults_of_clip() {
+        let dir = tempfile::tempdir().unwrap();
+        let openai = Resizing { filter: Filter::Bicubic, squash: false, crop: 1.0 };
+        // {} and the file of openai/clip-vit-base-patch32
+        for json in
+            [r"{}", r#"{"size": 224, "crop_size": 224, "do_center_crop": true, "resample": 3, "image_std": null}"#]
+        {
+            std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
+            let (normalization, resizing) = hf::preprocessing_with(dir.path(), 3, complete).unwrap().unwrap();
+            assert_eq!(resizing, openai, "{json}");
+            let found = normalization.mean.iter().chain(&normalization.std);
+            for (found, expected) in found.zip(Normalization::CLIP.mean.iter().chain(&Normalization::CLIP.std)) {
+                assert!((found - expected).abs() < 1e-5, "{json}: {found}, expected {expected}");
+            }
+        }
+        let given = r#"{"size": {"height": 32, "width": 32}, "do_center_crop": false, "resample": 2}"#;
+        std::fs::write(dir.path().join("preprocessor_config.json"), given).unwrap();
+        let (_, resizing) = hf::preprocessing_with(dir.path(), 3, complete).unwrap().unwrap();
+        assert_eq!(resizing, Resizing { filter: Filter::Bilinear, squash: true, crop: 1.0 });
+    }
+
+    #[test]
+    fn modules_behind_clip_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = |class: &str| {
+            let first = r#"{"name": "0", "path": "", "type": "sentence_transformers.models.CLIPModel"}"#;
+            let more = format!(r#", {{"name": "1", "path": "1_x", "type": "sentence_transformers.models.{class}"}}"#);
+            format!("[{first}{}]", if class.is_empty() { "" } else { &more })
+        };
+        std::fs::write(dir.path().join("modules.json"), list("Normalize")).unwrap();
+        let found = check_alone(dir.path()).unwrap_err().to_string();
+        assert!(found.contains("type = 'sentence_transformers.models.Normalize' is not supported"), "{found}");
+        std::fs::write(dir.path().join("modules.json"), list("")).unwrap();
+        check_alone(dir.path()).unwrap();
     }
 }

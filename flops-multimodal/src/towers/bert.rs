@@ -1,4 +1,4 @@
-//! BERT as a sentence encoder: the mean of its last hidden states, normalised to length 1.
+//! BERT as a sentence encoder: its last hidden states, and what a [`SentenceHead`] makes of them.
 
 use burn::nn::{Embedding, LayerNorm};
 use burn::prelude::*;
@@ -6,9 +6,10 @@ use flops_core::Probe;
 use flops_vit::Sites;
 
 use super::layers::{
-    Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, check_sizes, norm, normalise, positions,
+    Activation, EncoderLayer, LayerSizes, NormOrder, attention_bias, check_eps, check_sizes, norm, positions,
     set_sites, table,
 };
+use super::sentence::{Pooling, SentenceHead};
 use crate::error::MultimodalError;
 use crate::tokenizer::Tokens;
 
@@ -48,10 +49,10 @@ pub struct BertConfig {
 }
 
 impl BertConfig {
-    /// Checks that the sizes are valid.
+    /// Checks that the sizes are valid, and the ε.
     ///
     /// # Errors
-    /// [`MultimodalError::Config`], which names the size at fault.
+    /// [`MultimodalError::Config`], which names the size at fault, or [`MultimodalError::Setting`].
     pub fn validate(&self) -> Result<(), MultimodalError> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -61,7 +62,8 @@ impl BertConfig {
             ("depth", self.depth),
             ("mlp_dim", self.mlp_dim),
         ];
-        check_sizes(&sizes, self.embed_dim, self.num_heads)
+        check_sizes(&sizes, self.embed_dim, self.num_heads)?;
+        check_eps(self.layer_norm_eps)
     }
 
     /// A model with random weights: N(0, 0.02²), biases zero.
@@ -206,10 +208,7 @@ impl<B: Backend> Bert<B> {
     /// - mask: `[rows, tokens]`
     /// - returns: `[rows, embed_dim]`
     pub fn mean_pooled(hidden: Tensor<B, 3>, mask: Tensor<B, 2, Int>, probe: &Probe<B>) -> Tensor<B, 2> {
-        let mask = mask.float();
-        let weights = mask.clone() / mask.sum_dim(1).clamp_min(1e-9);
-        let [hidden, weights] = probe.align([hidden, weights.unsqueeze_dim(2)]);
-        (hidden * weights).sum_dim(1).squeeze_dim(1)
+        Pooling::Mean.pool(hidden, mask, probe)
     }
 
     /// Sentence embeddings: the mean over the tokens, normalised to length 1.
@@ -220,13 +219,32 @@ impl<B: Backend> Bert<B> {
     /// # Errors
     /// If a text is longer than `context_length`, or a token is not in the vocabulary.
     pub fn encode(&self, tokens: &Tokens, probe: &mut Probe<B>) -> Result<Tensor<B, 2>, MultimodalError> {
+        self.encode_with(&SentenceHead::mean_normalised(), tokens, probe)
+    }
+
+    /// Sentence embeddings by a head of a published encoder.
+    ///
+    /// # Shapes
+    /// - returns: `[rows, features]`
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode).
+    ///
+    /// # Panics
+    /// If a layer of the head has another width than what it is given.
+    pub fn encode_with(
+        &self,
+        head: &SentenceHead<B>,
+        tokens: &Tokens,
+        probe: &mut Probe<B>,
+    ) -> Result<Tensor<B, 2>, MultimodalError> {
         let [context_length, _] = self.pos_embed.weight.dims();
         let [vocab_size, _] = self.token_embed.weight.dims();
         tokens.check(context_length, vocab_size)?;
         let device = self.pos_embed.weight.device();
         let mask = tokens.mask_tensor(&device);
         let hidden = self.forward(tokens.ids_tensor(&device), mask.clone(), probe);
-        Ok(normalise(Self::mean_pooled(hidden, mask, probe)))
+        Ok(head.forward(hidden, mask, probe))
     }
 }
 

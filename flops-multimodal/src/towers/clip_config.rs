@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-use super::layers::{Activation, check_sizes};
+use super::layers::{Activation, check_eps, check_sizes};
 use crate::error::MultimodalError;
 
 /// Configuration of an image tower; the defaults are those of OpenAI's ViT-B/32.
@@ -84,10 +84,10 @@ pub struct ClipConfig {
 }
 
 impl ClipConfig {
-    /// Checks that the sizes are valid.
+    /// Checks that the sizes are valid, and both ε.
     ///
     /// # Errors
-    /// [`MultimodalError::Config`], which names the size at fault.
+    /// [`MultimodalError::Config`], which names the size at fault, or [`MultimodalError::Setting`].
     pub fn validate(&self) -> Result<(), MultimodalError> {
         let (vision, text) = (&self.vision, &self.text);
         let sizes = [
@@ -111,6 +111,8 @@ impl ClipConfig {
             ("depth", text.depth),
             ("mlp_dim", text.mlp_dim),
         ];
-        check_sizes(&sizes, text.embed_dim, text.num_heads)
+        check_sizes(&sizes, text.embed_dim, text.num_heads)?;
+        check_eps(vision.layer_norm_eps)?;
+        check_eps(text.layer_norm_eps)
     }
 }

@@ -324,16 +324,37 @@ pub fn normalise<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     x / length
 }
 
-/// Checks that all `sizes` are positive and that `heads` divides `dim`.
+/// The largest size: products of a few sizes within it do not overflow.
+const MAX_SIZE: usize = 1 << 20;
+
+/// The largest number of layers.
+const MAX_DEPTH: usize = 1 << 14;
+
+/// Checks that all `sizes` are positive and not absurd, and that `heads` divides `dim`.
 pub(crate) fn check_sizes(sizes: &[(&'static str, usize)], dim: usize, heads: usize) -> Result<(), MultimodalError> {
     let fail = |field, value, remedy| Err(MultimodalError::Config { field, value, remedy });
     if let Some((field, value)) = sizes.iter().find(|(_, value)| *value == 0) {
         return fail(field, *value, "it must be at least 1");
     }
+    if let Some((field, value)) = sizes.iter().find(|(field, value)| *field == "depth" && *value > MAX_DEPTH) {
+        return fail(field, *value, "use at most 16,384");
+    }
+    if let Some((field, value)) = sizes.iter().find(|(_, value)| *value > MAX_SIZE) {
+        return fail(field, *value, "use at most 1,048,576");
+    }
     if heads == 0 || !dim.is_multiple_of(heads) {
         return fail("num_heads", heads, "use a divisor of embed_dim");
     }
     Ok(())
+}
+
+/// Checks the ε of layer normalisations.
+pub(crate) fn check_eps(eps: f64) -> Result<(), MultimodalError> {
+    if eps > 0.0 && eps < 1.0 {
+        return Ok(());
+    }
+    let remedy = "use a number above 0 and below 1";
+    Err(MultimodalError::Setting { name: "layer_norm_eps", value: eps.to_string(), remedy })
 }
 
 #[cfg(test)]

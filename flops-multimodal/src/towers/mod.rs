@@ -2,7 +2,7 @@
 //!
 //! - [`Clip`]: two towers that share an embedding space (Radford et al. 2021, arXiv 2103.00020).
 //! - [`Bert`]: a sentence encoder such as all-MiniLM-L6-v2 (Devlin et al. 2019, arXiv 1810.04805;
-//!   Reimers & Gurevych 2019, arXiv 1908.10084).
+//!   Reimers & Gurevych 2019, arXiv 1908.10084). A [`SentenceHead`] pools its tokens.
 //!
 //! The probe decides what a call does. With [`Probe::clean`](flops_core::Probe::clean) a tower is
 //! plain inference, and on an autodiff backend the forward pass of backpropagation. In a forward
@@ -23,12 +23,14 @@ mod bert;
 mod clip;
 mod clip_config;
 mod layers;
+mod sentence;
 
 pub use bert::{Bert, BertConfig};
 pub use clip::{Clip, TextTower, VisionTower};
 pub use clip_config::{ClipConfig, TextConfig, VisionConfig};
 pub use flops_vit::Sites;
 pub use layers::{Activation, EncoderLayer, NormOrder, attention_bias, normalise};
+pub use sentence::{Dense, DenseActivation, HeadLayer, Pooling, SentenceHead};
 
 #[cfg(test)]
 mod tests;

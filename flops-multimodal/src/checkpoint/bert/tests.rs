@@ -35,6 +35,9 @@ fn a_saved_model_opens_unchanged() {
     let tokens = opened.tokenizer.unwrap().encode(&["a small dog", "dog"], 6).unwrap();
     let expected = model.encode(&tokens, &mut Probe::clean()).unwrap();
     assert_eq!(opened.model.encode(&tokens, &mut Probe::clean()).unwrap().to_data(), expected.to_data());
+    let by_head = opened.model.encode_with(&opened.head, &tokens, &mut Probe::clean()).unwrap();
+    assert_eq!(by_head.to_data(), expected.to_data());
+    assert_eq!((opened.max_length, opened.notes), (6, vec![]));
 
     save(&model, &config(), JSON, dir.path(), true).unwrap();
     let file = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
@@ -46,7 +49,8 @@ fn a_saved_model_opens_unchanged() {
         }
     }
     let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
-    assert_eq!(files.len(), 3, "{files:?}");
+    // three of transformers, and modules.json with 1_Pooling
+    assert_eq!(files.len(), 5, "{files:?}");
 }
 
 #[test]
@@ -121,7 +125,13 @@ fn errors_name_the_unsupported_setting() {
         (r#"{"hidden_act": "relu"}"#, "hidden_act = 'relu' is not supported; only gelu or quick_gelu is"),
         (r#"{"position_embedding_type": "relative_key"}"#, "position_embedding_type = 'relative_key'"),
         (r#"{"num_attention_heads": 7}"#, "num_heads = 7"),
-        (r#"{"num_hidden_layers": 1000000000000}"#, "num_hidden_layers = 1000000000000"),
+        (r#"{"num_hidden_layers": 10000}"#, "num_hidden_layers = 10000"),
+        (r#"{"num_hidden_layers": 1000000000000}"#, "depth = 1000000000000; use at most 16,384"),
+        (r#"{"vocab_size": 18446744073709551615}"#, "vocab_size = 18446744073709551615; use at most 1,048,576"),
+        (r#"{"layer_norm_eps": -1e-5}"#, "layer_norm_eps = -0.00001; use a number above 0"),
+        (r#"{"layer_norm_eps": 0}"#, "layer_norm_eps = 0;"),
+        (r#"{"is_decoder": true}"#, "is_decoder = 'true' is not supported"),
+        (r#"{"hidden_size": null}"#, "invalid type: null, expected usize"),
         ("[", "config.json in memory"),
     ] {
         let weights = safetensors::serialize(Vec::<(&str, safetensors::tensor::TensorView)>::new(), None).unwrap();

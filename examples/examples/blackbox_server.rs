@@ -8,6 +8,9 @@
 //!
 //! The protocol is described in [`flops_examples::blackbox::server`].
 
+#[macro_use]
+extern crate flops_report;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

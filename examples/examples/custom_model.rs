@@ -13,6 +13,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::sync::Arc;
 
 use anyhow::Result;

@@ -11,6 +11,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -138,8 +141,9 @@ fn loss(
 fn pretrain(args: Args) -> Result<()> {
     ensure!(args.steps > 0, "--steps 0: use at least 1");
     ensure!(args.batch_size > 1, "--batch-size {}: use at least 2", args.batch_size);
-    // a folder that cannot be written to is reported before the training, not after it
-    Artifacts::open(&args.out)?;
+    // a folder that cannot be written to is reported before the training, not after it; another run
+    // may not write into it meanwhile
+    let _folder = Artifacts::open(&args.out)?;
     let device = backend::device()?;
     let tokenizer = tokenizer()?;
     let config = BertConfig::new()

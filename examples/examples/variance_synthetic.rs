@@ -16,6 +16,9 @@
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};

@@ -12,6 +12,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -67,7 +70,9 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let args = args.with_recommended_noise();
     let config = args.validate()?;
-    let artifacts = Artifacts::open(&args.artifact_dir)?;
+    // a dry run leaves the folder to a run that uses it
+    let dir = &args.artifact_dir;
+    let artifacts = if args.dry_run { Artifacts::read_only(dir) } else { Artifacts::open(dir)? };
     let device = backend::device()?;
 
     let pretrained = args.inputs.model::<AB>(&device)?;
@@ -335,7 +340,7 @@ impl Data {
         let shifts = Augment { flip: false, shift: args.shift, padding: Padding::Edge, seed: args.seed };
         let train = Arc::new(train.with_copies(args.copies(), &shifts));
 
-        let batcher = ImageBatcher::new(card.config.img_size, card.normalization)?;
+        let batcher = ImageBatcher::for_card(card)?;
         let test: EpochLoader<B, ImageItem, ImageBatch<B>> =
             EpochLoader::new(Arc::new(test), batcher.clone(), TEST_BATCH, device.clone())?;
         Ok(Self { train, test: Arc::new(test), batcher, skipped })
@@ -380,6 +385,8 @@ fn prepare(pretrained: Pretrained<AB>, new_head: bool, args: &Args, classes: &[S
     let (theirs, ours) = (pretrained.card.classes.len(), classes.len());
     if new_head && theirs != ours {
         println!("the head of {theirs} classes does not fit data of {ours}: a new one is used");
+    } else if let Some((theirs, ours)) = pretrained.card.classes.iter().zip(classes).find(|(a, b)| a != b) {
+        println!("the head has the class {theirs} where the data has {ours}: a new one is used");
     }
     let pretrained = if new_head { pretrained.with_new_head(classes.to_vec(), args.seed) } else { pretrained };
     let pretrained = match args.scope {

@@ -8,6 +8,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -5,6 +5,9 @@
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 pub mod blackbox;
 pub mod cli;
 pub mod data;

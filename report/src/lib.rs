@@ -1,4 +1,11 @@
 //! How the examples and the benches report: progress lines, tables, diagrams as SVG, and errors.
+//!
+//! A crate that prints has `#[macro_use] extern crate flops_report` at its root: its `println!`
+//! ends a program quietly where nobody reads it.
+
+// first, so that the macros are in scope below
+#[macro_use]
+pub mod output;
 
 pub mod plot;
 pub mod program;

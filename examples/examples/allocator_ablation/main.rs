@@ -20,6 +20,9 @@
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 mod args;
 mod depth;
 mod report;

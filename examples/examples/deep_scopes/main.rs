@@ -38,6 +38,9 @@
 // Devices are `Copy` on some backends only.
 #![allow(clippy::clone_on_copy)]
 
+#[macro_use]
+extern crate flops_report;
+
 mod args;
 mod grid;
 mod method;
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     args.check()?;
-    let artifacts = args.experiment.artifacts("deep_scopes")?;
+    let artifacts = args.experiment.shared_artifacts("deep_scopes")?;
     let device = backend::device()?;
     let pretrained = args.images.pretrained(&device)?;
     let images = load(&args, &pretrained, pretrained.card.config.img_size, &device)?;

@@ -106,7 +106,7 @@ impl Records {
         } else {
             artifacts.write_json("config.json", settings)?;
         }
-        Ok(Self { folder: Artifacts::open(&artifacts.path("runs"))? })
+        Ok(Self { folder: artifacts.folder("runs")? })
     }
 
     /// Returns a finished run.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::prelude::*;
 use flops_multimodal::Classifier;
-use flops_multimodal::blackbox::{BlackBoxError, Info, Query};
+use flops_multimodal::blackbox::{BlackBox, BlackBoxError, Info, Query};
 
 use crate::backend::{B, Device};
 
@@ -28,26 +28,6 @@ pub(super) struct Scorer {
 impl Scorer {
     pub(super) fn new(classifier: Classifier<B>, device: Device) -> Self {
         Self { classifier, device, kept: Mutex::default() }
-    }
-
-    pub(super) fn info(&self) -> &Info {
-        self.classifier.info()
-    }
-
-    /// Returns one row of scores for each query.
-    ///
-    /// # Errors
-    /// Where the classifier does not accept a context.
-    pub(super) fn scores(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
-        let embeddings = self.embeddings(queries);
-        let mut scores = vec![vec![]; queries.len()];
-        for rows in groups(queries) {
-            let values = self.group_scores(queries, &embeddings, &rows)?;
-            for (&row, values) in rows.iter().zip(values.chunks_exact(self.info().classes.len())) {
-                scores[row] = values.to_vec();
-            }
-        }
-        Ok(scores)
     }
 
     /// Returns the embedding of each query's image. New images are encoded in one batch.
@@ -114,6 +94,28 @@ impl Scorer {
 
     fn kept(&self) -> MutexGuard<'_, HashMap<ImageBits, Vec<f32>>> {
         self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl BlackBox for Scorer {
+    fn info(&self) -> &Info {
+        self.classifier.info()
+    }
+
+    /// Returns one row of scores for each query. They may not be finite, if the weights are not.
+    ///
+    /// # Errors
+    /// Where the classifier does not accept a context.
+    fn scores(&self, queries: &[Query]) -> Result<Vec<Vec<f32>>, BlackBoxError> {
+        let embeddings = self.embeddings(queries);
+        let mut scores = vec![vec![]; queries.len()];
+        for rows in groups(queries) {
+            let values = self.group_scores(queries, &embeddings, &rows)?;
+            for (&row, values) in rows.iter().zip(values.chunks_exact(self.info().classes.len())) {
+                scores[row] = values.to_vec();
+            }
+        }
+        Ok(scores)
     }
 }
 

@@ -56,10 +56,21 @@ impl ExperimentArgs {
     /// Opens the folder of the results.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it cannot be written, or another run uses it.
     pub fn artifacts(&self, name: &str) -> Result<Artifacts> {
-        let default = || PathBuf::from("artifacts").join(name);
-        Artifacts::open(&self.artifact_dir.clone().unwrap_or_else(default))
+        Artifacts::open(&self.folder(name))
+    }
+
+    /// Opens the folder of the results, which processes of one program may share.
+    ///
+    /// # Errors
+    /// If it cannot be written, or another run uses it alone.
+    pub fn shared_artifacts(&self, name: &str) -> Result<Artifacts> {
+        Artifacts::open_shared(&self.folder(name))
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.artifact_dir.clone().unwrap_or_else(|| PathBuf::from("artifacts").join(name))
     }
 
     /// Writes `summary.json` with `figures` and the settings of every experiment. Then prints that

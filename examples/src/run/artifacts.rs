@@ -3,22 +3,30 @@
 //! | file | content |
 //! |---|---|
 //! | `config.json` | the settings of the run, written before it starts; a resumed run must have the same |
-//! | `checkpoint/` | model, optimizer and schedule after each of the last two epochs |
+//! | `checkpoint/` | model, optimizer and schedule of the last two epochs, with checksums |
 //! | `metrics.csv` | one row per training step, one per test epoch: [`Row`](super::history::Row) |
 //! | `summary.json` | every value of the final table |
 //! | `curves.svg` | accuracy and loss against queries |
 //! | `model.safetensors` | the trained model, adapters merged |
 //! | `adapters.safetensors` | adapters and head alone, from a run with scope `lora:R` |
+//! | `prompt.safetensors` | the tuned prompt of a black box |
+//! | `.lock` | the run that writes into the folder; see [`lock`](super::lock) |
 //!
 //! Every file is [written atomically](write_atomic).
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use flops_core::train::files::write_atomic;
-use flops_core::train::recorder::EXTENSION;
+use flops_core::train::files::{check_writable, write_atomic};
+use flops_core::train::recorder::{AtomicRecorder, EXTENSION, VerifyError};
 use serde_json::{Map, Value};
+
+use super::lock::{FolderLock, Holders};
+
+/// The parts of a checkpoint.
+const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
 /// Settings of a run, by name.
 pub type Settings = Map<String, Value>;
@@ -30,24 +38,55 @@ pub fn merge(object: &mut Value, more: Value) {
     }
 }
 
-/// The artifact folder of a run; it can be written to.
+/// The artifact folder of a run. The run holds it until the last clone of this value is dropped, or
+/// the process ends.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     dir: PathBuf,
+    /// Absent from a folder that is only read.
+    _lock: Option<Arc<FolderLock>>,
 }
 
 impl Artifacts {
-    /// Creates the folder if it does not exist, and checks that it can be written to.
+    /// Creates the folder if it does not exist, checks that it can be written to, and locks it: no
+    /// other run may use it.
     ///
     /// # Errors
-    /// Where it cannot.
+    /// Where it cannot be written to, or another run uses it.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::locked(dir, Holders::One)
+    }
+
+    /// [`open`](Self::open), for processes that write files of their own into one folder.
+    ///
+    /// # Errors
+    /// Where it cannot be written to, or a run uses it that does not share it.
+    pub fn open_shared(dir: &Path) -> Result<Self> {
+        Self::locked(dir, Holders::Many)
+    }
+
+    /// The folder as it is, to read from: it is neither created nor locked.
+    #[must_use]
+    pub fn read_only(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), _lock: None }
+    }
+
+    fn locked(dir: &Path, holders: Holders) -> Result<Self> {
         let failed =
             || format!("the artifact folder {} cannot be written; choose another with --artifact-dir", dir.display());
-        fs::create_dir_all(dir).with_context(failed)?;
-        let trial = dir.join(".trial");
-        fs::write(&trial, []).and_then(|()| fs::remove_file(&trial)).with_context(failed)?;
-        Ok(Self { dir: dir.to_path_buf() })
+        fs::create_dir_all(dir).and_then(|()| check_writable(dir)).with_context(failed)?;
+        let lock = FolderLock::take(dir, holders)?;
+        Ok(Self { dir: dir.to_path_buf(), _lock: Some(Arc::new(lock)) })
+    }
+
+    /// A folder in this one, under the same lock. It is created if it does not exist.
+    ///
+    /// # Errors
+    /// Where it cannot be created.
+    pub fn folder(&self, name: &str) -> Result<Self> {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
+        Ok(Self { dir, ..self.clone() })
     }
 
     /// Returns the path of the folder.
@@ -100,8 +139,8 @@ impl Artifacts {
         if checkpoints.exists() {
             fs::remove_dir_all(&checkpoints).with_context(failed)?;
         }
-        // adapters of an earlier run would not belong to the new model
-        for name in ["summary.json", "metrics.csv", "adapters.safetensors"] {
+        // adapters and prompts of an earlier run would not belong to the new one
+        for name in ["summary.json", "metrics.csv", "adapters.safetensors", "prompt.safetensors"] {
             let path = self.path(name);
             if path.exists() {
                 fs::remove_file(path).with_context(failed)?;
@@ -110,12 +149,11 @@ impl Artifacts {
         self.write_json("config.json", settings)
     }
 
-    /// Checks that a run with `settings` may continue the run in this folder.
+    /// Returns the settings of the run in this folder.
     ///
     /// # Errors
-    /// Where there is no run, or one with another value of a setting. The settings named in `free`
-    /// may differ.
-    pub fn check_resumable(&self, settings: &Settings, free: &[&str]) -> Result<()> {
+    /// Where there is no run, or its settings are damaged.
+    pub fn settings(&self) -> Result<Settings> {
         let path = self.path("config.json");
         if !path.exists() {
             bail!(
@@ -124,8 +162,16 @@ impl Artifacts {
             );
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let earlier: Settings =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged; start a new run", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged; start a new run", path.display()))
+    }
+
+    /// Checks that a run with `settings` may continue the run in this folder.
+    ///
+    /// # Errors
+    /// Where there is no run, or one with another value of a setting. The settings named in `free`
+    /// may differ.
+    pub fn check_resumable(&self, settings: &Settings, free: &[&str]) -> Result<()> {
+        let earlier = self.settings()?;
         let names = settings.keys().chain(earlier.keys().filter(|name| !settings.contains_key(*name)));
         for name in names.filter(|name| !free.contains(&name.as_str())) {
             let (now, then) = (settings.get(name).unwrap_or(&Value::Null), earlier.get(name).unwrap_or(&Value::Null));
@@ -154,14 +200,18 @@ impl Artifacts {
                 let name = entry.file_name().into_string().ok()?;
                 name.strip_prefix("model-")?.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()
             })
-            .filter(|&epoch| {
-                ["optim", "scheduler"]
-                    .iter()
-                    .all(|part| self.checkpoint(part, epoch).with_extension(EXTENSION).exists())
-            })
+            .filter(|&epoch| PARTS.iter().all(|part| self.checkpoint(part, epoch).with_extension(EXTENSION).exists()))
             .collect();
         epochs.sort_unstable_by(|a, b| b.cmp(a));
         epochs
+    }
+
+    /// Checks that the files of a checkpoint are those that were written.
+    ///
+    /// # Errors
+    /// For the first file that cannot be read, or has another checksum or none.
+    pub fn verify(&self, epoch: usize) -> Result<(), VerifyError> {
+        PARTS.iter().try_for_each(|part| AtomicRecorder::verify(&self.checkpoint(part, epoch)))
     }
 }
 
@@ -216,6 +266,29 @@ mod tests {
         fs::write(&file, []).unwrap();
         let message = format!("{:#}", Artifacts::open(&file.join("run")).unwrap_err());
         assert!(message.contains("cannot be written") && message.contains("--artifact-dir"), "{message}");
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_run_and_can_be_read_by_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(dir.path()).unwrap();
+        let again = || Artifacts::open(dir.path()).map(drop).map_err(|e| format!("{e:#}"));
+        assert!(again().unwrap_err().contains("in use by process"));
+        assert!(Artifacts::open_shared(dir.path()).is_err());
+        artifacts.start(&settings(0.1, 1)).unwrap();
+        assert_eq!(Artifacts::read_only(dir.path()).settings().unwrap(), settings(0.1, 1));
+        // what was made from it holds the folder, too
+        let inner = artifacts.folder("runs").unwrap();
+        drop(artifacts);
+        assert!(again().is_err());
+        drop(inner);
+        assert_eq!(again(), Ok(()));
+        let shared = [(); 2].map(|()| Artifacts::open_shared(dir.path()).unwrap());
+        assert!(again().unwrap_err().contains("share"));
+        drop(shared);
+        assert!(!dir.path().join("none").exists());
+        assert!(Artifacts::read_only(&dir.path().join("none")).settings().is_err());
+        assert!(!dir.path().join("none").exists());
     }
 
     #[test]

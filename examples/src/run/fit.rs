@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::backend::Flex;
 use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::LrScheduler;
@@ -65,7 +65,7 @@ const STOPPED_BY_USER: &str = "Stopping training from user input.";
 ///
 /// # Errors
 /// Where the learner fails, a loss is not finite, a checkpoint cannot be written, or the one to
-/// resume from is damaged.
+/// resume from is of another model.
 pub fn fit<L>(
     learner: L,
     train: Arc<dyn DataLoader<AB, L::Input>>,
@@ -181,13 +181,15 @@ fn stop_reason(interrupter: &Interrupter, plan: &RunPlan<'_>) -> Result<Option<S
     }
 }
 
-/// Reads the checkpoint once, because burn-train panics where it cannot.
+/// Reads the checkpoint once, because burn-train panics where it cannot. [`resumable`] has found
+/// its files to be whole.
 fn check_checkpoint<L: AutodiffModule<AB>, O: Optimizer<L, AB>>(epoch: usize, plan: &RunPlan<'_>) -> Result<()> {
     fn check<R: Record<AB>>(part: &str, epoch: usize, plan: &RunPlan<'_>) -> Result<()> {
         let path = plan.artifacts.checkpoint(part, epoch);
         let record: Result<R, _> = Recorder::<AB>::load(&AtomicRecorder::default(), path.clone(), &plan.device);
         record.map(drop).with_context(|| {
-            format!("the checkpoint {} is damaged; remove it to go on from the one before", path.display())
+            let path = path.display();
+            format!("the checkpoint {path} is not one of this model; remove it to go on from the one before")
         })
     }
     check::<<L as Module<AB>>::Record>("model", epoch, plan)?;
@@ -197,10 +199,11 @@ fn check_checkpoint<L: AutodiffModule<AB>, O: Optimizer<L, AB>>(epoch: usize, pl
 
 /// Returns the epoch to resume from, and the history up to it.
 ///
-/// It is the last epoch with a complete checkpoint and complete metrics.
+/// It is the last epoch with complete metrics and a complete checkpoint whose checksums are right.
+/// A line on standard output tells of each later epoch whose checkpoint is damaged.
 ///
 /// # Errors
-/// Where there is none.
+/// Where there is none. The message names the damaged files.
 pub fn resumable(artifacts: &Artifacts) -> Result<(usize, History)> {
     let none = || {
         format!(
@@ -213,7 +216,82 @@ pub fn resumable(artifacts: &Artifacts) -> Result<(usize, History)> {
         bail!(none());
     }
     let mut history = History::read(&artifacts.path(history::FILE))?;
-    let epoch = checkpoints.into_iter().find(|&epoch| history.is_complete(epoch)).with_context(none)?;
-    history.truncate(epoch);
-    Ok((epoch, history))
+    let mut damaged = vec![];
+    for epoch in checkpoints.into_iter().filter(|&epoch| history.is_complete(epoch)) {
+        match artifacts.verify(epoch) {
+            Ok(()) => {
+                damaged.iter().for_each(|why| println!("warning: {why}; epoch {epoch} is used instead"));
+                history.truncate(epoch);
+                return Ok((epoch, history));
+            }
+            Err(why) => damaged.push(why.to_string()),
+        }
+    }
+    ensure!(
+        damaged.is_empty(),
+        "no checkpoint in {} can be resumed from: {}; leave --resume out to start anew",
+        artifacts.dir().display(),
+        damaged.join("; ")
+    );
+    bail!(none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::history::{Row, Split};
+    use super::*;
+
+    /// A folder with the checkpoints of that many epochs, and their metrics.
+    fn run(epochs: usize) -> (tempfile::TempDir, Artifacts) {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(dir.path()).unwrap();
+        fs::create_dir(artifacts.path("checkpoint")).unwrap();
+        let mut history = History::default();
+        for epoch in 1..=epochs {
+            for part in ["model", "optim", "scheduler"] {
+                let path = artifacts.checkpoint(part, epoch);
+                Recorder::<B>::save_item(&AtomicRecorder::default(), epoch, path).unwrap();
+            }
+            history.push(Row::new(Split::Test, epoch, 1.0, 0.5));
+        }
+        history.write(&artifacts).unwrap();
+        (dir, artifacts)
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_left_for_the_epoch_before() {
+        let (_dir, artifacts) = run(3);
+        let from = || resumable(&artifacts).map(|(epoch, history)| (epoch, history.rows.len()));
+        assert_eq!(from().unwrap(), (3, 3));
+        let flip = |part: &str, epoch: usize| {
+            let path = artifacts.checkpoint(part, epoch).with_extension("mpk");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[0] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        };
+        // one bit of any part
+        flip("scheduler", 3);
+        assert_eq!(from().unwrap(), (2, 2));
+        flip("optim", 2);
+        assert_eq!(from().unwrap(), (1, 1));
+        flip("model", 1);
+        let error = from().unwrap_err().to_string();
+        for file in ["scheduler-3.mpk", "optim-2.mpk", "model-1.mpk"] {
+            assert!(error.contains(file), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_epoch_without_metrics_is_not_resumed_from() {
+        let (_dir, artifacts) = run(2);
+        let mut history = History::read(&artifacts.path(history::FILE)).unwrap();
+        history.truncate(1);
+        history.write(&artifacts).unwrap();
+        assert_eq!(resumable(&artifacts).unwrap().0, 1);
+        history.truncate(0);
+        history.write(&artifacts).unwrap();
+        assert!(resumable(&artifacts).unwrap_err().to_string().contains("no finished epoch"));
+    }
 }

@@ -6,6 +6,7 @@ pub mod dry_run;
 pub mod fit;
 pub mod format;
 pub mod history;
+pub mod lock;
 pub mod optimizer;
 pub mod plan;
 pub mod prefixes;

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 mod clip_align;
+mod closed_pipe;
 mod evaluate;
 mod experiments;
+mod flaky_server;
+mod fuzz;
 mod imports;
 mod prompt_tuning;
 mod vit_cifar;

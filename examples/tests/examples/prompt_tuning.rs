@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
+use crate::flaky_server::FlakyServer;
+
 const NAME: &str = "prompt_tuning";
 /// 24 queries for both evaluations, and 20 per step.
 const SHORT: [&str; 12] =
@@ -130,6 +132,102 @@ fn a_running_server_can_be_used() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let summary = summary(&dir.path().join("artifacts/prompt_tuning"));
     assert_eq!(summary["queries_used"], summary["queries_server"]);
+}
+
+/// Returns the flags of a short run on a server, with a text prompt.
+fn on<'a>(server: &'a FlakyServer, more: &[&'a str]) -> Vec<&'a str> {
+    with(&[["--prompt", "text", "--endpoint", &server.address].as_slice(), more].concat())
+}
+
+/// Returns the flags that resume such a run in the folder `run`; its cap is the one it had.
+fn resumed<'a>(server: &'a FlakyServer, more: &[&'a str]) -> Vec<&'a str> {
+    let run = on(server, &["--artifact-dir", "run", "--resume"]);
+    let without_cap = run.into_iter().filter(|arg| !["--cap", "184"].contains(arg));
+    without_cap.chain(more.iter().copied()).collect()
+}
+
+/// At a server that may charge again what is sent again, steps used to take the whole cap, so that
+/// one such request made the last evaluation impossible.
+#[test]
+fn one_failed_request_does_not_end_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = FlakyServer::start(|request| request == 10);
+    crate::succeed(NAME, dir.path(), &on(&server, &["--cap", "400", "--artifact-dir", "run"]));
+    let summary = summary(&dir.path().join("run"));
+    // 400 less a tenth and two evaluations of 12, in steps of 20
+    assert_eq!((&summary["steps"], &summary["steps_planned"]), (&16.into(), &16.into()));
+    assert!(summary["stopped"].is_null() && summary["accuracy_tuned"].is_f64(), "{summary}");
+    let used = summary["queries_used"].as_u64().unwrap();
+    assert!(used == server.rows() && used > 12 + 16 * 20 + 12 && used <= 400, "{used}, {}", server.rows());
+    assert!(dir.path().join("run/prompt.safetensors").exists());
+}
+
+#[test]
+fn a_run_without_reserve_stops_early_and_a_higher_cap_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // requests of the third and fourth step; what is in flight together decides which
+    let server = FlakyServer::start(|request| (6..10).contains(&request));
+    let args = on(&server, &["--cap", "400", "--artifact-dir", "run"]);
+    let out = crate::succeed(NAME, dir.path(), &args);
+    let run = dir.path().join("run");
+    let early = summary(&run);
+    let (steps, spent) = (early["steps"].as_u64().unwrap(), server.rows());
+    let stop = format!("{steps} of 16 steps");
+    assert!(steps < 16 && out.contains(&format!("training stops after {stop}")), "{out}");
+    assert!(early["stopped"].as_str().unwrap().contains(&stop) && early["accuracy_tuned"].is_f64(), "{early}");
+    assert_eq!(early["queries_used"].as_u64(), Some(spent));
+    assert!(spent > 12 + 20 * steps + 12 && spent <= 400, "{spent}");
+
+    // nothing is asked twice, and a cap that is spent already is refused
+    crate::succeed(NAME, dir.path(), &resumed(&server, &[]));
+    assert_eq!((outcome(&early), server.rows()), (outcome(&summary(&run)), spent));
+    let lower = crate::fail(NAME, dir.path(), &resumed(&server, &["--cap", "300"]));
+    assert!(lower.contains("--cap 300") && lower.contains(&spent.to_string()), "{lower}");
+    // the refused cap is not kept
+    crate::succeed(NAME, dir.path(), &resumed(&server, &[]));
+
+    let out = crate::succeed(NAME, dir.path(), &resumed(&server, &["--cap", "500"]));
+    assert!(out.contains("the cap is 500 now; the 16 steps that were planned stay"), "{out}");
+    let whole = summary(&run);
+    assert!(whole["stopped"].is_null(), "{whole}");
+    assert_eq!((&whole["steps"], server.rows()), (&16.into(), spent + 20 * (16 - steps) + 12));
+    // the steps are those of a run without failures
+    let calm = FlakyServer::start(|_| false);
+    crate::succeed(NAME, dir.path(), &on(&calm, &["--cap", "400", "--artifact-dir", "calm"]));
+    let calm = summary(&dir.path().join("calm"));
+    for key in ["accuracy_zero_shot", "accuracy_tuned", "loss_after", "steps"] {
+        assert_eq!(whole[key], calm[key], "{key}");
+    }
+}
+
+#[test]
+fn a_prompt_that_cannot_be_evaluated_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = FlakyServer::start(|request| request >= 20);
+    let out = crate::succeed(NAME, dir.path(), &on(&server, &["--cap", "300", "--artifact-dir", "run"]));
+    assert!(out.contains("saved, not evaluated"), "{out}");
+    let summary = summary(&dir.path().join("run"));
+    assert!(summary["accuracy_tuned"].is_null() && summary["loss_after"].is_null(), "{summary}");
+    assert!(summary["stopped"].as_str().unwrap().contains("not evaluated"), "{summary}");
+    assert_eq!((&summary["steps"], &summary["steps_planned"]), (&9.into(), &12.into()));
+    assert!(summary["queries_used"].as_u64() == Some(server.rows()) && server.rows() <= 300, "{}", server.rows());
+    assert!(dir.path().join("run/prompt.safetensors").exists());
+}
+
+#[test]
+fn an_endpoint_of_absurd_or_other_sizes_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (info, says) in [
+        (r#"{"classes":["a"],"image":[3,4000000000,4000000000]}"#, "image = [3, 4000000000, 4000000000]"),
+        (r#"{"classes":["a"],"image":[3,1,1],"context":[1,9000000000000000]}"#, "context = [1, 9000000000000000]"),
+        (r#"{"classes":["a"],"image":[3,1,-1]}"#, "-1"),
+        (r#"{"classes":["a"],"image":[3,1,1]}"#, "--classes"),
+    ] {
+        let server = FlakyServer::with_info(info.into(), |_| true);
+        let error = crate::fail(NAME, dir.path(), &on(&server, &[]));
+        assert!(error.contains(says), "{info}: {error}");
+        assert_eq!(server.rows(), 0, "{info}");
+    }
 }
 
 #[test]

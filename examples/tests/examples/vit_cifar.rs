@@ -233,13 +233,41 @@ fn a_run_with_other_settings_or_no_checkpoint_is_not_resumed() {
     assert!(fail(dir.path(), &["--resume", "--max-rows", "100"]).contains("max_rows"));
     let checkpoint = dir.path().join("artifacts/vit_cifar/checkpoint");
     let finished = model(&dir.path().join("artifacts/vit_cifar"));
-    fs::write(checkpoint.join("model-2.mpk"), "cut short").unwrap();
-    assert!(fail(dir.path(), &["--resume"]).contains("model-2 is damaged"));
-    fs::remove_file(checkpoint.join("model-2.mpk")).unwrap();
-    assert!(succeed(dir.path(), &["--resume"]).contains("going on after epoch 1"));
-    assert!(model(&dir.path().join("artifacts/vit_cifar")) == finished);
+    // one flipped bit, or a file that was cut short: the epoch before is used, and it is said
+    let last = checkpoint.join("model-2.mpk");
+    for cut in [false, true] {
+        let mut bytes = fs::read(&last).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        bytes.truncate(if cut { middle } else { bytes.len() });
+        fs::write(&last, bytes).unwrap();
+        let out = succeed(dir.path(), &["--resume"]);
+        assert!(out.contains("model-2.mpk") && out.contains("epoch 1 is used instead"), "{out}");
+        assert!(out.contains("going on after epoch 1"), "{out}");
+        assert!(model(&dir.path().join("artifacts/vit_cifar")) == finished);
+    }
+    for epoch in [1, 2] {
+        fs::write(checkpoint.join(format!("optim-{epoch}.mpk")), "").unwrap();
+    }
+    let refused = fail(dir.path(), &["--resume"]);
+    assert!(refused.contains("optim-2.mpk") && refused.contains("optim-1.mpk"), "{refused}");
     fs::remove_dir_all(&checkpoint).unwrap();
     assert!(fail(dir.path(), &["--resume"]).contains("no finished epoch"));
+}
+
+/// Two runs in a folder would mix their checkpoints.
+#[test]
+fn a_folder_that_a_run_uses_is_refused_to_another() {
+    let dir = folder();
+    // held by this process; the lock ends with it
+    let held = flops_examples::run::artifacts::Artifacts::open(&dir.path().join("artifacts/vit_cifar")).unwrap();
+    let error = fail(dir.path(), &[]);
+    let process = format!("process {} (", std::process::id());
+    assert!(error.contains("artifacts/vit_cifar") && error.contains(&process), "{error}");
+    // what only reads goes on
+    succeed(dir.path(), &["--dry-run"]);
+    drop(held);
+    succeed(dir.path(), &["--scope", "head"]);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use super::query::Query;
 
 /// Sends rows of tensors to a [`BlackBox`] and returns its scores as a tensor.
 ///
-/// The first error is kept; after it nothing is sent.
+/// The first error is kept. After it nothing is sent, until it is
+/// [forgotten](Self::forget_failure).
 #[derive(Clone)]
 pub struct BlackBoxClient {
     black_box: Arc<dyn BlackBox>,
@@ -42,6 +43,14 @@ impl BlackBoxClient {
     /// The first error, after which nothing is sent.
     pub fn failure(&self) -> Option<BlackBoxError> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets the first error, so that queries are sent again. All clones forget it.
+    ///
+    /// It suits an error that has passed, such as queries that were [held
+    /// back](crate::blackbox::Metered::hold_back).
+    pub fn forget_failure(&self) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Scores of these rows; all of them are NaN if the black box fails now or has failed before.

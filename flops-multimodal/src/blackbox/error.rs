@@ -121,6 +121,14 @@ pub enum BlackBoxError {
         /// The first 200 characters of the body.
         message: String,
     },
+    /// The server answered with a success other than 200, such as 206 for a part of an answer.
+    #[error("{url}: HTTP {status} is not a complete answer; only 200 is one")]
+    NotComplete {
+        /// The address.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
     /// The answer is not valid JSON of the expected form. JSON has no NaN, so a server that writes
     /// one causes this error.
     #[error("{url}: the answer cannot be parsed ({why}); it begins with '{begin}'")]
@@ -158,6 +166,21 @@ pub enum BlackBoxError {
         cap: u64,
         /// Queries spent or in flight.
         spent: u64,
+        /// Queries that were to be sent.
+        requested: u64,
+    },
+    /// The queries would need what is held back of the cap. They were not sent.
+    #[error(
+        "{requested} more queries would exceed the cap of {cap}: {spent} are spent or in flight, and {held} are \
+         held back; raise it, or stop here"
+    )]
+    HeldBack {
+        /// The cap.
+        cap: u64,
+        /// Queries spent or in flight.
+        spent: u64,
+        /// Queries that are held back.
+        held: u64,
         /// Queries that were to be sent.
         requested: u64,
     },

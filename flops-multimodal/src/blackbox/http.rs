@@ -30,7 +30,10 @@ use sync::{Slots, Stop, lock};
 /// - an answer that is not valid JSON or too long;
 /// - scores that are not finite, or too few or too many of them.
 ///
-/// Any other HTTP status is an error at once. Redirects are not followed.
+/// Any other HTTP status is an error at once, also 206 and other successes than 200: they are no
+/// complete answer. Redirects are not followed.
+///
+/// A proxy that the environment names is used ([`HttpConfig::new`]), but never for this machine.
 ///
 /// ```no_run
 /// use flops_multimodal::blackbox::{BlackBox, Charge, HttpBlackBox, HttpConfig, Metered, Query};
@@ -53,7 +56,8 @@ impl HttpBlackBox {
     /// Connects, and gets the [`Info`] of the endpoint, with retries. This is not a query.
     ///
     /// # Errors
-    /// If a setting is out of range, or the endpoint does not send a valid [`Info`].
+    /// If a setting is out of range, or the endpoint does not send a valid [`Info`]. An info of
+    /// absurd sizes is an error at once, before anything is allocated by them.
     pub fn connect(config: HttpConfig) -> Result<Self, BlackBoxError> {
         config.check()?;
         let agent = Agent::config_builder()
@@ -61,6 +65,7 @@ impl HttpBlackBox {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_idle_connections_per_host(config.concurrency)
+            .proxy(config.proxy())
             .build()
             .new_agent();
         let slots = Slots::new(config.concurrency);
@@ -91,7 +96,10 @@ impl HttpBlackBox {
             if let Some(token) = &self.config.token {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            Ok(check(self.parse(&url, request.call(), 16 << 20)?)?)
+            let body = self.body(&url, request.call(), 16 << 20)?;
+            let answer = serde_json::from_slice(&body);
+            // JSON that says something else says so again
+            Ok(check(answer.map_err(|why| Failure { transient: !why.is_data(), ..unparsed(&url, &body, &why) })?)?)
         })
     }
 
@@ -117,7 +125,7 @@ impl HttpBlackBox {
             if let Some(token) = &self.config.token {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let answer: ScoreResponse = match self.parse(&url, request.send(&body[..]), limit) {
+            let answer = match self.body(&url, request.send(&body[..]), limit) {
                 Ok(answer) => answer,
                 Err(failure) => {
                     if matches!(failure.error, BlackBoxError::Transport { unsent: true, .. }) {
@@ -126,6 +134,8 @@ impl HttpBlackBox {
                     return Err(failure);
                 }
             };
+            let parsed = serde_json::from_slice::<ScoreResponse>(&answer);
+            let answer = parsed.map_err(|why| unparsed(&url, &answer, &why))?;
             self.info.check_scores(queries.len(), &answer.scores).map_err(Failure::from_request)?;
             Ok(answer.scores)
         })
@@ -158,20 +168,18 @@ impl HttpBlackBox {
         }
     }
 
-    /// Parses the answer to a request as JSON of at most `limit` bytes.
-    fn parse<T: DeserializeOwned>(
-        &self,
-        url: &str,
-        answer: Result<Response<Body>, ureq::Error>,
-        limit: u64,
-    ) -> Result<T, Failure> {
+    /// The body of the answer to a request, of at most `limit` bytes.
+    fn body(&self, url: &str, answer: Result<Response<Body>, ureq::Error>, limit: u64) -> Result<Vec<u8>, Failure> {
         let fail = |error| Err(self.failure(url, error));
         let mut answer = match answer {
             Ok(answer) => answer,
             Err(error) => return fail(error),
         };
         let status = answer.status().as_u16();
-        if !answer.status().is_success() {
+        if answer.status().is_success() && status != 200 {
+            return Err(Failure::from_request(BlackBoxError::NotComplete { url: url.into(), status }));
+        }
+        if status != 200 {
             let retry_after =
                 answer.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
             let mut message = Vec::new();
@@ -189,10 +197,7 @@ impl HttpBlackBox {
         if body.len() as u64 > limit {
             return Err(Failure::from_request(BlackBoxError::TooLong { url: url.into(), limit }));
         }
-        serde_json::from_slice(&body).map_err(|why| {
-            let (why, begin) = (why.to_string(), excerpt(&body, 80));
-            Failure::from_request(BlackBoxError::Body { url: url.into(), why, begin })
-        })
+        Ok(body)
     }
 
     /// The failure that an error of the HTTP library stands for.
@@ -278,6 +283,12 @@ impl From<BlackBoxError> for Failure {
     fn from(error: BlackBoxError) -> Self {
         Self { error, transient: false, retry_after: None }
     }
+}
+
+/// The failure of an answer that cannot be parsed.
+fn unparsed(url: &str, body: &[u8], why: &serde_json::Error) -> Failure {
+    let (why, begin) = (why.to_string(), excerpt(body, 80));
+    Failure::from_request(BlackBoxError::Body { url: url.into(), why, begin })
 }
 
 /// Whether another attempt may succeed.

@@ -8,7 +8,19 @@ use sha2::{Digest, Sha256};
 use super::error::BlackBoxError;
 use super::query::{Key, Query, address};
 
+/// The most classes of a black box.
+const MAX_CLASSES: usize = 1 << 18;
+/// The most channels of an image.
+const MAX_CHANNELS: usize = 1 << 12;
+/// The most values of an image, 256 MiB in single precision.
+const MAX_IMAGE: usize = 1 << 26;
+/// The most values of a context, 64 MiB in single precision.
+const MAX_CONTEXT: usize = 1 << 24;
+
 /// What a black box takes and returns.
+///
+/// A server may send one, so its sizes are bounded: 262,144 classes, 4,096 channels, 2²⁶ values of
+/// an image and 2²⁴ of a context. Larger ones are refused, before anything is allocated by them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// Names of the classes, in the order of the scores.
@@ -26,7 +38,7 @@ impl Info {
     /// context.
     ///
     /// # Errors
-    /// If there is no class, a size is 0, or a size is too large to count.
+    /// If there is no class, or a size is 0 or above its bound.
     pub fn new(classes: impl IntoIterator<Item = impl Into<String>>, image: [usize; 3]) -> Result<Self, BlackBoxError> {
         Self { classes: classes.into_iter().map(Into::into).collect(), image, context: None }.checked()
     }
@@ -34,7 +46,7 @@ impl Info {
     /// The same black box, which takes contexts of 1 to `tokens` tokens of width `dim`.
     ///
     /// # Errors
-    /// If a size is 0 or too large to count.
+    /// If a size is 0 or above its bound.
     pub fn with_context(self, tokens: usize, dim: usize) -> Result<Self, BlackBoxError> {
         Self { context: Some([tokens, dim]), ..self }.checked()
     }
@@ -42,23 +54,24 @@ impl Info {
     /// Returns `self` if its sizes are valid.
     ///
     /// # Errors
-    /// If there is no class, a size is 0, or a size is too large to count.
+    /// If there is no class, or a size is 0 or above its bound.
     pub fn checked(self) -> Result<Self, BlackBoxError> {
         let fail = |name, value, remedy| Err(BlackBoxError::Info { name, value, remedy });
-        // the length in base64, in bytes, must fit a usize
-        let countable = |sizes: &[usize]| {
+        let within = |sizes: &[usize], most: usize| {
             let product = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-            product.is_some_and(|values| values > 0 && values <= usize::MAX / 64)
+            product.is_some_and(|values| (1..=most).contains(&values))
         };
-        if self.classes.is_empty() || u32::try_from(self.classes.len()).is_err() {
-            return fail("classes", self.classes.len().to_string(), "there must be at least 1");
+        if !(1..=MAX_CLASSES).contains(&self.classes.len()) {
+            return fail("classes", self.classes.len().to_string(), "there must be 1 to 262144");
         }
-        if !countable(&self.image) {
-            return fail("image", format!("{:?}", self.image), "give the number of channels, the height and the width");
+        if !within(&self.image, MAX_IMAGE) || self.image[0] > MAX_CHANNELS {
+            let remedy = "give channels (1 to 4096), height and width, of at most 67108864 values together";
+            return fail("image", format!("{:?}", self.image), remedy);
         }
         match self.context {
-            Some(context) if !countable(&context) => {
-                fail("context", format!("{context:?}"), "give the most tokens and their width, or no context at all")
+            Some(context) if !within(&context, MAX_CONTEXT) => {
+                let remedy = "give the most tokens and their width, of at most 16777216 values together, or no context";
+                fail("context", format!("{context:?}"), remedy)
             }
             _ => Ok(self),
         }

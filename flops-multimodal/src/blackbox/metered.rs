@@ -41,6 +41,12 @@ pub enum Charge {
 /// the error are kept. To continue, open the journal again: queries that it has answered are free,
 /// and the count continues from its charges.
 ///
+/// # Holding back
+///
+/// A part of the cap can be [held back](Self::hold_back), for instance for a last evaluation. Calls
+/// and retries that would need it are refused with [`BlackBoxError::HeldBack`]. That error alone
+/// passes: [`release`](Self::release) frees what was held back, and queries are sent again.
+///
 /// # Resuming
 ///
 /// An answer is on disk before [`scores`](BlackBox::scores) returns, and before the same thread
@@ -60,6 +66,8 @@ struct State {
     spent: u64,
     /// Queries that running calls may still spend.
     reserved: u64,
+    /// Queries that no call may spend.
+    held: u64,
     from_journal: u64,
     journal: Option<Journal>,
     failed: Option<BlackBoxError>,
@@ -102,10 +110,26 @@ impl<X: BlackBox> Metered<X> {
         self.state().spent
     }
 
-    /// Queries that may still be spent.
+    /// Holds back `queries` of the cap, instead of those that were held back before.
+    ///
+    /// Queries that the journal answers are free, and stay so.
+    pub fn hold_back(&self, queries: u64) {
+        self.state().held = queries;
+    }
+
+    /// Frees what was held back. If a call was refused for it, queries are sent again.
+    pub fn release(&self) {
+        let mut state = self.state();
+        state.held = 0;
+        if matches!(state.failed, Some(BlackBoxError::HeldBack { .. })) {
+            state.failed = None;
+        }
+    }
+
+    /// Queries that may still be spent, without those held back.
     pub fn remaining(&self) -> u64 {
         let state = self.state();
-        self.cap.saturating_sub(state.spent + state.reserved)
+        self.cap.saturating_sub(state.spent + state.reserved).saturating_sub(state.held)
     }
 
     /// Queries of this run that the journal answered, at no cost.
@@ -134,9 +158,13 @@ impl<X: BlackBox> Metered<X> {
 
     /// Reserves `rows` more queries of the cap.
     fn reserve(&self, state: &mut State, rows: u64) -> Result<(), BlackBoxError> {
-        let spent = state.spent + state.reserved;
-        if rows > self.cap.saturating_sub(spent) {
-            return Err(BlackBoxError::CapReached { cap: self.cap, spent, requested: rows });
+        let (cap, spent, held) = (self.cap, state.spent + state.reserved, state.held);
+        let left = cap.saturating_sub(spent);
+        if rows > left.saturating_sub(held) {
+            return Err(match held {
+                0 => BlackBoxError::CapReached { cap, spent, requested: rows },
+                held => BlackBoxError::HeldBack { cap, spent, held, requested: rows },
+            });
         }
         state.reserved += rows;
         Ok(())

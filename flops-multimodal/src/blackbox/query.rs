@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+
+use super::error::BlackBoxError;
 
 /// One row of a request: one query of the budget.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +65,18 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Reads what [`Display`](fmt::Display) writes.
+impl FromStr for Key {
+    type Err = BlackBoxError;
+
+    fn from_str(text: &str) -> Result<Self, BlackBoxError> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let key = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        let wrong = || BlackBoxError::Wire { what: "key".into(), why: "give 32 hexadecimal digits".into() };
+        key.map(|key| Self(key.to_be_bytes())).ok_or_else(wrong)
     }
 }
 

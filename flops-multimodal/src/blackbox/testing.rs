@@ -49,12 +49,29 @@ impl Server {
         Self::at("127.0.0.1:0".parse().unwrap(), reply)
     }
 
+    /// Serves `info` at `/v1/info`, whatever it says.
+    pub(crate) fn with_info(
+        info: &'static str,
+        reply: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::start("127.0.0.1:0".parse().unwrap(), info.into(), reply)
+    }
+
     pub(crate) fn at(address: SocketAddr, reply: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start(address, serde_json::to_string(&info()).unwrap(), reply)
+    }
+
+    fn start(
+        address: SocketAddr,
+        info: String,
+        reply: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let killed = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(Vec::new()));
         let shared = (killed.clone(), streams.clone(), Arc::new(reply), Arc::new(AtomicUsize::new(0)));
+        let info: Arc<str> = info.into();
         let thread = std::thread::spawn(move || {
             let (killed, streams, reply, number) = shared;
             for stream in listener.incoming().flatten() {
@@ -62,8 +79,8 @@ impl Server {
                     return;
                 }
                 streams.lock().unwrap().push(stream.try_clone().unwrap());
-                let (killed, reply, number) = (killed.clone(), reply.clone(), number.clone());
-                std::thread::spawn(move || serve(stream, &killed, &*reply, &number));
+                let (killed, reply, number, info) = (killed.clone(), reply.clone(), number.clone(), info.clone());
+                std::thread::spawn(move || serve(stream, &info, &killed, &*reply, &number));
             }
         });
         Self { address, killed, streams, thread: Some(thread) }
@@ -99,11 +116,17 @@ pub(crate) fn config(address: SocketAddr) -> HttpConfig {
         .with_backoff(Duration::from_millis(2), Duration::from_millis(20))
 }
 
-fn serve(stream: TcpStream, killed: &AtomicBool, reply: &dyn Fn(&Request, usize) -> Reply, number: &AtomicUsize) {
+fn serve(
+    stream: TcpStream,
+    info: &str,
+    killed: &AtomicBool,
+    reply: &dyn Fn(&Request, usize) -> Reply,
+    number: &AtomicUsize,
+) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     while let Some(request) = receive(&mut reader) {
         let reply = if request.line.starts_with("GET /v1/info") {
-            Reply::Json(serde_json::to_string(&info()).unwrap())
+            Reply::Json(info.into())
         } else {
             reply(&request, number.fetch_add(1, Ordering::SeqCst))
         };

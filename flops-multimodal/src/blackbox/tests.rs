@@ -10,8 +10,17 @@ use super::{BlackBox, BlackBoxError, FromFn, InProcess, Info, Query};
 fn an_invalid_info_is_refused() {
     let sized = |image| Info::new(["a"], image).map(|info| info.image_len());
     assert_eq!(sized([3, 32, 32]), Ok(3072));
-    for image in [[0, 2, 2], [usize::MAX, 2, 2], [usize::MAX / 8, 1, 1]] {
+    assert_eq!(sized([3, 4096, 4096]), Ok(3 << 24));
+    for image in [[0, 2, 2], [usize::MAX, 2, 2], [usize::MAX / 8, 1, 1], [5000, 1, 1], [1, 8193, 8192]] {
         assert!(matches!(sized(image), Err(BlackBoxError::Info { name: "image", .. })), "{image:?}");
+    }
+    let classes = |count| Info::new(vec!["a"; count], [1, 1, 1]).map(|info| info.classes.len());
+    assert_eq!(classes(1 << 18), Ok(1 << 18));
+    assert!(matches!(classes((1 << 18) + 1), Err(BlackBoxError::Info { name: "classes", .. })));
+    assert!(info().with_context(77, 4096).is_ok());
+    for [tokens, dim] in [[1 << 24, 2], [usize::MAX, 2], [1, usize::MAX]] {
+        let refused = info().with_context(tokens, dim);
+        assert!(matches!(refused, Err(BlackBoxError::Info { name: "context", .. })), "{tokens} × {dim}");
     }
     assert!(Info::new(Vec::<String>::new(), [1, 1, 1]).is_err());
     assert!(info().with_context(0, 3).is_err() && info().with_context(3, 0).is_err());
@@ -37,6 +46,10 @@ fn a_key_depends_on_the_bits_alone() {
     // h(b"flops query\0" + h(b"image\0" + struct.pack("<2f", 0.5, 0.25)))[:16].hex()
     assert_eq!(query.key().to_string(), "d7d6cd628814e251bac54c1e83f4c698");
     assert_eq!(query.key(), Query::new(image.clone()).key());
+    assert_eq!(query.key().to_string().parse(), Ok(query.key()));
+    for text in ["", "7", "+7d6cd628814e251bac54c1e83f4c698", "d7d6cd628814e251bac54c1e83f4c6980"] {
+        assert!(text.parse::<super::Key>().is_err(), "{text}");
+    }
     let others = [
         query.clone().with_context(vec![0.0]),
         query.clone().with_context(vec![-0.0]),

@@ -11,6 +11,9 @@
 //! recorded rows, gradients and optimizer. Inference runs only the rows of the queries. Peak memory
 //! is measured in a process of its own for each case.
 
+#[macro_use]
+extern crate flops_report;
+
 mod args;
 mod measure;
 mod memory;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use flops_benches::{Case, THREADS};
 use flops_core::Space;
-use flops_core::train::files::write_atomic;
+use flops_core::train::files::{check_writable, write_atomic};
 use flops_report::plot::{Panel, Series, panels};
 use flops_report::print_table;
 use serde::Serialize;
@@ -138,9 +138,7 @@ impl Folder {
     /// If that fails.
     pub fn open(dir: &Path) -> Result<Self> {
         let failed = || format!("the folder {} cannot be written; choose another with --artifact-dir", dir.display());
-        let trial = dir.join(".trial");
-        let created = fs::create_dir_all(dir).and_then(|()| fs::write(&trial, []));
-        created.and_then(|()| fs::remove_file(&trial)).with_context(failed)?;
+        fs::create_dir_all(dir).and_then(|()| check_writable(dir)).with_context(failed)?;
         Ok(Self(dir.to_path_buf()))
     }
 

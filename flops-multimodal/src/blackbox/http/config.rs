@@ -1,8 +1,10 @@
 //! Settings of the client of an HTTP endpoint.
 
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use ureq::Proxy;
 use ureq::http::Uri;
 
 use crate::blackbox::error::BlackBoxError;
@@ -23,6 +25,10 @@ pub struct HttpConfig {
 
 impl HttpConfig {
     /// The endpoint at `url`, such as `http://localhost:8080`: the part before `/v1/`.
+    ///
+    /// Requests go through the proxy that `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` names, the
+    /// first of these that is set, unless `NO_PROXY` lists the host. Those to this machine
+    /// (`localhost`, 127.0.0.0/8 and `::1`) never do.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -113,6 +119,12 @@ impl HttpConfig {
         }
     }
 
+    /// The proxy that the environment names, unless the endpoint is on this machine.
+    pub(super) fn proxy(&self) -> Option<Proxy> {
+        let uri = self.url.parse::<Uri>().ok()?;
+        uri.host().filter(|host| !is_loopback(host)).and_then(|_| Proxy::try_from_env())
+    }
+
     /// The wait before retry number `retry`, counted from 0.
     pub(super) fn wait(&self, key: Key, retry: u32, after: Option<Duration>) -> Duration {
         if let Some(after) = after {
@@ -123,6 +135,19 @@ impl HttpConfig {
         let part = f64::from(key.0[retry as usize % key.0.len()]) / 255.0;
         full.mul_f64(1.0 - 0.5 * part)
     }
+}
+
+/// Whether a host of an address is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    if name == "localhost" || name.ends_with(".localhost") {
+        return true;
+    }
+    if let Ok(address) = name.parse::<Ipv4Addr>() {
+        return address.is_loopback();
+    }
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<Ipv6Addr>();
+    address.is_ok_and(|it| it.is_loopback() || it.to_ipv4_mapped().is_some_and(|it| it.is_loopback()))
 }
 
 impl fmt::Debug for HttpConfig {

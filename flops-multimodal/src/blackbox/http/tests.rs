@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::config::is_loopback;
 use crate::blackbox::testing::{Reply, Request, Server, answer, config, last, queries, received, truths};
 use crate::blackbox::{BlackBox, BlackBoxError, HttpBlackBox, HttpConfig};
 
@@ -90,6 +91,73 @@ fn other_statuses_are_errors_at_once() {
         let error = scores.unwrap_err();
         assert!(error.to_string().ends_with(&format!("/v1/scores: HTTP {status}: no such model")), "{error}");
     }
+}
+
+#[test]
+fn only_200_is_an_answer() {
+    // a part of an answer may be valid JSON of the right form
+    for status in [201, 202, 203, 204, 206, 299] {
+        let whole = r#"{"scores":[[1.0,2.0]]}"#;
+        let (scores, requests, _) = send_queries(1, 5, move |_| Some(Reply::Status(status, "", whole)));
+        let error = scores.unwrap_err();
+        assert!(matches!(error, BlackBoxError::NotComplete { status: got, .. } if got == status), "{status}: {error}");
+        assert_eq!(requests, 1, "{status}");
+    }
+}
+
+#[test]
+fn an_info_of_absurd_sizes_is_refused_at_once() {
+    let connect = |info: &'static str| {
+        let server = Server::with_info(info, |request, _| answer(request));
+        // a wait would take longer than the test may
+        let config = server.config().with_backoff(Duration::from_secs(60), Duration::from_secs(60));
+        HttpBlackBox::connect(config).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    for (info, says) in [
+        (r#"{"classes":["a"],"image":[3,4000000000,4000000000]}"#, "image = [3, 4000000000, 4000000000]"),
+        (r#"{"classes":["a"],"image":[4000000,1,1]}"#, "image = [4000000, 1, 1]"),
+        (r#"{"classes":["a"],"image":[0,1,1]}"#, "image = [0, 1, 1]"),
+        (r#"{"classes":["a"],"image":[1,1,1],"context":[1,9000000000000000000]}"#, "context = [1, 90000"),
+        (r#"{"classes":[],"image":[1,1,1]}"#, "classes = 0"),
+        (r#"{"classes":["a"],"image":[1,1,1e300]}"#, "invalid type"),
+        (r#"{"classes":["a"],"image":[-1,1,1]}"#, "invalid value"),
+        (r#"{"classes":["a"],"image":[1,1]}"#, "invalid length"),
+        (r#"{"classes":7}"#, "invalid type"),
+    ] {
+        let error = connect(info);
+        assert!(error.contains(says) && error.lines().count() == 1, "{info}: {error}");
+    }
+}
+
+#[test]
+fn this_machine_is_told_from_others() {
+    for host in ["localhost", "LocalHost.", "a.localhost", "127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"] {
+        assert!(is_loopback(host), "{host}");
+    }
+    for host in ["example.org", "localhost.org", "128.0.0.1", "10.0.0.1", "[::2]", "127.0.0.1.org", ""] {
+        assert!(!is_loopback(host), "{host}");
+    }
+}
+
+/// Runs this test once more in a process whose environment names a proxy that does not exist.
+#[test]
+fn a_proxy_is_not_used_for_this_machine() {
+    const PROXY: &str = "http://127.0.0.1:9";
+    if std::env::var("HTTP_PROXY").is_ok_and(|proxy| proxy == PROXY) {
+        let server = Server::new(|request, _| answer(request));
+        assert_eq!(server.connect().scores(&queries(3)).unwrap(), truths(&queries(3)));
+        let proxy = |url: &str| HttpConfig::new(url).proxy().map(|proxy| proxy.port());
+        assert_eq!((proxy("http://localhost:1"), proxy("http://example.org")), (None, Some(9)));
+        return;
+    }
+    let name = "blackbox::http::tests::a_proxy_is_not_used_for_this_machine";
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    for name in ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "http_proxy", "NO_PROXY", "no_proxy"] {
+        again.env_remove(name);
+    }
+    let output = again.args([name, "--exact"]).env("HTTP_PROXY", PROXY).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[test]

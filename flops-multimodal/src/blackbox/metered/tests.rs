@@ -60,6 +60,55 @@ fn a_call_that_exceeds_the_cap_sends_nothing() {
 }
 
 #[test]
+fn what_is_held_back_is_spent_only_after_its_release() {
+    let folder = tempfile::tempdir().unwrap();
+    for charge in CHARGES {
+        let (rows, path) = (AtomicUsize::new(0), folder.path().join(format!("{charge:?}")));
+        let open =
+            |cap| Metered::new(counting(&rows), cap).with_charge(charge).with_journal(&path).expect("a fresh journal");
+        let metered = open(10);
+        metered.hold_back(4);
+        assert_eq!(metered.remaining(), 6);
+        assert_eq!(metered.scores(&queries(5)).unwrap(), truths(&queries(5)));
+        let error = BlackBoxError::HeldBack { cap: 10, spent: 5, held: 4, requested: 2 };
+        assert_eq!(metered.scores(&queries(7)), Err(error.clone()));
+        // the call that was refused stays refused: a step must not use a part of its queries
+        assert_eq!(metered.scores(&queries(1)), Err(error));
+        metered.release();
+        assert_eq!((metered.failure(), metered.remaining()), (None, 5));
+        assert_eq!(metered.scores(&queries(10)).unwrap(), truths(&queries(10)));
+        // what the journal answers is free, also where nothing may be spent
+        metered.hold_back(4);
+        assert_eq!(metered.scores(&queries(10)).unwrap(), truths(&queries(10)));
+        metered.release();
+        let error = BlackBoxError::CapReached { cap: 10, spent: 10, requested: 1 };
+        assert_eq!(metered.scores(&queries(11)), Err(error.clone()));
+        metered.release();
+        assert_eq!(metered.failure(), Some(error), "only what was held back is forgiven");
+        drop(metered);
+        // a raised cap goes on from the answers that were paid
+        let metered = open(12);
+        assert_eq!(metered.scores(&queries(12)).unwrap(), truths(&queries(12)));
+        assert_eq!((rows.load(Ordering::SeqCst), metered.spent()), (12, 12));
+    }
+}
+
+#[test]
+fn a_retry_does_not_spend_what_is_held_back() {
+    let server = Server::new(|request, number| if number < 4 { Reply::Status(500, "", "") } else { answer(request) });
+    let config = server.config().with_concurrency(1).with_retries(9);
+    // a batch of 4 queries costs 4 in each attempt
+    let metered = Metered::new(HttpBlackBox::connect(config).unwrap(), 20);
+    metered.hold_back(8);
+    let error = metered.scores(&queries(4)).unwrap_err();
+    assert!(matches!(error, BlackBoxError::HeldBack { spent: 12, held: 8, .. }), "{error}");
+    metered.release();
+    // the fourth request fails, the fifth is answered
+    assert_eq!(metered.scores(&queries(4)).unwrap(), truths(&queries(4)));
+    assert_eq!((metered.spent(), metered.remaining()), (20, 0));
+}
+
+#[test]
 fn a_row_that_occurs_twice_in_a_call_is_sent_once() {
     let rows = AtomicUsize::new(0);
     let metered = Metered::new(counting(&rows), 3);

@@ -1,0 +1,258 @@
+//! Tuning: steps of forward queries, or of backpropagation, and evaluations.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use burn::data::dataloader::DataLoader;
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::InMemDataset;
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::optim::{AdamConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::train::TrainStep;
+use flops_core::allocator::AnyAllocator;
+use flops_core::{EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, InnerBatcher, Probe, cross_entropy};
+use flops_examples::backend::{AB, B, Device};
+use flops_examples::data::shots::{Shot, ShotBatch, ShotBatcher};
+use flops_examples::experiment::Progress;
+use flops_examples::plot::contact_sheet::Picture;
+use flops_examples::run::artifacts::Artifacts;
+use flops_examples::run::history::{History, Row, Split};
+use flops_multimodal::blackbox::BlackBoxError;
+use flops_multimodal::data::scenes::SIDE;
+use flops_multimodal::{Classifier, TextPrompt, VisualPrompt};
+use flops_vit::checkpoint::tensors::to_pytorch;
+
+use crate::args::{Args, Plan};
+use crate::endpoint::Endpoint;
+
+/// The message of a run that stopped early.
+const STOPPED: &str = "stopped; every answer is kept, and --resume asks only what was never answered";
+/// The tuned prompt.
+pub const PROMPT: &str = "prompt.safetensors";
+/// Test images on the contact sheet.
+const PICTURES: usize = 8;
+
+/// A run whose settings and data are known.
+pub struct Run {
+    pub args: Args,
+    pub config: ForwardConfig,
+    pub plan: Plan,
+    pub artifacts: Artifacts,
+    pub endpoint: Endpoint,
+    pub train: Vec<Shot>,
+    pub test: Vec<Shot>,
+    pub device: Device,
+    pub history: History,
+    /// Why training stopped before its last step, or the prompt was not evaluated.
+    pub stopped: Option<String>,
+}
+
+/// Mean loss and accuracy.
+pub type Scored = (f64, f64);
+
+/// What tuning gives: the evaluation of the prompt, where the cap paid for it, and some images
+/// before and after.
+pub type Tuned = (Option<Scored>, Option<Vec<Picture>>);
+
+/// Returns the mean loss and the accuracy of scores.
+fn loss_and_accuracy<B: Backend>(scores: &Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Scored {
+    let n = labels.dims()[0];
+    let correct = scores.clone().argmax(1).reshape([n]).equal(labels.clone()).int().sum().into_scalar().elem::<i64>();
+    let loss = cross_entropy(scores.clone(), labels).mean().into_scalar().elem();
+    (loss, correct as f64 / n as f64)
+}
+
+/// Returns the learning rate of a step, counted from 0.
+fn cosine(lr: f64, step: usize, steps: usize) -> f64 {
+    lr * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos())
+}
+
+impl Run {
+    /// Returns the queries since the last row of the history.
+    fn new_queries(&self) -> Option<u64> {
+        Some(self.endpoint.metered.spent().saturating_sub(self.history.queries()))
+    }
+
+    /// Appends an evaluation to the history; returns its accuracy.
+    pub fn push_test(&mut self, epoch: usize, (loss, accuracy): Scored) -> f64 {
+        let step_queries = self.new_queries();
+        self.history.push(Row { step_queries, ..Row::new(Split::Test, epoch, loss, accuracy) });
+        accuracy
+    }
+
+    /// Evaluates the black box on the test images, with a prompt or without one.
+    pub fn evaluate<M>(&self, model: Option<&M>) -> Result<Scored>
+    where
+        M: ForwardModel<B, Input = Tensor<B, 4>, Output = Tensor<B, 2>>,
+    {
+        let batch: ShotBatch<B> = ShotBatcher.batch(self.test.clone(), &self.device);
+        let client = &self.endpoint.client;
+        let scores = match model {
+            Some(model) => model.forward(batch.input, &mut Probe::clean()),
+            None => client.scores(batch.input, None),
+        };
+        match client.failure() {
+            Some(error) => Err(error).context(STOPPED),
+            None => Ok(loss_and_accuracy(&scores, batch.target)),
+        }
+    }
+
+    /// Saves a tuned prompt and evaluates it, with the queries that were held back for that.
+    fn finish<M>(&mut self, model: &M) -> Result<Option<Scored>>
+    where
+        M: Module<B> + ForwardModel<B, Input = Tensor<B, 4>, Output = Tensor<B, 2>>,
+    {
+        let bytes = to_pytorch(model, false, |name| Some(name.into()));
+        let bytes = bytes.map_err(|why| anyhow!("the prompt cannot be saved: {why}; lower --lr or --sigma"))?;
+        self.artifacts.write(PROMPT, &bytes)?;
+        self.endpoint.release();
+        match self.evaluate(Some(model)) {
+            Err(_) if matches!(self.endpoint.client.failure(), Some(BlackBoxError::CapReached { .. })) => {
+                self.stop("the cap does not pay for the last evaluation: the prompt is saved, not evaluated".into());
+                Ok(None)
+            }
+            scored => scored.map(Some),
+        }
+    }
+
+    /// Keeps why the run ends early, and says so.
+    fn stop(&mut self, why: String) {
+        println!("{why}; --resume with a higher --cap goes on");
+        self.stopped = Some(self.stopped.take().map_or(why.clone(), |before| format!("{before}; {why}")));
+    }
+
+    /// Ends training before step number `step`, counted from 0.
+    fn stop_training(&mut self, step: usize) {
+        let (steps, spent) = (self.plan.steps, self.endpoint.metered.spent());
+        let why = format!("training stops after {step} of {steps} steps: {spent} queries are spent");
+        self.stop(format!("{why}, and the rest of the cap is kept for the last evaluation"));
+    }
+
+    /// Tunes a visual prompt; returns its evaluation, and some images before and after.
+    pub fn tune_visual(&mut self) -> Result<Tuned> {
+        let model = VisualPrompt::<AB>::new(self.endpoint.client.clone(), self.args.hidden, &self.device)?;
+        let model = if self.args.method.is_forward() {
+            self.tune(model)?
+        } else {
+            self.tune_by_backprop(model, |model, classifier, images| {
+                classifier.scores(classifier.embed_images(model.repaint(images, &mut Probe::clean())), None)
+            })?
+        };
+        Ok((self.finish(&model)?, Some(pictures(&model, &self.test, &self.device))))
+    }
+
+    /// Tunes a text prompt; returns its evaluation.
+    pub fn tune_text(&mut self) -> Result<Tuned> {
+        let model = TextPrompt::<AB>::new(self.endpoint.client.clone(), &self.device)?;
+        let model = if self.args.method.is_forward() {
+            self.tune(model)?
+        } else {
+            self.tune_by_backprop(model, |model, classifier, images| {
+                let [_, tokens, dim] = model.context.dims();
+                let context = model.context.val().expand([images.dims()[0], tokens, dim]);
+                classifier.scores(classifier.embed_images(images), Some(context))
+            })?
+        };
+        Ok((self.finish(&model)?, None))
+    }
+
+    /// Returns one batch of training images per step, shuffled anew in each epoch.
+    fn batches<O: Send + 'static>(
+        &self,
+        batcher: impl Batcher<AB, Shot, O> + 'static,
+    ) -> Result<Box<dyn Iterator<Item = O>>> {
+        let data = Arc::new(InMemDataset::new(self.train.clone()));
+        let loader = EpochLoader::new(data, batcher, self.args.batch_size, self.device.clone())?;
+        let loader = loader.shuffled(self.args.seed);
+        let epochs = (0..).flat_map(move |_: usize| loader.iter().collect::<Vec<_>>());
+        Ok(Box::new(epochs.take(self.plan.steps)))
+    }
+
+    /// Tunes by forward queries.
+    fn tune<M>(&mut self, model: M) -> Result<M::InnerModule>
+    where
+        M: AutodiffModule<AB> + ModuleDisplay + 'static,
+        M::InnerModule:
+            ModuleDisplay + ForwardModel<B, Input = Tensor<B, 4>, Target = Tensor<B, 1, Int>, Output = Tensor<B, 2>>,
+    {
+        let allocator = AnyAllocator::<AB>::new(self.args.allocator_kind()?, &self.device)?;
+        let mut learner = ForwardLearner::new(model, allocator, self.config.clone())?;
+        let mut optimizer = AdamConfig::new().init();
+        let (steps, mut progress) = (self.plan.steps, Progress::default());
+        // a step that the journal answers costs nothing; whether it knows the next one is not known
+        let mut paid = false;
+        for (step, batch) in self.batches(InnerBatcher(ShotBatcher))?.enumerate() {
+            let batch: ShotBatch<B> = batch;
+            let cost = batch.ids.len() as u64 * (self.args.queries as u64 + 1);
+            if paid && cost > self.endpoint.metered.remaining() {
+                self.stop_training(step);
+                break;
+            }
+            let spent = self.endpoint.metered.spent();
+            let output = learner.step(batch);
+            if let Some(error) = learner.monitor().error() {
+                if !self.endpoint.is_held_back() {
+                    return Err(error).context(STOPPED);
+                }
+                // the update is left out: the prompt is that of the step before
+                self.stop_training(step);
+                break;
+            }
+            paid = self.endpoint.metered.spent() > spent;
+            let scored = output.item.classification.as_ref();
+            let (loss, accuracy) =
+                scored.map_or((f64::NAN, f64::NAN), |(scores, labels)| loss_and_accuracy(scores, labels.clone()));
+            self.history.push(Row {
+                step_queries: self.new_queries(),
+                variance_vs_uniform: output.item.stats.as_ref().map(|s| s.relative_variance),
+                floor: output.item.stats.as_ref().map(|s| s.floor),
+                ..Row::new(Split::Train, 1, loss, accuracy)
+            });
+            let lr = cosine(self.args.lr, step, steps);
+            learner = learner.optimize::<AB, _>(&mut optimizer, lr, output.grads);
+            let queries = self.history.queries();
+            progress.at(step + 1, steps, || format!("steps, loss {loss:.3}, {queries} queries"));
+        }
+        Ok(learner.valid().model)
+    }
+
+    /// Tunes by backpropagation through the classifier, which a black box does not allow, for as
+    /// many steps.
+    fn tune_by_backprop<M: AutodiffModule<AB>>(
+        &mut self,
+        mut model: M,
+        forward: impl Fn(&M, &Classifier<AB>, Tensor<AB, 4>) -> Result<Tensor<AB, 2>, BlackBoxError>,
+    ) -> Result<M::InnerModule> {
+        let classifier = self.args.classifier.classifier::<AB>(&self.device)?;
+        let mut optimizer = AdamConfig::new().init();
+        let (steps, mut progress) = (self.plan.steps, Progress::default());
+        for (step, batch) in self.batches(ShotBatcher)?.enumerate() {
+            let batch: ShotBatch<AB> = batch;
+            let scores = forward(&model, &classifier, batch.input)?;
+            let (loss, accuracy) = loss_and_accuracy(&scores, batch.target.clone());
+            self.history.push(Row::new(Split::Train, 1, loss, accuracy));
+            let gradients = cross_entropy(scores, batch.target).mean().backward();
+            let gradients = GradientsParams::from_grads(gradients, &model);
+            model = optimizer.step(cosine(self.args.lr, step, steps), model, gradients);
+            progress.at(step + 1, steps, || format!("steps, loss {loss:.3}"));
+        }
+        Ok(model.valid())
+    }
+}
+
+/// Returns some test images, each before and after the prompt.
+fn pictures(model: &VisualPrompt<B>, test: &[Shot], device: &Device) -> Vec<Picture> {
+    let some: Vec<Shot> = test.iter().take(PICTURES).cloned().collect();
+    let batch: ShotBatch<B> = ShotBatcher.batch(some.clone(), device);
+    let painted: Vec<f32> = model.repaint(batch.input, &mut Probe::clean()).into_data().iter::<f32>().collect();
+    let picture = |pixels: &[f32], line: &str| Picture {
+        pixels: pixels.iter().map(|p| (255.0 * p).round() as u8).collect(),
+        height: SIDE,
+        width: SIDE,
+        lines: [line.to_string(), String::new()],
+        share: 0.0,
+    };
+    let pairs = some.iter().zip(painted.chunks(3 * SIDE * SIDE));
+    pairs.flat_map(|(item, after)| [picture(&item.pixels, "camera"), picture(after, "repainted")]).collect()
+}

@@ -7,6 +7,7 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::style::{FONT, INK, failed};
 
@@ -25,6 +26,7 @@ const COLOURS: [RGBColor; 8] = [
 
 /// A point: x, y, and half the length of its error bar.
 type Point = (f64, f64, f64);
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// A named line.
@@ -73,13 +75,13 @@ impl Panel {
         [on_axis(low, self.log.1), on_axis(y + half, self.log.1)]
     }
 
-    /// Returns the ranges of both axes, with room for the legend above the lines.
-    fn ranges(&self, legend: bool) -> (Range<f64>, Range<f64>) {
+    /// Returns the ranges of both axes. An axis in percent of a whole ends at 0 and 100 %.
+    fn ranges(&self) -> (Range<f64>, Range<f64>) {
         let points = || self.series.iter().flat_map(|s| s.points.iter().filter(|p| self.can_show(p)));
         let xs = padded_range(points().map(|p| self.place(p).0).collect(), 0.04);
         let ys = padded_range(points().flat_map(|p| self.error_bar(p)).collect(), 0.08);
-        let lines = if legend { self.series.len() as f64 } else { 0.0 };
-        (xs, ys.start..ys.end + (ys.end - ys.start) * 0.065 * lines)
+        let share = self.axes.1.ends_with('%') && !self.log.1 && points().all(|p| (0.0..=100.0).contains(&p.1));
+        (xs, if share { ys.start.max(0.0)..ys.end.min(100.0) } else { ys })
     }
 }
 
@@ -99,37 +101,50 @@ fn padded_range(values: Vec<f64>, pad: f64) -> Range<f64> {
     low - margin..high + margin
 }
 
+/// Pixels of a panel without its legend, and of a legend beside it.
+const WIDTH: u32 = 560;
+const LEGEND: u32 = 160;
+const HEIGHT: u32 = 480;
+
 /// Draws panels side by side under `title`. Series of the same name have the same colour.
 ///
 /// # Errors
 /// If plotters cannot draw.
 pub fn panels(title: &str, panels: &[Panel]) -> Result<String> {
-    let size = (560 * panels.len().max(1) as u32, 480);
     let mut names: Vec<&str> = vec![];
-    for series in panels.iter().flat_map(|p| &p.series) {
-        if !names.contains(&series.name.as_str()) {
-            names.push(&series.name);
+    // a panel needs no legend when an earlier one explains all its lines
+    let mut widths = vec![];
+    for panel in panels {
+        let known = names.len();
+        for series in &panel.series {
+            if !names.contains(&series.name.as_str()) {
+                names.push(&series.name);
+            }
         }
+        widths.push(WIDTH + if names.len() > known { LEGEND } else { 0 });
     }
     let mut svg = String::new();
     {
+        let size = (widths.iter().sum::<u32>().max(WIDTH), HEIGHT);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        let root = root.titled(title, (FONT, 20).into_font().color(&INK)).map_err(failed)?;
-        let mut explained: Vec<&str> = vec![];
-        for (panel, area) in panels.iter().zip(root.split_evenly((1, panels.len().max(1)))) {
-            // A panel needs no legend when an earlier one explains all its lines.
-            let legend = panel.series.iter().any(|s| !explained.contains(&s.name.as_str()));
-            draw_panel(panel, &area, &names, legend)?;
-            explained.extend(panel.series.iter().map(|s| s.name.as_str()));
+        let mut rest = root.titled(title, (FONT, 20).into_font().color(&INK)).map_err(failed)?;
+        for (panel, width) in panels.iter().zip(widths) {
+            let (area, others) = rest.split_horizontally(width);
+            let (chart, legend) = area.split_horizontally(WIDTH);
+            draw_panel(panel, &chart, &names)?;
+            if width > WIDTH {
+                draw_legend(panel, &legend, &names)?;
+            }
+            rest = others;
         }
         root.present().map_err(failed)?;
     }
     Ok(svg)
 }
 
-fn draw_panel(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str], legend: bool) -> Result<()> {
-    let (xs, ys) = panel.ranges(legend);
+fn draw_panel(panel: &Panel, area: &Area<'_>, names: &[&str]) -> Result<()> {
+    let (xs, ys) = panel.ranges();
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, (FONT, 16).into_font().color(&INK))
         .margin(10)
@@ -139,11 +154,7 @@ fn draw_panel(panel: &Panel, area: &DrawingArea<SVGBackend<'_>, Shift>, names: &
         .build_cartesian_2d(xs, ys)
         .map_err(failed)?;
     draw_axes(&mut chart, panel)?;
-    for series in &panel.series {
-        let index = names.iter().position(|name| *name == series.name).unwrap_or(0);
-        draw_series(&mut chart, panel, series, Line::new(index))?;
-    }
-    if legend { draw_legend(&mut chart) } else { Ok(()) }
+    panel.series.iter().try_for_each(|series| draw_series(&mut chart, panel, series, Line::of(&series.name, names)))
 }
 
 fn draw_axes(chart: &mut Chart<'_, '_>, panel: &Panel) -> Result<()> {
@@ -174,7 +185,9 @@ struct Line {
 }
 
 impl Line {
-    fn new(index: usize) -> Self {
+    /// Returns the look of the line of that name among all names.
+    fn of(name: &str, names: &[&str]) -> Self {
+        let index = names.iter().position(|other| *other == name).unwrap_or(0);
         Self { colour: COLOURS[index % COLOURS.len()], dashed: index >= COLOURS.len() }
     }
 
@@ -189,13 +202,9 @@ fn draw_series(chart: &mut Chart<'_, '_>, panel: &Panel, series: &Series, line: 
     let shown: Vec<Point> = series.points.iter().filter(|p| panel.can_show(p)).copied().collect();
     let path: Vec<(f64, f64)> = shown.iter().map(|p| panel.place(p)).collect();
     if line.dashed {
-        let drawn = chart.draw_series(DashedLineSeries::new(path, 6, 4, line.style())).map_err(failed)?;
-        drawn
-            .label(&series.name)
-            .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 20, y)], 6, 4, line.style()));
+        chart.draw_series(DashedLineSeries::new(path, 6, 4, line.style())).map_err(failed)?;
     } else {
-        let drawn = chart.draw_series(LineSeries::new(path, line.style())).map_err(failed)?;
-        drawn.label(&series.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], line.style()));
+        chart.draw_series(LineSeries::new(path, line.style())).map_err(failed)?;
     }
     if shown.len() <= 32 {
         chart.draw_series(shown.iter().map(|p| Circle::new(panel.place(p), 3, colour.filled()))).map_err(failed)?;
@@ -208,17 +217,19 @@ fn draw_series(chart: &mut Chart<'_, '_>, panel: &Panel, series: &Series, line: 
     Ok(())
 }
 
-fn draw_legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Result<()> {
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .margin(8)
-        .legend_area_size(26)
-        .label_font((FONT, 13).into_font().color(&INK))
-        .background_style(WHITE.mix(0.8))
-        .border_style(GRID)
-        .draw()
-        .map_err(failed)
+/// Draws the names of the lines, one below the other.
+fn draw_legend(panel: &Panel, area: &Area<'_>, names: &[&str]) -> Result<()> {
+    let font = (FONT, 13).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+    for (series, y) in panel.series.iter().zip((48..).step_by(20)) {
+        let (line, ends) = (Line::of(&series.name, names), [(0, y), (20, y)]);
+        if line.dashed {
+            area.draw(&DashedPathElement::new(ends, 6, 4, line.style())).map_err(failed)?;
+        } else {
+            area.draw(&PathElement::new(ends, line.style())).map_err(failed)?;
+        }
+        area.draw(&Text::new(series.name.clone(), (28, y), font.clone())).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Writes a value in few characters.
@@ -273,6 +284,37 @@ mod tests {
         };
         let strokes = |svg: &str| svg.matches("<polyline").count();
         assert!(strokes(&lines(10)) - strokes(&lines(8)) > 10, "{}", lines(10));
+    }
+
+    #[test]
+    fn an_axis_in_percent_of_a_whole_ends_at_100() {
+        let ranges = |label: &str, top: f64| {
+            let series = vec![Series { name: "s".into(), points: vec![(0.0, 1.0, 4.0), (1.0, top, 2.0)] }];
+            Panel { title: "t".into(), axes: ("x".into(), label.into()), log: (false, false), series }.ranges().1
+        };
+        assert_eq!(ranges("accuracy, %", 99.0), 0.0..100.0);
+        assert!(ranges("accuracy, %", 50.0).end < 60.0);
+        // neither a share of a whole, nor in percent
+        assert!(ranges("change, %", 120.0).end > 120.0 && ranges("loss", 99.0).start < 0.0);
+    }
+
+    /// The legend of the lines lies beside the panel, not on it.
+    #[test]
+    fn legends_widen_the_picture() {
+        let panel = |name: &str| Panel {
+            title: "t".into(),
+            axes: ("x".into(), "y".into()),
+            log: (false, false),
+            series: vec![Series::new(name, [(0.0, 1.0), (1.0, 2.0)])],
+        };
+        let width = |panels: &[Panel]| {
+            let svg = super::panels("t", panels).unwrap();
+            let text = svg.split("width=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+            text.parse::<u32>().unwrap()
+        };
+        assert_eq!(width(&[panel("a")]), WIDTH + LEGEND);
+        assert_eq!(width(&[panel("a"), panel("a")]), 2 * WIDTH + LEGEND);
+        assert_eq!(width(&[panel("a"), panel("b")]), 2 * (WIDTH + LEGEND));
     }
 
     #[test]

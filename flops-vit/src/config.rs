@@ -217,6 +217,8 @@ impl ViTConfig {
         for (field, value) in sizes {
             check(value <= 1 << 20, field, value, "use at most 1,048,576")?;
         }
+        let head = self.num_classes * self.embed_dim;
+        check(head <= 1 << 26, "num_classes × embed_dim", head, "use at most 67,108,864")?;
         check(self.depth <= 1 << 14, "depth", self.depth, "use at most 16,384")?;
         check(self.patch_size > 0, "patch_size", self.patch_size, "use at least 1")?;
         check(
@@ -358,6 +360,7 @@ mod tests {
             (micro.clone().with_depth(1 << 40), "depth = 1099511627776"),
             (micro.clone().with_mlp_ratio(f64::INFINITY), "mlp_ratio × embed_dim = "),
             (micro.clone().with_mlp_ratio(f64::NAN), "mlp_ratio × embed_dim = 0"),
+            (micro.clone().with_num_classes(1 << 20), "num_classes × embed_dim = 134217728"),
             (micro.clone().with_layer_norm_eps(-1e-6), "layer_norm_eps = -0.000001"),
             (micro.clone().with_layer_norm_eps(f64::NAN), "layer_norm_eps = NaN"),
         ] {

@@ -1,56 +1,81 @@
 //! Lines on standard output and standard error, for programs whose reader may go away.
 //!
 //! The macros of the standard library panic where a pipe is closed, as by `program | head -1`.
-//! Those here end the program without a word.
+//! After such a failure those here print nothing more. The program goes on and saves its results;
+//! [`program::run`](crate::program::run) then ends it with exit code 141.
 
 use std::fmt::Arguments;
-use std::io::{Error, ErrorKind, Result, Write, stderr, stdout};
+use std::io::{ErrorKind, Result, Write, stderr, stdout};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The exit code of a program that a closed pipe ends, as shells report it: 128 and SIGPIPE's 13.
-const CLOSED_PIPE: i32 = 141;
+/// The exit code of a program whose reader went away, as shells report it: 128 and SIGPIPE's 13.
+const CLOSED_PIPE: u8 = 141;
 
-/// [`std::println!`], but a closed pipe ends the program quietly, with exit code 141.
+/// The exit code that a failure to print asks for; 0 if there was none.
+static FAILURE: AtomicU8 = AtomicU8::new(0);
+
+/// [`std::println!`], but nothing is printed once a pipe is closed.
 #[macro_export]
 macro_rules! println {
     () => { $crate::output::print(::core::format_args!("\n")) };
     ($($text:tt)*) => { $crate::output::print(::core::format_args!("{}\n", ::core::format_args!($($text)*))) };
 }
 
-/// [`std::print!`], but a closed pipe ends the program quietly, with exit code 141.
+/// [`std::print!`], but nothing is printed once a pipe is closed.
 #[macro_export]
 macro_rules! print {
     ($($text:tt)*) => { $crate::output::print(::core::format_args!($($text)*)) };
 }
 
-/// [`std::eprintln!`], but a closed pipe ends the program quietly, with exit code 141.
+/// [`std::eprintln!`], but nothing is printed once a pipe is closed.
 #[macro_export]
 macro_rules! eprintln {
     () => { $crate::output::print_error(::core::format_args!("\n")) };
     ($($text:tt)*) => { $crate::output::print_error(::core::format_args!("{}\n", ::core::format_args!($($text)*))) };
 }
 
-/// Prints to standard output; ends the program where that fails.
+/// Prints to standard output.
 #[doc(hidden)]
 pub fn print(text: Arguments<'_>) {
-    end(stdout().write_fmt(text), |why| print_error(format_args!("error: cannot write to standard output: {why}\n")));
+    if let Some(why) = written(|| stdout().write_fmt(text)) {
+        print_error(format_args!("error: cannot write to standard output: {why}\n"));
+        note(1);
+    }
 }
 
-/// Prints to standard error; ends the program where nobody reads it.
+/// Prints to standard error.
 #[doc(hidden)]
 pub fn print_error(text: Arguments<'_>) {
-    // there is no place left to say that it failed otherwise
-    end(stderr().write_fmt(text), |_| {});
+    // there is no place left to say that it failed
+    if written(|| stderr().write_fmt(text)).is_some() {
+        note(1);
+    }
 }
 
-/// Ends the program where a line could not be written: quietly for a closed pipe, otherwise after
-/// `report`.
-fn end(written: Result<()>, report: impl FnOnce(Error)) {
-    match written {
-        Ok(()) => {}
-        Err(why) if why.kind() == ErrorKind::BrokenPipe => std::process::exit(CLOSED_PIPE),
-        Err(why) => {
-            report(why);
-            std::process::exit(1)
+/// Returns the exit code of a program that ends: its own, or that of a failure to print.
+pub(crate) fn exit_code(own: u8) -> u8 {
+    match FAILURE.load(Ordering::Relaxed) {
+        0 => own,
+        failure => failure,
+    }
+}
+
+/// Keeps the exit code of the first failure.
+fn note(code: u8) {
+    let _ = FAILURE.compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// Writes, unless that failed before; returns an error that is to be reported.
+fn written(write: impl FnOnce() -> Result<()>) -> Option<std::io::Error> {
+    if FAILURE.load(Ordering::Relaxed) != 0 {
+        return None;
+    }
+    match write() {
+        Ok(()) => None,
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => {
+            note(CLOSED_PIPE);
+            None
         }
+        Err(why) => Some(why),
     }
 }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use crate::output;
+
 /// Parses the command line and runs `main`.
 pub fn run<A: Parser>(main: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let outcome = match A::try_parse() {
@@ -13,13 +15,14 @@ pub fn run<A: Parser>(main: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
         Err(error) => Err(usage(&error.to_string())),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match outcome {
+        Ok(()) => 0,
         Err(message) => {
             eprintln!("error: {}", one_line(&message));
-            ExitCode::FAILURE
+            1
         }
-    }
+    };
+    output::exit_code(code).into()
 }
 
 /// Returns clap's message without its hints on usage and help.

@@ -16,6 +16,8 @@ use crate::args::{Args, Plan};
 
 /// The answers of the black box.
 pub const JOURNAL: &str = "answers.journal";
+/// The tuned prompt.
+pub const PROMPT: &str = "prompt.safetensors";
 /// The charge log of the program's own server.
 const CHARGES: &str = "server.charges";
 
@@ -55,21 +57,10 @@ impl Endpoint {
                     (server.address.clone(), Some(server))
                 }
             };
-            let http = HttpConfig::new(address).with_concurrency(args.concurrency).with_retries(30);
-            let http = http.with_backoff(Duration::from_millis(250), Duration::from_secs(2));
-            let http = Arc::new(HttpBlackBox::connect(http)?);
+            let http = connect(args, address)?;
             (metered(Box::new(http.clone()))?, Some(http), server)
         };
         let client = BlackBoxClient::new(metered.clone());
-        let (info, classes) = (client.info(), args.classifier.classes);
-        ensure!(
-            info.classes == classes.names(),
-            "the endpoint scores {:?}, the images are labelled by {}; choose the classes it has with --classes",
-            info.classes,
-            classes.name()
-        );
-        let image = [3, SIDE, SIDE];
-        ensure!(info.image == image, "the endpoint takes images of shape {:?}, the scenes have {image:?}", info.image);
         Ok(Self { metered, client, http, _server: server })
     }
 
@@ -87,6 +78,28 @@ impl Endpoint {
     }
 }
 
+/// Connects to a server, which must have the classes and the sizes of the images.
+///
+/// # Errors
+/// Where it cannot be reached, or has others.
+pub fn connect(args: &Args, address: String) -> Result<Arc<HttpBlackBox>> {
+    let http = HttpConfig::new(address).with_concurrency(args.concurrency).with_retries(30);
+    let http = http.with_backoff(Duration::from_millis(250), Duration::from_secs(2));
+    let http = HttpBlackBox::connect(http)?;
+    let (info, classes) = (http.info(), args.classifier.classes);
+    ensure!(
+        info.classes == classes.names(),
+        "the endpoint scores {} classes ({:.80}, …), the images are labelled by {}; choose the classes it has with \
+         --classes",
+        info.classes.len(),
+        info.classes.first().map_or("", String::as_str),
+        classes.name()
+    );
+    let image = [3, SIDE, SIDE];
+    ensure!(info.image == image, "the endpoint takes images of shape {:?}, the scenes have {image:?}", info.image);
+    Ok(Arc::new(http))
+}
+
 /// Returns the classifier as a black box in this process.
 fn in_process(args: &Args, device: &Device) -> Result<impl BlackBox + use<>> {
     let classifier = args.classifier.classifier::<B>(device)?;
@@ -101,12 +114,14 @@ fn in_process(args: &Args, device: &Device) -> Result<impl BlackBox + use<>> {
     Ok(InProcess::<B, _>::new(info, forward, 64, device)?)
 }
 
-/// Renames the answers that an earlier run in the folder paid for. They are never deleted.
+/// Renames what an earlier run in the folder paid for: its answers, its settings and its prompt.
+/// They are never deleted.
 pub fn set_aside(artifacts: &Artifacts) -> Result<()> {
-    let names = [JOURNAL, CHARGES];
-    if names.iter().all(|name| !artifacts.path(name).exists()) {
+    if [JOURNAL, CHARGES].iter().all(|name| !artifacts.path(name).exists()) {
         return Ok(());
     }
+    // a run without settings is not resumed: a kill in between leaves no journal to other settings
+    let names = ["config.json", PROMPT, CHARGES, JOURNAL];
     let free = (1..).find(|n| names.iter().all(|name| !artifacts.path(&format!("{name}.{n}")).exists())).unwrap_or(0);
     for name in names.iter().filter(|name| artifacts.path(name).exists()) {
         let (from, to) = (artifacts.path(name), artifacts.path(&format!("{name}.{free}")));

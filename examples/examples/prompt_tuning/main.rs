@@ -42,7 +42,7 @@ use flops_multimodal::VisualPrompt;
 use flops_multimodal::data::Scenes;
 
 use args::{Args, Prompt};
-use endpoint::{Endpoint, set_aside};
+use endpoint::{Endpoint, connect, set_aside};
 use tuning::Run;
 
 /// Settings that do not change the result: a resumed run may have other values.
@@ -69,14 +69,16 @@ fn run(args: Args) -> Result<()> {
     let artifacts = Artifacts::open(&args.artifact_dir)?;
     let plan = args.plan(&artifacts)?;
     let settings = args.settings(&config, &plan)?;
+    let device = backend::device()?;
     if args.resume {
         artifacts.check_resumable(&settings, &FREE_SETTINGS)?;
     } else {
+        // an endpoint that cannot be used changes nothing in the folder
+        args.endpoint.clone().map(|address| connect(&args, address)).transpose()?;
         set_aside(&artifacts)?;
         artifacts.start(&settings)?;
     }
     let started = Instant::now();
-    let device = backend::device()?;
 
     let classes = args.classifier.classes;
     let count = args.shots.saturating_mul(classes.names().len());

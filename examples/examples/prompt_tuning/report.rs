@@ -9,8 +9,8 @@ use flops_examples::run::artifacts::{Settings, merge};
 use flops_examples::run::curves;
 use serde_json::{Value, json};
 
-use crate::endpoint::JOURNAL;
-use crate::tuning::{PROMPT, Run};
+use crate::endpoint::{JOURNAL, PROMPT};
+use crate::tuning::Run;
 
 impl Run {
     /// Writes the files of the run and prints its table.

@@ -24,12 +24,10 @@ use flops_multimodal::{Classifier, TextPrompt, VisualPrompt};
 use flops_vit::checkpoint::tensors::to_pytorch;
 
 use crate::args::{Args, Plan};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, PROMPT};
 
 /// The message of a run that stopped early.
 const STOPPED: &str = "stopped; every answer is kept, and --resume asks only what was never answered";
-/// The tuned prompt.
-pub const PROMPT: &str = "prompt.safetensors";
 /// Test images on the contact sheet.
 const PICTURES: usize = 8;
 
@@ -98,14 +96,18 @@ impl Run {
         }
     }
 
+    fn save<M: Module<B>>(&self, model: &M) -> Result<()> {
+        let bytes = to_pytorch(model, false, |name| Some(name.into()));
+        let bytes = bytes.map_err(|why| anyhow!("the prompt cannot be saved: {why}; lower --lr or --sigma"))?;
+        self.artifacts.write(PROMPT, &bytes)
+    }
+
     /// Saves a tuned prompt and evaluates it, with the queries that were held back for that.
     fn finish<M>(&mut self, model: &M) -> Result<Option<Scored>>
     where
         M: Module<B> + ForwardModel<B, Input = Tensor<B, 4>, Output = Tensor<B, 2>>,
     {
-        let bytes = to_pytorch(model, false, |name| Some(name.into()));
-        let bytes = bytes.map_err(|why| anyhow!("the prompt cannot be saved: {why}; lower --lr or --sigma"))?;
-        self.artifacts.write(PROMPT, &bytes)?;
+        self.save(model)?;
         self.endpoint.release();
         match self.evaluate(Some(model)) {
             Err(_) if matches!(self.endpoint.client.failure(), Some(BlackBoxError::CapReached { .. })) => {
@@ -193,6 +195,9 @@ impl Run {
             let output = learner.step(batch);
             if let Some(error) = learner.monitor().error() {
                 if !self.endpoint.is_held_back() {
+                    // what is paid for is kept, whether or not the endpoint comes back
+                    self.save(&learner.valid().model)?;
+                    self.history.write(&self.artifacts)?;
                     return Err(error).context(STOPPED);
                 }
                 // the update is left out: the prompt is that of the step before

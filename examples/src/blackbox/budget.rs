@@ -15,9 +15,10 @@ pub struct Budget {
 
 impl Budget {
     /// Returns the queries that no step is planned for: a tenth of the cap, where requests that are
-    /// sent again may be charged again, otherwise none.
+    /// sent again may be charged again, otherwise none. It takes nothing from the first step.
     pub fn reserve(&self) -> u64 {
-        if self.charged_again { self.cap / 10 } else { 0 }
+        let first = self.evaluation.saturating_mul(2).saturating_add(self.step);
+        if self.charged_again { (self.cap / 10).min(self.cap.saturating_sub(first)) } else { 0 }
     }
 
     /// Returns the steps that the cap pays for, besides two evaluations and the reserve.
@@ -57,6 +58,9 @@ mod tests {
         assert_eq!((budget.steps(), budget.reserve(), budget.held_back()), (121, 0, 320));
         let budget = Budget { charged_again: true, ..budget };
         assert_eq!((budget.steps(), budget.reserve(), budget.held_back()), (108, 2000, 1320));
+        // a cap for one step has no reserve, and room for that step
+        let small = Budget { cap: 44, evaluation: 12, step: 20, charged_again: true };
+        assert_eq!((small.steps(), small.reserve(), small.held_back()), (1, 0, 12));
         let absurd = Budget { cap: u64::MAX, evaluation: u64::MAX, step: u64::MAX, charged_again: true };
         assert_eq!((absurd.steps(), absurd.held_back()), (0, u64::MAX));
     }

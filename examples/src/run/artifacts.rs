@@ -76,6 +76,9 @@ impl Artifacts {
             || format!("the artifact folder {} cannot be written; choose another with --artifact-dir", dir.display());
         fs::create_dir_all(dir).and_then(|()| check_writable(dir)).with_context(failed)?;
         let lock = FolderLock::take(dir, holders)?;
+        if holders == Holders::One {
+            remove_partial(&[dir, &dir.join("checkpoint")]);
+        }
         Ok(Self { dir: dir.to_path_buf(), _lock: Some(Arc::new(lock)) })
     }
 
@@ -215,6 +218,16 @@ impl Artifacts {
     }
 }
 
+/// Removes what a process that was killed left of a file: [`write_atomic`] begins the names of its
+/// temporary files so.
+fn remove_partial(folders: &[&Path]) {
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".partial-")) {
+        // one that stays does no harm
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +302,22 @@ mod tests {
         assert!(!dir.path().join("none").exists());
         assert!(Artifacts::read_only(&dir.path().join("none")).settings().is_err());
         assert!(!dir.path().join("none").exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = [dir.path().join(".partial-AbC"), dir.path().join("checkpoint/.partial-d")];
+        fs::create_dir(dir.path().join("checkpoint")).unwrap();
+        for path in left.iter().chain([&dir.path().join("notes.partial-")]) {
+            fs::write(path, "half").unwrap();
+        }
+        // other processes may be writing
+        drop(Artifacts::open_shared(dir.path()).unwrap());
+        assert!(left.iter().all(|path| path.exists()));
+        drop(Artifacts::open(dir.path()).unwrap());
+        assert!(left.iter().all(|path| !path.exists()));
+        assert!(dir.path().join("notes.partial-").exists());
     }
 
     #[test]

@@ -190,7 +190,9 @@ fn a_run_without_reserve_stops_early_and_a_higher_cap_ends_it() {
     assert!(out.contains("the cap is 500 now; the 16 steps that were planned stay"), "{out}");
     let whole = summary(&run);
     assert!(whole["stopped"].is_null(), "{whole}");
-    assert_eq!((&whole["steps"], server.rows()), (&16.into(), spent + 20 * (16 - steps) + 12));
+    // what the step that broke off was answered is not asked again
+    let most = spent + 20 * (16 - steps) + 12;
+    assert!(whole["steps"] == 16 && (most - 20..=most).contains(&server.rows()), "{} of {most}", server.rows());
     // the steps are those of a run without failures
     let calm = FlakyServer::start(|_| false);
     crate::succeed(NAME, dir.path(), &on(&calm, &["--cap", "400", "--artifact-dir", "calm"]));

@@ -175,6 +175,8 @@ pub fn preprocessing_with(
     let path = dir.join("preprocessor_config.json");
     let read = |mut settings| {
         change(&mut settings);
+        // null stands for the processor's own default, as if the key were absent
+        settings.retain(|_, value| !value.is_null());
         let settings = serde_json::from_value::<HfPreprocessor>(settings.into());
         settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?.both(channels)
     };
@@ -201,9 +203,13 @@ pub(super) fn open<B: Backend>(
     let (config, classes) = config.convert(has).map_err(|why| in_file("config.json", why))?;
     config.validate()?;
     check_channels("num_channels", &config).map_err(|why| in_file("config.json", why))?;
+    let mut said = vec![];
     let preprocessing = match preprocessing(dir, config.in_chans)? {
         Some(found) => found,
         None => {
+            said.push(
+                "there is no preprocessor_config.json: images are prepared by the defaults of ViTImageProcessor".into(),
+            );
             HfPreprocessor::default().both(config.in_chans).map_err(|why| in_file("preprocessor_config.json", why))?
         }
     };
@@ -211,7 +217,8 @@ pub(super) fn open<B: Backend>(
     let (model, notes) = fill_from(&config, tensors, Naming::Hf, device).map_err(|why| in_file(weights, why))?;
     let description = format!("imported from the HuggingFace folder {}", dir.display());
     let card = Card { config, normalization, resizing, classes, description };
-    Ok(Opened { pretrained: Pretrained { model, card }, notes })
+    said.extend(notes);
+    Ok(Opened { pretrained: Pretrained { model, card }, notes: said })
 }
 
 impl<B: Backend> Pretrained<B> {

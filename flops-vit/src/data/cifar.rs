@@ -174,14 +174,17 @@ impl Cifar {
         items: &mut Vec<ImageItem>,
     ) -> Result<(), DataError> {
         let record_size = self.label_bytes + PIXELS;
-        let bytes = std::fs::read(path).map_err(|source| DataError::io(path, source))?;
+        let failed = |source| DataError::io(path, source);
+        let length = std::fs::metadata(path).map_err(failed)?.len();
+        let longest = (most * record_size) as u64;
+        if length > longest {
+            let why = format!("{length} bytes, expected at most {longest}: {most} records");
+            return Err(DataError::malformed(path, why));
+        }
+        let bytes = std::fs::read(path).map_err(failed)?;
         if bytes.is_empty() || bytes.len() % record_size != 0 {
             let expected = bytes.len().div_ceil(record_size).max(1) * record_size;
             return Err(DataError::Truncated { path: path.to_path_buf(), found: bytes.len(), expected, record_size });
-        }
-        let records = bytes.len() / record_size;
-        if records > most {
-            return Err(DataError::malformed(path, format!("{records} records, expected at most {most}")));
         }
         for (record, bytes) in bytes.chunks_exact(record_size).enumerate() {
             let (labels, pixels) = bytes.split_at(self.label_bytes);

@@ -5,6 +5,8 @@ use std::io::{Cursor, Read, Write};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -47,6 +49,7 @@ pub fn damaged(name: &str, file: &[u8], others: &[&[u8]], seed: u64) -> Vec<u8> 
 fn within_format(name: &str, bytes: &[u8], rng: &mut StdRng) -> Option<Vec<u8>> {
     match name.rsplit('.').next()? {
         "json" => of_json(bytes, rng),
+        "safetensors" if rng.random_bool(0.5) => of_tensors(bytes, rng),
         "safetensors" => {
             let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
             let end = usize::try_from(length).ok()?.checked_add(8)?;
@@ -56,6 +59,45 @@ fn within_format(name: &str, bytes: &[u8], rng: &mut StdRng) -> Option<Vec<u8>> 
         "bin" => of_archive(bytes, rng),
         _ => None,
     }
+}
+
+/// Gives one tensor of a file of safetensors another shape or name, with as many values as fit.
+fn of_tensors(bytes: &[u8], rng: &mut StdRng) -> Option<Vec<u8>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
+    let file = SafeTensors::deserialize(bytes).ok()?;
+    let mut all: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = vec![];
+    for (name, tensor) in file.tensors() {
+        all.push((name, tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec()));
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    let other = all.choose(rng)?.clone();
+    let at = rng.random_range(0..all.len());
+    let (name, dtype, shape, data) = &mut all[at];
+    match rng.random_range(0..8) {
+        0 => name.push('s'),
+        1 => shape.reverse(),
+        2 => drop(shape.pop()),
+        3 => shape.insert(0, 1),
+        4 => (*shape, *data) = (other.2, other.3),
+        _ => {
+            let axis = rng.random_range(0..shape.len().max(1));
+            let size = shape.get_mut(axis)?;
+            *size = [0, 1, *size + 1, *size * 2, *size / 2, size.saturating_sub(1)].choose(rng).copied()?;
+        }
+    }
+    let values = shape.iter().product::<usize>();
+    if values > 1 << 20 {
+        return None;
+    }
+    let width = dtype.bitsize() / 8;
+    *data = data.iter().copied().cycle().take(if data.is_empty() { 0 } else { values * width }).collect();
+    data.resize(values * width, 0);
+    let views: Result<Vec<_>, _> = all
+        .iter()
+        .map(|(name, dtype, shape, data)| Ok((name, TensorView::new(*dtype, shape.clone(), data)?)))
+        .collect();
+    let views = views.map_err(|_: safetensors::SafeTensorError| ()).ok()?;
+    safetensors::serialize(views, header.metadata().clone()).ok()
 }
 
 /// Changes one value of a JSON text.

@@ -26,7 +26,7 @@ pub(in crate::checkpoint) fn split_rows(
 ) -> Result<Vec<TensorSnapshot>, CheckpointError> {
     let data = values(tensor)?;
     let mut shape = data.shape.to_vec();
-    if !shape.first().is_some_and(|rows| *rows > 0 && rows.is_multiple_of(parts)) {
+    if data.num_elements() == 0 || !shape.first().is_some_and(|rows| rows.is_multiple_of(parts)) {
         let why = format!("{} is {shape:?}, expected rows in {parts} equal parts", tensor.full_path());
         return Err(CheckpointError::Shapes(vec![why]));
     }

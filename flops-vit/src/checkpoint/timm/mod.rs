@@ -198,7 +198,7 @@ fn names(labels: Option<Labels>, classes: usize, notes: &mut Vec<String>) -> Vec
 fn pad_positions(tensors: &mut [TensorSnapshot], config: &ViTConfig) -> Result<(), CheckpointError> {
     let (prefix, tokens, d) = (config.num_prefix_tokens(), config.num_tokens(), config.embed_dim);
     for tensor in tensors {
-        if tensor.full_path() == "pos_embed" && tensor.shape[1] + prefix == tokens {
+        if tensor.full_path() == "pos_embed" && tensor.shape.to_vec() == [1, tokens - prefix, d] {
             let grid: Vec<f32> = values(tensor)?.to_vec().map_err(|e| CheckpointError::Malformed(format!("{e:?}")))?;
             let all = [vec![0.0; prefix * d], grid].concat();
             *tensor = called(of_values(all, vec![1, tokens, d]), "pos_embed");

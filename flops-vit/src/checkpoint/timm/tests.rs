@@ -122,6 +122,28 @@ fn opened(dir: &TempDir) -> Result<Opened<Flex>, VitError> {
     open(&Source::Path(dir.path().into()), &Default::default())
 }
 
+/// Tensors that are split or padded before their shapes are compared used to panic.
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let config = json!({"architecture": "vit_tiny_patch16_224", "num_classes": 2, "model_args":
+        {"num_heads": 2, "embed_dim": 8, "depth": 1, "mlp_ratio": 1, "patch_size": 2, "img_size": 4}});
+    let whole = tensors(&Arguments::new(), 8);
+    opened(&folder(&whole, &config)).unwrap();
+    for (tensor, shape) in [
+        ("pos_embed", vec![1, 4, 16]),
+        ("pos_embed", vec![2, 4, 8]),
+        ("pos_embed", vec![2, 5, 8]),
+        ("blocks.0.attn.qkv.weight", vec![24, 0]),
+        ("blocks.0.attn.qkv.weight", vec![0, 8]),
+        ("blocks.0.attn.qkv.bias", vec![25]),
+    ] {
+        let mut tensors = whole.clone();
+        tensors.iter_mut().find(|(name, _)| name == tensor).unwrap().1 = shape.clone();
+        let error = opened(&folder(&tensors, &config)).unwrap_err().to_string();
+        assert!(error.contains("pos_embed") || error.contains("qkv"), "{tensor} of {shape:?}: {error}");
+    }
+}
+
 /// For each name of timm 1.0.31 the model has timm's settings, or is refused by the name of one that
 /// this ViT does not have. `architectures.py` reads the settings off timm's source.
 #[test]

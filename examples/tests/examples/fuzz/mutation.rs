@@ -183,7 +183,10 @@ fn of_archive(bytes: &[u8], rng: &mut StdRng) -> Option<Vec<u8>> {
         entry.by_ref().take(1 << 20).read_to_end(&mut content).ok()?;
         entries.push((entry.name().to_string(), content));
     }
-    let chosen = rng.random_range(0..entries.len().max(1));
+    if entries.is_empty() {
+        return None;
+    }
+    let chosen = rng.random_range(0..entries.len());
     if rng.random_bool(0.05) {
         entries.swap_remove(chosen);
     } else {

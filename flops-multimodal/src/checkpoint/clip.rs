@@ -256,10 +256,7 @@ fn complete(settings: &mut Map<String, Value>) {
         ("size", json!({"shortest_edge": 224})),
         ("crop_size", json!({"height": 224, "width": 224})),
     ] {
-        let value = settings.entry(key).or_insert(Value::Null);
-        if value.is_null() {
-            *value = default;
-        }
+        let value = settings.entry(key).or_insert(default);
         if key == "size" && value.is_number() {
             *value = json!({"shortest_edge": value});
         }

@@ -163,7 +163,7 @@ pub fn preprocessing(dir: &Path, channels: usize) -> Result<Option<(Normalizatio
 }
 
 /// Like [`preprocessing`], where `change` turns the settings of another image processor into those
-/// of `ViTImageProcessor`.
+/// of `ViTImageProcessor`. None of them is null.
 ///
 /// # Errors
 /// Those of [`preprocessing`].
@@ -173,10 +173,10 @@ pub fn preprocessing_with(
     change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
 ) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
-    let read = |mut settings| {
-        change(&mut settings);
+    let read = |mut settings: serde_json::Map<_, serde_json::Value>| {
         // null stands for the processor's own default, as if the key were absent
         settings.retain(|_, value| !value.is_null());
+        change(&mut settings);
         let settings = serde_json::from_value::<HfPreprocessor>(settings.into());
         settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?.both(channels)
     };

@@ -158,7 +158,7 @@ fn main() -> Result<()> {
         let before = accuracy(&learner, &test);
         for _ in 0..args.epochs {
             for batch in train.iter() {
-                // burn-train's `Learner` would call these two lines for you: see vit_cifar.rs
+                // burn-train's `Learner` would call these two lines for you: see `run/fit.rs`
                 let output = learner.step(batch);
                 learner = learner.optimize::<AB, _>(&mut optimizer, LR, output.grads);
             }

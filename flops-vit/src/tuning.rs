@@ -1,7 +1,7 @@
 //! Recommended hyper-parameters, by model and scope.
 //!
 //! They are for AdamW with a cosine decay of the learning rate to zero, and the estimator's
-//! defaults. *Measured* rates were picked from runs of `examples/vit_cifar.rs` on the embedded
+//! defaults. *Measured* rates were picked from runs of `examples/vit_cifar` on the embedded
 //! digits; the README has the figures. The others are guesses from these: more perturbed
 //! coordinates, a smaller rate.
 //!

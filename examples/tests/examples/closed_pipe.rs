@@ -1,4 +1,4 @@
-//! A program whose reader goes away ends quietly.
+//! A program whose reader goes away says no more, and goes on.
 
 use std::fs;
 use std::path::Path;

@@ -2,7 +2,8 @@
 //! others.
 
 use burn::prelude::*;
-use burn::tensor::{BasicOps, TensorKind};
+use burn::tensor::backend::DeviceId;
+use burn::tensor::{BasicOps, TensorData, TensorKind};
 
 use crate::error::Error;
 
@@ -40,6 +41,28 @@ pub trait Rows: Clone + Send + 'static {
     /// # Errors
     /// The number of rows found.
     fn check_rows(&self, rows: usize) -> Result<(), usize>;
+
+    /// Whether rows can be sent to other processes, by [`to_host`](Self::to_host).
+    ///
+    /// A model whose output cannot has the whole clean pass on every worker of an
+    /// [executor](crate::Executor). Tensors and tuples of them can; the default is false.
+    const TRAVELS: bool = false;
+
+    /// Appends the values of all rows, part by part. The default appends nothing.
+    fn to_host(&self, _values: &mut Vec<TensorData>) {}
+
+    /// Rows of the form and on the device of these, with values from [`to_host`](Self::to_host).
+    ///
+    /// It takes what it needs from the front. `None` where the values have another form.
+    fn from_host(&self, _values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+        None
+    }
+
+    /// The same rows on another device of the same backend. The default leaves them where they are.
+    #[must_use]
+    fn to_device_of(self, _device: DeviceId) -> Self {
+        self
+    }
 }
 
 /// Whether two numbers of rows agree; otherwise the one that was found.
@@ -78,9 +101,28 @@ where
     fn check_rows(&self, rows: usize) -> Result<(), usize> {
         same(self.dims()[0], rows)
     }
+
+    const TRAVELS: bool = true;
+
+    fn to_host(&self, values: &mut Vec<TensorData>) {
+        values.push(self.to_data());
+    }
+
+    fn from_host(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+        let data = values.next().filter(|data| data.shape.len() == D && data.dtype == self.dtype())?;
+        Some(Tensor::from_data(data, (&self.device(), self.dtype())))
+    }
+
+    fn to_device_of(self, device: DeviceId) -> Self {
+        self.to_device(&B::Device::from_id(device))
+    }
 }
 
 impl Rows for () {
+    const TRAVELS: bool = true;
+    fn from_host(&self, _: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+        Some(())
+    }
     fn rows(&self, _: &[usize]) -> Self {}
     fn cat(_: Vec<Self>) -> Self {}
     fn check_rows(&self, _: usize) -> Result<(), usize> {
@@ -118,6 +160,26 @@ macro_rules! rows_for_tuples {
                 let ($($name,)+) = self;
                 $($name.check_rows(rows)?;)+
                 Ok(())
+            }
+
+            const TRAVELS: bool = $($name::TRAVELS &&)+ true;
+
+            fn to_host(&self, values: &mut Vec<TensorData>) {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                $($name.to_host(values);)+
+            }
+
+            fn from_host(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                Some(($($name.from_host(values)?,)+))
+            }
+
+            fn to_device_of(self, device: DeviceId) -> Self {
+                #[allow(non_snake_case)]
+                let ($($name,)+) = self;
+                ($($name.to_device_of(device),)+)
             }
         }
     };

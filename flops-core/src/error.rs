@@ -266,6 +266,23 @@ pub enum Error {
         /// The learning rate of the last update.
         lr: f64,
     },
+    /// Training by burn-train's multi-device strategy.
+    #[error(
+        "burn-train's multi-device strategy adds up the updates of its devices, which no seed makes repeatable, \
+         and keeps what one of them learned; train with ExecutionStrategy::SingleDevice, and give the learner an \
+         executor by ForwardLearner::with_executor: Devices for the devices of this machine, or one of \
+         flops-distributed"
+    )]
+    MultiDevice,
+    /// A job of a step panicked on a worker that others depend on.
+    #[error("a job of the step panicked: {why}; the run can be resumed from its last checkpoint")]
+    JobPanicked {
+        /// What the panic says.
+        why: String,
+    },
+    /// Other workers fail, or differ from this one.
+    #[error(transparent)]
+    Executor(#[from] crate::executor::ExecutorError),
     /// The allocator's update has another type than the allocator takes.
     #[error(
         "the update of allocator '{allocator}' has a foreign type and is lost; let `Allocator::Update` be \
@@ -283,13 +300,14 @@ impl Error {
     /// A batch may be broken, a remote part may answer again, a loss may become finite. All other
     /// errors are of the configuration, the model or the form of the batches: they never pass.
     pub fn may_pass(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::EmptyBatch
-                | Self::NonFiniteData { .. }
-                | Self::Diverged { .. }
-                | Self::Model { .. }
-                | Self::Value { .. }
-        )
+            | Self::NonFiniteData { .. }
+            | Self::Diverged { .. }
+            | Self::Model { .. }
+            | Self::Value { .. } => true,
+            Self::Executor(error) => error.may_pass(),
+            _ => false,
+        }
     }
 }

@@ -103,12 +103,15 @@ pub mod site_tracker;
 mod testing;
 pub mod train;
 pub mod variance;
+mod wire;
 
 pub use allocator::{Allocation, QueryBudget};
 pub use batch::{Batch, Rows};
 pub use control_variate::{ControlVariate, GradientEstimate};
 pub use error::Error;
 pub use estimator::{Estimator, Normalisation, Space, Subspace};
+pub use flops_executor as executor;
+pub use flops_executor::{Executor, ExecutorError};
 pub use inference::infer;
 pub use losses::{cross_entropy, zero_one};
 pub use model::ForwardModel;

@@ -1,5 +1,6 @@
 //! A model with every kind of site, small enough for thousands of gradient estimates.
 
+pub mod gang;
 pub mod pair;
 
 use burn::backend::{Autodiff, Flex};

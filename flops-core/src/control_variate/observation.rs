@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::signals::Basis;
 use crate::probe::SiteKey;
+use crate::wire::{Reader, Writer};
 
 /// What a step adds to the predictor: sums over its queries.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +100,20 @@ pub(crate) struct ResidualMoments {
 }
 
 impl Observation {
+    /// Writes what [`Prediction::read_observation`](super::Prediction::read_observation) reads.
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.number(self.sites.len());
+        for site in &self.sites {
+            writer.singles(&site.innovation);
+            writer.number(site.together);
+            for sums in [site.free, site.spanned] {
+                writer.doubles(&[sums.queries, sums.along, sums.squared, sums.total]);
+            }
+            let ResidualMoments { tried, product, variance, pairs } = site.residual;
+            writer.doubles(&[f64::from(u8::from(tried)), product, variance, pairs]);
+        }
+    }
+
     /// Whether both are by the same signals, so that they can be merged.
     pub(crate) fn fits(&self, other: &Self) -> bool {
         self.dim == other.dim && self.basis == other.basis
@@ -119,6 +134,19 @@ impl Observation {
 }
 
 impl SiteObservation {
+    /// The observation of the same site from another process.
+    pub(super) fn read(mut self, reader: &mut Reader<'_>) -> Option<Self> {
+        self.innovation = reader.singles().filter(|values| values.len() == self.innovation.len())?;
+        self.together = reader.number()?;
+        for sums in [&mut self.free, &mut self.spanned] {
+            let [queries, along, squared, total] = reader.doubles()?.try_into().ok()?;
+            *sums = CoefficientSums { queries, along, squared, total };
+        }
+        let [tried, product, variance, pairs] = reader.doubles()?.try_into().ok()?;
+        self.residual = ResidualMoments { tried: tried != 0.0, product, variance, pairs };
+        Some(self)
+    }
+
     /// Whether both belong to the same site and width.
     fn is_like(&self, other: &Self) -> bool {
         (self.key, self.shared) == (other.key, other.shared) && self.innovation.len() == other.innovation.len()

@@ -10,6 +10,7 @@ use super::signals::Basis;
 use crate::noise::Span;
 use crate::ops;
 use crate::probe::{Layout, SiteKey, TracedSite};
+use crate::wire::Reader;
 
 /// Largest number of weights of a site, 16 MiB; a site that needs more has no prediction.
 const MAX_WEIGHTS: usize = 1 << 22;
@@ -315,6 +316,21 @@ impl Prediction {
         let innovation = if site.learns { vec![0.0; self.dim * shared] } else { vec![] };
         let (free, spanned, residual) = Default::default();
         Some(SiteObservation { key, shared, innovation, together: shared, free, spanned, residual })
+    }
+
+    /// The observation of this step that another process [wrote](Observation::write); `None` where the
+    /// bytes are of something else.
+    pub(crate) fn read_observation(&self, reader: &mut Reader<'_>) -> Option<Observation> {
+        let mut observed = self.observe();
+        let mine: Vec<SiteObservation> = (0..self.sites.len()).filter_map(|site| self.observe_site(site)).collect();
+        reader.number().filter(|&sites| sites == mine.len())?;
+        observed.sites = mine.into_iter().map(|site| site.read(reader)).collect::<Option<_>>()?;
+        Some(observed)
+    }
+
+    /// The most bytes of a written observation.
+    pub(crate) fn observation_bytes(&self) -> usize {
+        64 + self.sites.iter().map(|site| 256 + 4 * self.dim * site.layout.shared()).sum::<usize>()
     }
 
     /// Adds a query of an example to the observation of a site.

@@ -1,19 +1,24 @@
 //! The clean pass of a step.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::ParamId;
 use burn::prelude::*;
 
+use super::clean_leaf::{CleanCodec, CleanLeaf, LeafMasks, LeafResult, LeafTrace};
 use super::context::{check_failure, to_host};
 use super::estimate::PassCost;
+use super::leaves::{self, LeafStages};
+use super::rounds::Rounds;
 use super::rows::{self, check_len, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
+use crate::executor::{ExecutorError, RoundPhase};
 use crate::model::ForwardModel;
 use crate::noise::makes_noise;
 use crate::parallel::{num_workers, run_ordered};
@@ -46,13 +51,15 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     pub embeddings: Option<Tensor<B, 2>>,
     /// Rows that went through the model, and the time they took.
     pub cost: PassCost,
-    pub(crate) stages: Stages,
+    /// Who runs the jobs of the queries and of the update.
+    pub(super) rounds: Rounds<'a>,
+    pub(crate) stages: LeafStages,
     /// The sites, in order.
     pub(crate) sites: Vec<TracedSite>,
-    /// Rows of each chunk, and the token mask of each site there that follows one.
-    masks: Vec<(usize, Vec<Option<TokenMask<B>>>)>,
-    /// Where the chunks, one after the other, have each row of the batch.
-    places: Vec<usize>,
+    /// Examples of each leaf, and the token masks of its sites.
+    masks: Vec<(usize, LeafMasks<B>)>,
+    /// Runs the clean pass of a leaf again, where its stages are elsewhere.
+    pub(super) leaves: CleanLeaves<'a, B, M>,
     pub(super) site_probabilities: Vec<f64>,
     site_costs: Vec<f64>,
     pub(super) prediction: Option<Arc<Prediction>>,
@@ -139,7 +146,6 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     ///
     /// They are set to 0 at masked tokens.
     pub fn set_prediction(&mut self, prediction: Option<Prediction>) {
-        let n = self.places.len();
         let shares = self.estimator.space.estimate().is_biased();
         let on_device = self.model.devices().first().is_some_and(makes_noise::<B>);
         let single = self.estimator.is_single_site();
@@ -151,15 +157,14 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
                 prediction.read_no_device(shares);
             }
             for (index, site) in self.sites.iter().enumerate() {
-                let of_chunk = |(rows, masks): &(usize, Vec<Option<TokenMask<B>>>)| {
-                    masks.get(index)?.as_ref().map(|mask| mask.of_rows(*rows))
+                let of_leaf = |(examples, masks): &(usize, LeafMasks<B>)| match examples {
+                    0 => Some(vec![]),
+                    _ => masks.of_site(index),
                 };
                 if prediction.looks_at(index, site.coordinates)
-                    && let Some(mask) = self.masks.iter().map(of_chunk).collect::<Option<Vec<_>>>()
+                    && let Some(masks) = self.masks.iter().map(of_leaf).collect::<Option<Vec<_>>>()
                 {
-                    let mask = mask.concat();
-                    let row = |&place: &usize| &mask[place * mask.len() / n..(place + 1) * mask.len() / n];
-                    prediction.mask(index, self.places.iter().map(row).collect::<Vec<_>>().concat());
+                    prediction.mask(index, masks.concat());
                 }
             }
             Arc::new(prediction)
@@ -190,16 +195,185 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     }
 }
 
-/// What the chunks of a clean pass leave, put together.
+/// What the passes of a leaf leave.
 struct Chunks<B: Backend, O> {
     losses: Vec<Tensor<B, 1>>,
     outputs: Vec<O>,
     stages: Vec<Stages>,
     embeddings: Vec<Tensor<B, 2>>,
     reached: HashSet<ParamId>,
-    sites: Vec<TracedSite>,
+    /// Sites of each pass.
+    sites: Vec<Vec<TracedSite>>,
     masks: Vec<(usize, Vec<Option<TokenMask<B>>>)>,
 }
+
+/// Cuts the examples of a leaf into passes.
+pub(crate) type CutPasses<'a> = Box<dyn Fn(Range<usize>) -> Passes + 'a>;
+
+/// What the clean passes of a step share.
+pub(super) struct CleanLeaves<'a, B: Backend, M: ForwardModel<B>> {
+    estimator: &'a Estimator,
+    model: &'a M,
+    batch: &'a Batch<M::Input, M::Target>,
+    trained: &'a Arc<HashSet<ParamId>>,
+    /// Keys the dropout masks.
+    step: u64,
+    cut: CutPasses<'a>,
+}
+
+impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
+    fn range(&self, leaf: usize) -> Range<usize> {
+        leaves::leaf(self.batch.ids.len(), self.estimator.leaves, leaf)
+    }
+
+    /// Runs the passes of these leaves, and hands on what each of them gives.
+    fn run(
+        &self,
+        leaves: &[usize],
+        take: &mut (dyn FnMut(usize, LeafResult<B, M::Output>) + Send),
+    ) -> Result<(), Error> {
+        let estimator = self.estimator;
+        let (late, sites) = (estimator.is_single_site(), estimator.space.is_independent());
+        let key = StepKey { seed: estimator.seed, step: self.step, ids: &self.batch.ids };
+        let passes: Vec<(Range<usize>, Passes)> =
+            leaves.iter().map(|&l| self.range(l)).map(|r| (r.clone(), (self.cut)(r))).collect();
+        let jobs: Vec<(usize, usize)> = (0..leaves.len())
+            .filter(|&l| !passes[l].0.is_empty())
+            .flat_map(|l| (0..passes[l].1.len()).map(move |pass| (l, pass)))
+            .collect();
+        // the rows of each pass, by their positions in the batch
+        let rows_of = |&(leaf, pass): &(usize, usize)| -> Vec<usize> {
+            let (range, passes) = &passes[leaf];
+            passes.rows(pass).iter().map(|row| range.start + row).collect()
+        };
+        let rows: Vec<Vec<usize>> = jobs.iter().map(rows_of).collect();
+        let of_passes: Vec<Passes> = passes.iter().map(|(_, passes)| passes.clone()).collect();
+        let context = (self.model.clone(), self.batch.input.clone(), self.batch.target.clone(), of_passes);
+        let work = |(model, input, target, passes): &(M, M::Input, M::Target, Vec<Passes>), job: usize| {
+            let (leaf, pass) = jobs[job];
+            let index = &rows[job];
+            let mut probe = Probe::trace(self.trained.clone(), passes[leaf].prefix(pass), late)
+                .with_examples(key.examples(index))
+                .with_row_check(index.len(), sites);
+            let output = model.forward(input.rows(index), &mut probe);
+            check_probe(model, &mut probe, index.len())?;
+            let losses = rows::losses(model, output.clone(), target.rows(index), index.len())?;
+            Ok((losses, output, probe.traced()))
+        };
+        let none = || Chunks {
+            losses: vec![],
+            outputs: vec![],
+            stages: vec![],
+            embeddings: vec![],
+            reached: HashSet::new(),
+            sites: vec![],
+            masks: vec![],
+        };
+        let mut found: Vec<Chunks<B, M::Output>> = leaves.iter().map(|_| none()).collect();
+        run_ordered(
+            jobs.len(),
+            num_workers(self.model, estimator.threads),
+            context,
+            work,
+            |job, (losses, output, traced)| {
+                let chunks = &mut found[jobs[job].0];
+                chunks.masks.push((rows[job].len(), traced.masks));
+                chunks.losses.push(losses);
+                chunks.reached = traced.reached;
+                chunks.sites.push(traced.sites);
+                chunks.outputs.push(output);
+                chunks.stages.push(traced.stages);
+                chunks.embeddings.extend(traced.embeddings);
+            },
+        )?;
+        check_failure(self.model)?;
+        for ((leaf, (_, passes)), chunks) in leaves.iter().zip(passes).zip(found) {
+            take(*leaf, LeafResult::Read(self.leaf(passes, chunks)?));
+        }
+        Ok(())
+    }
+
+    /// What a leaf gives, from its passes.
+    fn leaf(&self, passes: Passes, chunks: Chunks<B, M::Output>) -> Result<CleanLeaf<B, M::Output>, Error> {
+        let Chunks { losses, outputs, stages, embeddings, reached, mut sites, masks } = chunks;
+        let (Some(last), n) = (sites.pop(), passes.places().len()) else { return Ok(CleanLeaf::empty()) };
+        if self.estimator.space.is_independent() {
+            let last_rows = masks.last().map_or(0, |(rows, _)| *rows);
+            for (other, (rows, _)) in sites.iter().zip(&masks) {
+                check_sites(self.model, (other, *rows), (&last, last_rows))?;
+            }
+        }
+        let got = embeddings.iter().map(|e| e.dims()[0]).sum();
+        if got != n && !embeddings.is_empty() {
+            return Err(Error::RowCount { what: "the embeddings", got, rows: n });
+        }
+        Ok(CleanLeaf {
+            losses: passes.in_order(vec![to_host(losses)]),
+            output: Some(passes.in_order(outputs)),
+            embeddings: (!embeddings.is_empty()).then(|| passes.in_order(embeddings)),
+            coordinates: last.iter().map(|site| site.coordinates).collect(),
+            largest: passes.largest(),
+            here: Some(LeafTrace { stages: passes.stages(stages), reached, sites: last }),
+            masks: LeafMasks::Passes(masks, passes),
+        })
+    }
+
+    /// Runs one leaf here, whoever else did.
+    fn run_here(&self, leaf: usize) -> Result<CleanLeaf<B, M::Output>, Error> {
+        let mut found = None;
+        self.run(&[leaf], &mut |_, result| found = Some(result))?;
+        match found {
+            Some(LeafResult::Read(leaf)) => Ok(leaf),
+            _ => Ok(CleanLeaf::empty()),
+        }
+    }
+
+    /// The stages of a leaf that ran elsewhere.
+    pub(super) fn stages(&self, leaf: usize) -> Result<Stages, Error> {
+        Ok(self.run_here(leaf)?.here.map(|trace| trace.stages).unwrap_or_default())
+    }
+
+    /// The clean pass of every leaf, of which at least one ran here.
+    fn all(&self, rounds: Rounds<'_>) -> Result<Vec<CleanLeaf<B, M::Output>>, Error> {
+        let (estimator, n) = (self.estimator, self.batch.ids.len());
+        let mut run =
+            |leaves: &[usize], take: &mut (dyn FnMut(usize, LeafResult<B, M::Output>) + Send)| self.run(leaves, take);
+        let key: Vec<u64> = [estimator.seed, self.step].into_iter().chain(self.batch.ids.iter().copied()).collect();
+        // what does not travel is computed by every worker
+        let rounds = if M::Output::TRAVELS { rounds } else { Rounds::local() };
+        let codec = CleanCodec { examples: n, row_bytes: ROW_BYTES };
+        let mut results = rounds.gather((RoundPhase::Clean, &key, estimator.leaves), &mut run, &codec)?;
+        let is_here =
+            |result: &LeafResult<B, M::Output>| matches!(result, LeafResult::Read(leaf) if leaf.here.is_some());
+        if !results.iter().any(is_here) {
+            let leaf = (0..estimator.leaves).find(|&leaf| !self.range(leaf).is_empty()).unwrap_or(0);
+            results[leaf] = LeafResult::Read(self.run_here(leaf)?);
+        }
+        let Some(LeafResult::Read(like)) = results.iter().find(|result| is_here(result)) else {
+            return Err(Error::EmptyBatch);
+        };
+        let foreign = |leaf: usize| ExecutorError::Unsupported {
+            what: format!("the clean pass of leaf {leaf} that another worker sent cannot be read"),
+            remedy: "start all workers with the same program and the same data".into(),
+        };
+        let mut read = vec![];
+        for (leaf, result) in results.iter().enumerate() {
+            let LeafResult::Bytes(bytes) = result else {
+                read.push(None);
+                continue;
+            };
+            read.push(Some(like.read_like(self.range(leaf).len(), bytes).ok_or_else(|| foreign(leaf))?));
+        }
+        let leaves = results.into_iter().zip(read).filter_map(|(result, read)| match result {
+            LeafResult::Read(leaf) => Some(leaf),
+            LeafResult::Bytes(_) => read,
+        });
+        Ok(leaves.collect())
+    }
+}
+
+/// Bytes of a row of output, embeddings and masks that another worker may send, at most: 16 MiB.
+const ROW_BYTES: usize = 1 << 24;
 
 impl Estimator {
     /// The clean pass: losses, output, embeddings, and the state in front of the first trained
@@ -230,28 +404,48 @@ impl Estimator {
         trained: &'a Arc<HashSet<ParamId>>,
         step: u64,
     ) -> Result<CleanPass<'a, B, M>, Error> {
-        let passes = Passes::new(batch.ids.len(), None, self.clean_rows(model));
-        self.clean_from(model, batch, trained, (passes, step))
+        let max_rows = self.clean_rows(model);
+        let cut = Box::new(move |examples: Range<usize>| Passes::new(examples.len(), None, max_rows));
+        self.clean_from(model, batch, trained, (cut, step, Rounds::local()))
     }
 
-    /// [`clean_at`](Self::clean_at) a step by these passes, which may begin behind prefixes that an
-    /// earlier epoch kept.
+    /// [`clean_at`](Self::clean_at) a step, by passes that may begin behind prefixes that an earlier
+    /// epoch kept.
     pub(crate) fn clean_from<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
-        (passes, step): (Passes, u64),
+        (cut, step, rounds): (CutPasses<'a>, u64, Rounds<'a>),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
         batch.check()?;
         let n = batch.ids.len();
         let start = Instant::now();
         let late = self.is_single_site();
-        let chunks = self.chunks(model, batch, trained, (&passes, step))?;
-        check_failure(model)?;
-        let Chunks { losses, outputs, stages, embeddings, reached, sites, masks } = chunks;
-        let output = passes.in_order(outputs);
+        let leaves = CleanLeaves { estimator: self, model, batch, trained, step, cut };
+        let found = leaves.all(rounds)?;
+        let stages = LeafStages::new(n, self.leaves);
+        let (mut losses, mut outputs, mut embeddings, mut masks, mut largest) = (vec![], vec![], vec![], vec![], 0);
+        let mut structure: Option<(HashSet<ParamId>, Vec<TracedSite>, usize)> = None;
+        for (leaf, found) in found.into_iter().enumerate() {
+            losses.extend(found.losses);
+            outputs.extend(found.output);
+            embeddings.extend(found.embeddings);
+            masks.push((stages.range(leaf).len(), found.masks));
+            largest = largest.max(found.largest);
+            let Some(trace) = found.here else { continue };
+            stages.set(leaf, trace.stages);
+            match &structure {
+                Some((_, sites, rows)) if self.space.is_independent() => {
+                    check_sites(model, (sites, *rows), (&trace.sites, found.largest))?;
+                }
+                Some(_) => {}
+                None => structure = Some((trace.reached, trace.sites, found.largest)),
+            }
+        }
+        let (reached, sites, _) = structure.unwrap_or_default();
+        let output = M::Output::cat(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {
                 let count = |got| Error::RowCount { what: "the coupled target", got, rows: n };
@@ -259,7 +453,7 @@ impl Estimator {
                 let losses = rows::losses(model, output.clone(), target.clone(), n)?;
                 (to_host(vec![losses]), target)
             }
-            None => (passes.in_order(vec![to_host(losses)]), batch.target.clone()),
+            None => (losses, batch.target.clone()),
         };
         let variance_covariate = match model.variance_covariate(&output, &target) {
             Some(covariate) => to_host(vec![check_len("the variance covariate", covariate, n)?]),
@@ -272,20 +466,21 @@ impl Estimator {
             let is_exact = |id| exact.iter().any(|(exact, _)| *exact == id) && reached.contains(&id);
             return Err(Error::ExactSites { paths: paths::<B, M>(model, is_exact), count });
         }
-        let got = embeddings.iter().map(|e| e.dims()[0]).sum();
+        let got = embeddings.iter().map(|e: &Tensor<B, 2>| e.dims()[0]).sum();
         if got != n && !embeddings.is_empty() {
             return Err(Error::RowCount { what: "the embeddings", got, rows: n });
         }
-        let embeddings = (!embeddings.is_empty()).then(|| passes.in_order(embeddings));
-        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: passes.largest() as u64 };
-        let stages = passes.stages(stages);
+        let embeddings = (!embeddings.is_empty()).then(|| Rows::cat(embeddings));
+        let cost = PassCost { rows: n as u64, elapsed: start.elapsed(), largest: largest as u64 };
+        let of_sites = |site| if late { stages.any().cost(site) } else { 1.0 };
         Ok(CleanPass {
             estimator: self,
             model,
             batch,
             trained,
+            rounds,
             step,
-            site_costs: (0..sites.len()).map(|site| if late { stages.cost(site) } else { 1.0 }).collect(),
+            site_costs: (0..sites.len()).map(of_sites).collect(),
             losses,
             variance_covariate,
             output,
@@ -296,59 +491,10 @@ impl Estimator {
             site_probabilities: vec![1.0 / sites.len().max(1) as f64; sites.len()],
             sites,
             masks,
-            places: passes.places(),
+            leaves,
             prediction: None,
             reached,
             exact,
         })
-    }
-
-    /// Runs the passes.
-    fn chunks<B: Backend, M: ForwardModel<B>>(
-        &self,
-        model: &M,
-        batch: &Batch<M::Input, M::Target>,
-        trained: &Arc<HashSet<ParamId>>,
-        (passes, step): (&Passes, u64),
-    ) -> Result<Chunks<B, M::Output>, Error> {
-        let (late, sites) = (self.is_single_site(), self.space.is_independent());
-        let key = StepKey { seed: self.seed, step, ids: &batch.ids };
-        let context = (model.clone(), batch.input.clone(), batch.target.clone(), passes.clone());
-        let work = |(model, input, target, passes): &(M, M::Input, M::Target, Passes), job: usize| {
-            let index = passes.rows(job);
-            let mut probe = Probe::trace(trained.clone(), passes.prefix(job), late)
-                .with_examples(key.examples(index))
-                .with_row_check(index.len(), sites);
-            let output = model.forward(input.rows(index), &mut probe);
-            check_probe(model, &mut probe, index.len())?;
-            let losses = rows::losses(model, output.clone(), target.rows(index), index.len())?;
-            Ok((losses, output, probe.traced()))
-        };
-        let mut chunks = Chunks {
-            losses: vec![],
-            outputs: vec![],
-            stages: vec![],
-            embeddings: vec![],
-            reached: HashSet::new(),
-            sites: vec![],
-            masks: vec![],
-        };
-        let (workers, mut others) = (num_workers(model, self.threads), vec![]);
-        let rows: Vec<usize> = (0..passes.len()).map(|job| passes.rows(job).len()).collect();
-        run_ordered(passes.len(), workers, context, work, |job, (losses, output, traced)| {
-            if job > 0 && sites {
-                others.push(std::mem::take(&mut chunks.sites));
-            }
-            chunks.masks.push((rows[job], traced.masks));
-            chunks.losses.push(losses);
-            (chunks.reached, chunks.sites) = (traced.reached, traced.sites);
-            chunks.outputs.push(output);
-            chunks.stages.push(traced.stages);
-            chunks.embeddings.extend(traced.embeddings);
-        })?;
-        for (job, other) in others.iter().enumerate() {
-            check_sites(model, (other, rows[job]), (&chunks.sites, rows[others.len()]))?;
-        }
-        Ok(chunks)
     }
 }

@@ -6,13 +6,19 @@ use std::sync::Arc;
 use burn::module::ParamId;
 use burn::prelude::*;
 
+use super::clean::CleanLeaves;
+use super::leaf_sum::{LeafSum, SumCodec};
+use super::leaves::LeafStages;
+use super::rounds::Rounds;
 use crate::allocator::Allocation;
 use crate::batch::Batch;
 use crate::control_variate::{Observation, Prediction};
 use crate::error::Error;
+use crate::executor::RoundPhase;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
-use crate::probe::{Gradients, Stages, StepKey};
+use crate::parameters::parameters;
+use crate::probe::{Gradients, Prefix, StepKey};
 
 /// What the query pass and the update pass of a space need.
 pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
@@ -20,7 +26,12 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub batch: &'a Batch<M::Input, M::Target>,
     pub target: &'a M::Target,
     pub trained: &'a Arc<HashSet<ParamId>>,
-    pub stages: &'a Stages,
+    pub stages: &'a LeafStages,
+    /// Runs the clean pass of a leaf again, where its stages are elsewhere.
+    pub leaves: &'a CleanLeaves<'a, B, M>,
+    pub rounds: Rounds<'a>,
+    /// The rounds of the queries and of the update.
+    pub phases: (RoundPhase, RoundPhase),
     /// What keys the dropout masks, the same as in the clean pass.
     pub key: StepKey<'a>,
     pub allocation: &'a Allocation,
@@ -31,12 +42,46 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub max_rows: usize,
     pub on_host: bool,
     pub threads: usize,
+    /// Sites of the step.
+    pub sites: usize,
 }
 
 impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
     /// Rows of a pass that begins behind the first `stages` stages.
     pub fn rows(&self, stages: usize) -> usize {
-        if self.on_host { cached_rows(self.stages.width(stages), self.max_rows) } else { self.max_rows }
+        if self.on_host { cached_rows(self.stages.any().width(stages), self.max_rows) } else { self.max_rows }
+    }
+
+    /// The prefix of the examples of a leaf behind the first `stages` stages.
+    ///
+    /// # Errors
+    /// Where the clean pass of the leaf ran elsewhere, and fails here.
+    pub fn prefix(&self, leaf: usize, stages: usize) -> Result<Prefix, Error> {
+        if stages == 0 {
+            return Ok(Prefix::empty());
+        }
+        Ok(self.stages.of(leaf, |leaf| self.leaves.stages(leaf))?.prefix(stages))
+    }
+
+    /// What the jobs of a round depend on, beside the weights and the settings.
+    pub fn key_of(&self, round: u64) -> Vec<u64> {
+        let counts = self.allocation.counts().iter().map(|&count| count as u64);
+        let noise = [round, self.noise.seed, self.noise.step];
+        noise.into_iter().chain(self.batch.ids.iter().copied()).chain(counts).collect()
+    }
+
+    /// Sends the sums of an update.
+    pub fn sum_codec(&self) -> SumCodec<'_, B> {
+        let of_model = parameters::<B, M>(self.model).into_iter().filter(|p| self.trained.contains(&p.id));
+        let mut seen = HashSet::new();
+        SumCodec {
+            parameters: of_model.filter(|p| seen.insert(p.id)).map(|p| (p.id, p.shape.iter().product())).collect(),
+            device: self.model.devices().into_iter().next().unwrap_or_default(),
+            prediction: self.prediction.map(|prediction| &**prediction),
+            examples: self.batch.ids.len(),
+            leaves: self.stages.len(),
+            sites: self.sites,
+        }
     }
 }
 
@@ -65,6 +110,15 @@ pub(super) struct SpaceGradients<B: Backend> {
     pub recorded: u64,
     /// What the estimates show of the control variate's regression.
     pub observed: Option<Observation>,
+}
+
+impl<B: Backend> SpaceGradients<B> {
+    /// From the sum over all leaves of a batch of `n` examples.
+    pub fn new(n: usize, sum: LeafSum<B>) -> Self {
+        let mut squared_score_norms = vec![vec![]; n];
+        sum.norms().into_iter().for_each(|(position, norms)| squared_score_norms[position] = norms);
+        Self { gradients: sum.gradients, squared_score_norms, recorded: sum.recorded, observed: sum.observed }
+    }
 }
 
 /// Whether the model had an answer to all it was asked.

@@ -6,8 +6,9 @@ use burn::prelude::*;
 
 use super::activation::QueryFindings;
 use super::clean::CleanPass;
-use super::context::{EstimateContext, SpaceGradients, check_failure};
+use super::context::{EstimateContext, SpaceGradients};
 use super::estimate::{Estimate, PassCost};
+use super::leaves::LeafStages;
 use super::per_query::Answers;
 use super::query_weights::{LossChanges, loss_spread};
 use super::space::Space;
@@ -15,11 +16,11 @@ use super::weight_noise::WeightNoise;
 use super::{activation, low_rank, per_query, weights};
 use crate::allocator::Allocation;
 use crate::error::Error;
+use crate::executor::RoundPhase;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseSource, Placement, makes_noise};
 use crate::ops;
 use crate::parallel::num_workers;
-use crate::probe::Stages;
 use crate::random::derive_seed;
 use crate::site_tracker::SiteMoment;
 
@@ -53,6 +54,17 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         allocation: &Allocation,
         step: u64,
     ) -> Result<Estimate<B>, Error> {
+        self.estimate_in_rounds(seed, allocation, step, (RoundPhase::Query, RoundPhase::Update))
+    }
+
+    /// [`estimate_with_seed`](Self::estimate_with_seed) in rounds of these phases.
+    pub(crate) fn estimate_in_rounds(
+        &self,
+        seed: u64,
+        allocation: &Allocation,
+        step: u64,
+        phases: (RoundPhase, RoundPhase),
+    ) -> Result<Estimate<B>, Error> {
         let n = self.batch.ids.len();
         if self.losses.len() != n {
             return Err(Error::Length { name: "clean losses", got: self.losses.len(), expected: n });
@@ -61,13 +73,17 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             return Err(Error::Length { name: "allocation", got: allocation.counts().len(), expected: n });
         }
         let estimated = self.reachable()?;
-        let no_stages = Stages::default();
+        let nowhere = LeafStages::nowhere(n, self.estimator.leaves);
         let context = EstimateContext {
             model: self.model,
             batch: self.batch,
             target: &self.target,
             trained: &estimated,
-            stages: if estimated.is_subset(&self.reached) { &self.stages } else { &no_stages },
+            stages: if estimated.is_subset(&self.reached) { &self.stages } else { &nowhere },
+            leaves: &self.leaves,
+            rounds: self.rounds,
+            phases,
+            sites: self.sites.len(),
             key: self.key(),
             allocation,
             noise: self.noise(seed, step),
@@ -94,7 +110,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             law: estimator.noise,
             sampling: estimator.sampling,
             sigma: estimator.sigma,
-            // workers of a multi-device strategy share the step: the batch tells them apart
+            // steps of other batches, as of a run that went on otherwise, have noise of their own
             seed: derive_seed(&[seed, self.batch.ids.first().copied().unwrap_or(0)]),
             step,
             sites: estimator.is_single_site().then(|| self.place_probabilities().into()),
@@ -121,7 +137,6 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
                 Answers { losses, explained: vec![], innovations: vec![], rows }
             }
         };
-        check_failure(self.model)?;
         let rows = losses.iter().map(|l| l.len() as u64).sum();
         let queries = PassCost { rows, elapsed: start.elapsed(), largest: largest as u64 };
         let changes = LossChanges::of(&losses, &self.losses);

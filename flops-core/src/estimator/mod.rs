@@ -16,6 +16,7 @@
 
 mod activation;
 mod clean;
+mod clean_leaf;
 mod context;
 #[cfg(test)]
 mod dropping;
@@ -23,11 +24,14 @@ mod estimate;
 mod evaluate;
 #[cfg(test)]
 mod exact;
+mod leaf_sum;
+mod leaves;
 mod low_rank;
 #[cfg(test)]
 mod padding;
 mod per_query;
 mod query_weights;
+mod rounds;
 mod rows;
 mod settings;
 mod site_check;
@@ -44,8 +48,10 @@ mod weights;
 
 pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
+pub(crate) use clean::CutPasses;
 pub use estimate::{Estimate, PassCost};
 pub use query_weights::LossChanges;
+pub(crate) use rounds::{Codec, JobResult, Rounds};
 pub use settings::Estimator;
 pub use space::{Normalisation, Space};
 pub use subspace::Subspace;

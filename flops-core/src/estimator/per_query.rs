@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
-use super::context::{EstimateContext, SpaceGradients, to_host};
+use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
+use super::leaf_sum::LeafSum;
+use super::leaves::leaf;
 use super::query_weights::WeightedQueries;
+use super::rounds::{Codec, JobResult};
 use super::rows::losses as row_losses;
 use crate::batch::Rows;
 use crate::control_variate::{Observation, PredictedRows};
@@ -19,6 +22,7 @@ use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
 use crate::parallel::{balanced_chunk, run_ordered};
 use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Recorded, SquaredScoreNorm, Stages};
+use crate::wire::{Reader, Writer};
 
 /// Queries that begin behind the same stages.
 struct Start {
@@ -96,6 +100,7 @@ fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Ch
 }
 
 /// What the queries of each example answered.
+#[derive(Default)]
 pub(super) struct Answers {
     /// The losses.
     pub losses: Vec<Vec<f64>>,
@@ -107,39 +112,124 @@ pub(super) struct Answers {
     pub rows: usize,
 }
 
+impl Answers {
+    /// Of queries that are still to be asked.
+    fn of(counts: &[usize], dim: usize) -> Self {
+        Self {
+            losses: counts.iter().map(|&a| vec![f64::NAN; a]).collect(),
+            explained: counts.iter().map(|&a| vec![0.0; a]).collect(),
+            innovations: counts.iter().map(|&a| vec![0.0; a * dim]).collect(),
+            rows: 0,
+        }
+    }
+}
+
+impl JobResult for Answers {
+    fn add(mut self, right: Self) -> Self {
+        self.losses.extend(right.losses);
+        self.explained.extend(right.explained);
+        self.innovations.extend(right.innovations);
+        self.rows = self.rows.max(right.rows);
+        self
+    }
+}
+
+/// Sends the answers of leaves whose examples have so many queries.
+struct AnswerCodec<'a> {
+    counts: &'a [usize],
+    leaves: usize,
+    dim: usize,
+}
+
+impl Codec<Answers> for AnswerCodec<'_> {
+    fn write(&self, answers: &Answers, writer: &mut Writer) {
+        writer.doubles(&answers.losses.concat());
+        writer.doubles(&answers.explained.concat());
+        writer.singles(&answers.innovations.concat());
+        writer.number(answers.rows);
+    }
+
+    fn read(&self, jobs: Range<usize>, reader: &mut Reader<'_>) -> Option<Answers> {
+        let counts = &self.counts[leaf(self.counts.len(), self.leaves, jobs.start)];
+        let total: usize = counts.iter().sum();
+        let mut losses = reader.doubles().filter(|v| v.len() == total)?.into_iter();
+        let mut explained = reader.doubles().filter(|v| v.len() == total)?.into_iter();
+        let mut innovations = reader.singles().filter(|v| v.len() == total * self.dim)?.into_iter();
+        Some(Answers {
+            losses: counts.iter().map(|&a| losses.by_ref().take(a).collect()).collect(),
+            explained: counts.iter().map(|&a| explained.by_ref().take(a).collect()).collect(),
+            innovations: counts.iter().map(|&a| innovations.by_ref().take(a * self.dim).collect()).collect(),
+            rows: reader.number()?,
+        })
+    }
+
+    fn max_bytes(&self, jobs: Range<usize>) -> usize {
+        let counts = &self.counts[leaf(self.counts.len(), self.leaves, jobs.start)];
+        64 + counts.iter().sum::<usize>() * (16 + 4 * self.dim)
+    }
+}
+
 /// The answers of all queries of each example. `rank` is that of noise on weights.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     rank: Option<usize>,
 ) -> Result<Answers, Error> {
-    let counts = p.allocation.counts();
-    let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    let mut explains: Vec<Vec<f64>> = counts.iter().map(|&a| vec![0.0; a]).collect();
-    let (noise, prediction) = (&p.noise, p.prediction);
+    let (counts, leaves) = (p.allocation.counts(), p.stages.len());
+    let codec = AnswerCodec { counts, leaves, dim: p.prediction.map_or(0, |p| p.dim()) };
+    let mut run = |leaves: &[usize], take: &mut (dyn FnMut(usize, Answers) + Send)| {
+        let answers = losses_of(p, rank, leaves)?;
+        check_failure(p.model)?;
+        leaves.iter().zip(answers).for_each(|(&leaf, answers)| take(leaf, answers));
+        Ok(())
+    };
+    let answers = p.rounds.gather((p.phases.0, &p.key_of(0), leaves), &mut run, &codec)?;
+    Ok(answers.into_iter().reduce(JobResult::add).unwrap_or_default())
+}
+
+/// The answers of the examples of these leaves, leaf by leaf.
+fn losses_of<B: Backend, M: ForwardModel<B>>(
+    p: &EstimateContext<'_, B, M>,
+    rank: Option<usize>,
+    leaves: &[usize],
+) -> Result<Vec<Answers>, Error> {
+    let (counts, noise, prediction) = (p.allocation.counts(), &p.noise, p.prediction);
     let dim = prediction.map_or(0, |p| p.dim());
-    let mut innovations: Vec<Vec<f32>> = counts.iter().map(|&a| vec![0.0; a * dim]).collect();
-    let starts = starts(noise, p.stages, counts);
-    let jobs: Vec<(usize, Chunk)> = starts
-        .iter()
-        .enumerate()
-        .flat_map(|(i, start)| {
+    let mut answers: Vec<Answers> =
+        leaves.iter().map(|&leaf| Answers::of(&counts[p.stages.range(leaf)], dim)).collect();
+    // where the queries of each leaf begin, and its chunks
+    let (mut starts_of, mut jobs) = (vec![], vec![]);
+    for (index, &leaf) in leaves.iter().enumerate() {
+        let range = p.stages.range(leaf);
+        let of_leaf = |j: usize| if range.contains(&j) { counts[j] } else { 0 };
+        let of_leaf: Vec<usize> = (0..counts.len()).map(of_leaf).collect();
+        let starts = starts(noise, p.stages.any(), &of_leaf);
+        for (i, start) in starts.iter().enumerate() {
             let counts: Vec<usize> = start.queries.iter().map(Vec::len).collect();
-            chunks(&counts, p.rows(start.stages), noise.sampling.group()).into_iter().map(move |chunk| (i, chunk))
-        })
-        .collect();
+            let chunks = chunks(&counts, p.rows(start.stages), noise.sampling.group());
+            jobs.extend(chunks.into_iter().map(|chunk| (index, i, chunk)));
+        }
+        starts_of.push(starts);
+    }
     let queries = |job: usize| {
-        let (start, chunk) = &jobs[job];
-        chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &starts[*start].queries[j][range.clone()])
+        let (index, start, chunk) = &jobs[job];
+        let queries = &starts_of[*index][*start].queries;
+        chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &queries[j][range.clone()])
     };
     let (trained, key) = (p.trained.clone(), p.key);
-    let prefixes: Vec<Prefix> = starts.iter().map(|s| p.stages.prefix(s.stages)).collect();
+    let prefixes_of = |(&leaf, starts): (&usize, &Vec<Start>)| -> Result<Vec<Prefix>, Error> {
+        starts.iter().map(|start| p.prefix(leaf, start.stages)).collect()
+    };
+    let prefixes = leaves.iter().zip(&starts_of).map(prefixes_of).collect::<Result<Vec<_>, Error>>()?;
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes);
-    let work = |(model, input, target, prefixes): &(M, M::Input, M::Target, Vec<Prefix>), job: usize| {
-        let (start, Chunk { positions, .. }) = &jobs[job];
+    let firsts: Vec<usize> = leaves.iter().map(|&leaf| p.stages.range(leaf).start).collect();
+    type Context<I, T, M> = (M, I, T, Vec<Vec<Prefix>>);
+    let work = |(model, input, target, prefixes): &Context<M::Input, M::Target, M>, job: usize| {
+        let (index, start, Chunk { positions, .. }) = &jobs[job];
+        let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
         let query = Query::new(rows.clone(), noise.clone(), prediction.cloned(), rank);
-        let mut probe = Probe::query(trained.clone(), prefixes[*start].rows(positions), query)
+        let mut probe = Probe::query(trained.clone(), prefixes[*index][*start].rows(&of_leaf), query)
             .with_examples(key.examples(positions));
         let mut output = model.forward(input.rows(positions), &mut probe);
         // what no noise reaches, as where a layer's output is not used, has a row per example
@@ -170,25 +260,26 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     let outputs: Vec<f32> = outputs.into_iter().map(|o| o as f32).collect();
     let outputs = (outputs.len() == values.len() * dim).then_some(outputs);
     let mut row = 0;
-    for (job, (_, chunk)) in jobs.iter().enumerate() {
+    for (job, (index, _, chunk)) in jobs.iter().enumerate() {
+        let (first, of_leaf) = (firsts[*index], &mut answers[*index]);
+        of_leaf.rows = of_leaf.rows.max(chunk.ranges.iter().map(Range::len).sum());
         for (&j, queries) in chunk.positions.iter().zip(queries(job)) {
             for &query in queries {
-                (losses[j][query], explains[j][query]) = (values[row], predicted.explained[row]);
+                of_leaf.losses[j - first][query] = values[row];
+                of_leaf.explained[j - first][query] = predicted.explained[row];
                 if let Some(prediction) = prediction.filter(|_| dim > 0) {
                     let of_row = row * dim..(row + 1) * dim;
                     let (expected, outputs) =
                         (&predicted.answers[of_row.clone()], outputs.as_ref().map(|o| &o[of_row]));
                     let change = values[row] - p.losses[j];
                     let shown = prediction.innovation(j, expected, outputs, change, noise.sigma);
-                    innovations[j][query * dim..(query + 1) * dim].copy_from_slice(&shown);
+                    of_leaf.innovations[j - first][query * dim..(query + 1) * dim].copy_from_slice(&shown);
                 }
                 row += 1;
             }
         }
     }
-    let rows = |(_, chunk): &(usize, Chunk)| chunk.ranges.iter().map(|r| r.len()).sum();
-    let rows = jobs.iter().map(rows).max().unwrap_or(0);
-    Ok(Answers { losses, explained: explains, innovations, rows })
+    Ok(answers)
 }
 
 /// A job of the update pass: some examples with all their queries.
@@ -220,25 +311,51 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     weighted: &WeightedQueries,
     form: impl Fn(&Job<'_>, &dyn Fn(&[usize]) -> Vec<Recorded<B>>) -> Result<JobGradients<B>, Error> + Sync,
 ) -> Result<SpaceGradients<B>, Error> {
-    let WeightedQueries { weights, survived, .. } = weighted;
+    let (n, leaves) = (weighted.weights.len(), p.stages.len());
+    let mut run = |leaves: &[usize], take: &mut (dyn FnMut(usize, LeafSum<B>) + Send)| {
+        gradients_of(p, weighted, &form, (leaves, take))
+    };
+    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves), &mut run, &p.sum_codec())?;
+    Ok(SpaceGradients::new(n, sum))
+}
+
+/// Forms the gradients of these leaves, and hands on each as soon as it is whole.
+fn gradients_of<B: Backend, M: ForwardModel<B>>(
+    p: &EstimateContext<'_, B, M>,
+    WeightedQueries { weights, survived, .. }: &WeightedQueries,
+    form: &(impl Fn(&Job<'_>, &dyn Fn(&[usize]) -> Vec<Recorded<B>>) -> Result<JobGradients<B>, Error> + Sync),
+    (leaves, take): (&[usize], &mut (dyn FnMut(usize, LeafSum<B>) + Send)),
+) -> Result<(), Error> {
     let n = weights.len();
     // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer
     // at a time
     // a shrunk estimate compares halves of a job
     let least = if p.prediction.is_some_and(|p| p.measures()) { 2 } else { 1 };
-    let width = balanced_chunk(n, (p.max_rows / 16).min(p.rows(p.stages.before(0)) / 8).max(least));
-    let jobs = n.div_ceil(width);
-    // a device sums directions side by side, as many for each example; jobs find their examples by
-    // this order
-    let mut order: Vec<usize> = (0..n).collect();
-    if p.noise.on_device {
-        order.sort_by_key(|&j| std::cmp::Reverse(weights[j].len()));
+    let before = p.stages.any().before(0);
+    let most = (p.max_rows / 16).min(p.rows(before) / 8).max(least);
+    // the examples of each job, and how many jobs of each leaf are still to come
+    let (mut jobs, mut left) = (vec![], vec![]);
+    for (index, &leaf) in leaves.iter().enumerate() {
+        // a device sums directions side by side, as many for each example; jobs find their examples
+        // by this order
+        let mut order: Vec<usize> = p.stages.range(leaf).collect();
+        if p.noise.on_device {
+            order.sort_by_key(|&j| std::cmp::Reverse(weights[j].len()));
+        }
+        let width = balanced_chunk(order.len(), most);
+        let of_leaf: Vec<(usize, Vec<usize>)> = order.chunks(width).map(|chunk| (index, chunk.to_vec())).collect();
+        left.push(of_leaf.len());
+        jobs.extend(of_leaf);
+        if order.is_empty() {
+            take(leaf, LeafSum::default());
+        }
     }
-    let positions = |job: usize| &order[job * width..n.min((job + 1) * width)];
     let (trained, key) = (p.trained.clone(), p.key);
-    let context = (p.model.clone(), p.batch.input.clone(), p.stages.frozen());
-    let work = |(model, input, prefix): &(M, M::Input, Prefix), job: usize| {
-        let positions = positions(job);
+    let prefixes = leaves.iter().map(|&leaf| p.prefix(leaf, before)).collect::<Result<Vec<_>, Error>>()?;
+    let firsts: Vec<usize> = leaves.iter().map(|&leaf| p.stages.range(leaf).start).collect();
+    let context = (p.model.clone(), p.batch.input.clone(), prefixes);
+    let work = |(model, input, prefixes): &(M, M::Input, Vec<Prefix>), job: usize| {
+        let (index, positions) = &jobs[job];
         let job = Job {
             positions,
             rows: QueryRows::new(positions, positions.iter().map(|&j| 0..weights[j].len())),
@@ -246,8 +363,9 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             shares: positions.iter().map(|&j| if survived[j] > 0 { 1.0 / n as f64 } else { 0.0 }).collect(),
         };
         let record = |positions: &[usize]| {
+            let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
             let mut probe =
-                Probe::record(trained.clone(), prefix.rows(positions)).with_examples(key.examples(positions));
+                Probe::record(trained.clone(), prefixes[*index].rows(&of_leaf)).with_examples(key.examples(positions));
             model.forward(input.rows(positions), &mut probe);
             probe.recorded()
         };
@@ -255,41 +373,18 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         formed.gradients.retain(&trained); // a site may add those of frozen parameters
         Ok(formed)
     };
-    let (mut sum, mut norms, mut observed) = (Gradients::default(), Vec::with_capacity(jobs), None::<Observation>);
-    let mut recorded = 0;
-    run_ordered(jobs, p.threads, context, work, |_, formed: JobGradients<B>| {
-        recorded += formed.recorded as u64;
-        sum.merge(formed.gradients);
-        norms.push(formed.squared_score_norms);
-        match (&mut observed, formed.observed) {
-            (Some(observed), Some(seen)) => observed.merge(seen),
-            (observed, seen) => *observed = seen,
+    let mut sum = LeafSum::default();
+    run_ordered(jobs.len(), p.threads, context, work, |job, formed: JobGradients<B>| {
+        let (index, positions) = &jobs[job];
+        sum.recorded += formed.recorded as u64;
+        sum.gradients.merge(formed.gradients);
+        sum.jobs.push((positions.clone(), formed.squared_score_norms));
+        sum.observe(formed.observed);
+        left[*index] -= 1;
+        if left[*index] == 0 {
+            take(leaves[*index], std::mem::take(&mut sum));
         }
-    })?;
-    let squared_score_norms = of_examples(n, &norms, positions);
-    Ok(SpaceGradients { gradients: sum, squared_score_norms, recorded, observed })
-}
-
-/// The norms of each of `n` examples at each site, from those of the jobs; a device is waited for
-/// once.
-fn of_examples<'a, B: Backend>(
-    n: usize,
-    jobs: &[Vec<SquaredScoreNorm<B>>],
-    positions: impl Fn(usize) -> &'a [usize],
-) -> Vec<Vec<f64>> {
-    let mut squares =
-        to_host(jobs.iter().flatten().filter_map(|norm| norm.squares.clone().map(|s| s.squeeze_dim(1))).collect())
-            .into_iter();
-    let mut norms = vec![vec![]; n];
-    for (job, of_sites) in jobs.iter().enumerate() {
-        for norm in of_sites {
-            for &j in positions(job) {
-                let square = norm.squares.as_ref().and_then(|_| squares.next()).unwrap_or(0.0);
-                norms[j].push(norm.constant + norm.factor * square);
-            }
-        }
-    }
-    norms
+    })
 }
 
 #[cfg(test)]

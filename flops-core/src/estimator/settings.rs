@@ -60,6 +60,14 @@ pub struct Estimator {
     pub max_rows: usize,
     /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it.
     pub threads: usize,
+    /// Leaves, the contiguous parts that the examples of a batch are cut into: a power of two up to
+    /// 1,024, at least the number of workers of an [executor](crate::Executor), otherwise 1.
+    ///
+    /// No pass holds examples of two leaves, and sums follow the binary tree over the leaves. So they
+    /// change the rounding of a result, and nothing else changes it: not the number of workers, nor of
+    /// threads.
+    #[serde(default = "one")]
+    pub leaves: usize,
 }
 
 impl Estimator {
@@ -77,6 +85,7 @@ impl Estimator {
             seed: 0,
             max_rows: 256,
             threads: 1,
+            leaves: 1,
         }
     }
 
@@ -94,6 +103,9 @@ impl Estimator {
         }
         if self.threads == 0 {
             return fail("threads", 0.0, "use at least 1");
+        }
+        if !(self.leaves.is_power_of_two() && self.leaves <= 1024) {
+            return fail("leaves", self.leaves as f64, "use a power of two from 1 to 1024");
         }
         if matches!(self.space, Space::LowRank { rank: 0, .. }) {
             return fail("rank", 0.0, "use at least 1");
@@ -121,6 +133,11 @@ impl Estimator {
     }
 }
 
+/// The leaves of settings that were written without any.
+fn one() -> usize {
+    1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +160,9 @@ mod tests {
             (Estimator { sigma: -1.0, ..weights() }, "sigma"),
             (Estimator { max_rows: 1, ..weights() }, "max_rows"),
             (Estimator { threads: 0, ..weights() }, "threads"),
+            (Estimator { leaves: 0, ..weights() }, "leaves"),
+            (Estimator { leaves: 6, ..weights() }, "leaves"),
+            (Estimator { leaves: 2048, ..weights() }, "leaves"),
             (Estimator::new(Space::low_rank(0)), "rank"),
             (in_subspace(Subspace::Random { rank: 0, period: 1 }), "rank of the subspace"),
             (in_subspace(Subspace::Orthonormal { rank: 1, period: 0 }), "period of the subspace"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ParamId};
 use burn::prelude::*;
 
+use super::leaves::LeafStages;
 use super::*;
 use crate::allocator::{Allocation, Allocator, AllocatorKind, AnyAllocator, DatumFeatures, QueryBudget, Shown};
 use crate::batch::{Batch, Rows};
@@ -14,7 +15,7 @@ use crate::model::ForwardModel;
 use crate::noise::forced;
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling};
 use crate::parallel::balanced_chunk;
-use crate::probe::{Probe, Stages};
+use crate::probe::Probe;
 use crate::testing::{AB, B, Zoo, ZooBatch, flat, plain, true_gradient, zoo, zoo_batch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -343,7 +344,7 @@ fn frozen_parameters_have_no_gradient_and_their_stages_run_once() {
     for space in Space::ALL {
         let estimator = Estimator::new(space);
         let clean = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
-        assert!(!clean.stages.frozen().is_empty());
+        assert!(!clean.stages.any().frozen().is_empty());
         let allocation = Allocation::uniform(5, &QueryBudget::new(4, 1).unwrap());
         let e = clean.estimate(&allocation, 0).unwrap();
         assert_eq!(e.gradients.iter().count(), 4);
@@ -351,7 +352,7 @@ fn frozen_parameters_have_no_gradient_and_their_stages_run_once() {
         assert!(e.gradient(&f.model.mix.weight).is_some());
         // the same values as without reuse
         let mut no_prefix = estimator.clean(&f.model, &f.batch, &f.trained).unwrap();
-        no_prefix.stages = Stages::default();
+        no_prefix.stages = LeafStages::nowhere(5, 1);
         let full = no_prefix.estimate(&allocation, 0).unwrap();
         let (a, b) = (vector(&f.model, &e), vector(&f.model, &full));
         let scale = b.iter().map(|g| g * g).sum::<f64>().sqrt();

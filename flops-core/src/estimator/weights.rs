@@ -8,10 +8,16 @@
 //! ever restored by subtraction. Noise covers all coordinates of a parameter, or a subspace
 //! (`weight_noise.rs`).
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
-use super::context::{EstimateContext, SpaceGradients, to_host};
+use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
+use super::leaf_sum::LeafSum;
+use super::leaves::part;
+use super::rounds::{Codec, JobResult};
 use super::rows;
 use super::weight_noise::{Lift, WeightNoise};
 use crate::batch::Rows;
@@ -21,6 +27,7 @@ use crate::noise::{DeviceNoise, NoiseSource, RowKey, SHARED};
 use crate::ops;
 use crate::parallel::{balanced_chunk, run_ordered};
 use crate::probe::{Gradients, Prefix, Probe};
+use crate::wire::{Reader, Writer};
 
 /// θ + σε_q, in the trained parameters.
 struct Perturb<'a, B: Backend> {
@@ -68,77 +75,183 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
     }
 }
 
+/// The losses of a job's queries, in the order of [`Asked`].
+struct DirectionLosses(Vec<f64>);
+
+impl JobResult for DirectionLosses {
+    fn add(self, _: Self) -> Self {
+        self
+    }
+}
+
+/// Which queries each job asks: directions with the examples that have a query of this number.
+struct Asked(Vec<Vec<(usize, Vec<usize>)>>);
+
+impl Asked {
+    /// Jobs of examples: every direction on the examples of a leaf, whose prefix stays where it is.
+    fn by_leaf(counts: &[usize], ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        let of_leaf = |range: Range<usize>| {
+            let most = counts[range.clone()].iter().copied().max().unwrap_or(0);
+            (0..most).map(|q| (q, range.clone().filter(|&j| counts[j] > q).collect())).collect()
+        };
+        Self(ranges.map(of_leaf).collect())
+    }
+
+    /// Jobs of directions: some of them, on all examples. A pair stays together.
+    fn by_direction(counts: &[usize], group: usize, jobs: usize) -> Self {
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let of_query = |q: usize| (q, (0..counts.len()).filter(|&j| counts[j] > q).collect());
+        Self((0..jobs).map(|job| part(most, group, jobs, job).map(of_query).collect()).collect())
+    }
+
+    fn len(&self, job: usize) -> usize {
+        self.0[job].iter().map(|(_, examples)| examples.len()).sum()
+    }
+}
+
+impl Codec<DirectionLosses> for Asked {
+    fn write(&self, losses: &DirectionLosses, writer: &mut Writer) {
+        writer.doubles(&losses.0);
+    }
+
+    fn read(&self, jobs: Range<usize>, reader: &mut Reader<'_>) -> Option<DirectionLosses> {
+        reader.doubles().filter(|losses| losses.len() == self.len(jobs.start)).map(DirectionLosses)
+    }
+
+    fn max_bytes(&self, jobs: Range<usize>) -> usize {
+        64 + 8 * jobs.map(|job| self.len(job)).sum::<usize>()
+    }
+}
+
 /// Losses of all queries of each example, and the rows of the largest pass.
+///
+/// Where queries begin behind a prefix, a job is a leaf, so that the prefix stays where it was made.
+/// Otherwise it is a part of the directions, so that each is drawn once.
 pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     of: &WeightNoise<B>,
 ) -> Result<(Vec<Vec<f64>>, usize), Error> {
-    let counts = p.allocation.counts();
+    let (counts, leaves, before) = (p.allocation.counts(), p.stages.len(), p.stages.any().before(0));
+    let asked = match before {
+        0 => Asked::by_direction(counts, p.noise.sampling.group(), leaves),
+        _ => Asked::by_leaf(counts, (0..leaves).map(|leaf| p.stages.range(leaf))),
+    };
+    let mut run = |jobs: &[usize], take: &mut (dyn FnMut(usize, DirectionLosses) + Send)| {
+        let losses = losses_of(p, (of, before), &asked, jobs)?;
+        check_failure(p.model)?;
+        jobs.iter().zip(losses).for_each(|(&job, losses)| take(job, DirectionLosses(losses)));
+        Ok(())
+    };
+    let found = p.rounds.gather((p.phases.0, &p.key_of(0), leaves), &mut run, &asked)?;
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
-    // the examples that have a query q, for each q
-    let directions: Vec<Vec<usize>> =
-        (0..p.allocation.max()).map(|q| (0..counts.len()).filter(|&j| counts[j] > q).collect()).collect();
-    let (noise, max_rows, step) = (&p.noise, p.rows(p.stages.before(0)), p.key);
-    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), p.stages.frozen(), of.clone());
-    let work = |(model, input, target, prefix, of): &(M, M::Input, M::Target, Prefix, WeightNoise<B>), query: usize| {
-        let key = [RowKey { position: SHARED, query }];
+    for (directions, DirectionLosses(values)) in asked.0.iter().zip(found) {
+        let rows = directions.iter().flat_map(|(query, examples)| examples.iter().map(move |&j| (j, *query)));
+        rows.zip(values).for_each(|((j, query), value)| losses[j][query] = value);
+    }
+    let max_rows = p.rows(before);
+    let largest = asked.0.iter().flatten().map(|(_, examples)| examples.len().min(max_rows)).max().unwrap_or(0);
+    Ok((losses, largest))
+}
+
+/// The losses of these jobs. A direction that several of them ask is drawn once.
+fn losses_of<B: Backend, M: ForwardModel<B>>(
+    p: &EstimateContext<'_, B, M>,
+    (of, before): (&WeightNoise<B>, usize),
+    asked: &Asked,
+    jobs: &[usize],
+) -> Result<Vec<Vec<f64>>, Error> {
+    let (noise, max_rows, step) = (&p.noise, p.rows(before), p.key);
+    // where the examples of each job begin in its prefix
+    let first = |&job: &usize| if before > 0 { p.stages.range(job).start } else { 0 };
+    let firsts: Vec<usize> = jobs.iter().map(first).collect();
+    let mut by_query = BTreeMap::<usize, Vec<(usize, &Vec<usize>)>>::new();
+    for (index, &job) in jobs.iter().enumerate() {
+        for (query, examples) in asked.0[job].iter().filter(|(_, examples)| !examples.is_empty()) {
+            by_query.entry(*query).or_default().push((index, examples));
+        }
+    }
+    let directions: Vec<(usize, Vec<(usize, &Vec<usize>)>)> = by_query.into_iter().collect();
+    let prefixes = jobs.iter().map(|&job| p.prefix(job, before)).collect::<Result<Vec<_>, Error>>()?;
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes, of.clone());
+    type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, WeightNoise<B>);
+    let work = |(model, input, target, prefixes, of): &Context<M::Input, M::Target, M, B>, direction: usize| {
+        let (query, parts) = &directions[direction];
+        let key = [RowKey { position: SHARED, query: *query }];
         let device = of.device.as_ref().filter(|_| noise.on_device);
         let numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
-        let perturbed = model.clone().map(&mut Perturb { noise, query, of, site: 0, numbers });
+        let perturbed = model.clone().map(&mut Perturb { noise, query: *query, of, site: 0, numbers });
         let mut values = vec![];
-        for positions in directions[query].chunks(balanced_chunk(directions[query].len(), max_rows)) {
-            let mut probe = Probe::resume(prefix.rows(positions)).with_examples(step.examples(positions));
-            let output = perturbed.forward(input.rows(positions), &mut probe);
-            values.push(rows::losses(&perturbed, output, target.rows(positions), positions.len())?);
+        for (index, examples) in parts {
+            let mut of_part = vec![];
+            for positions in examples.chunks(balanced_chunk(examples.len(), max_rows)) {
+                let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
+                let mut probe = Probe::resume(prefixes[*index].rows(&of_leaf)).with_examples(step.examples(positions));
+                let output = perturbed.forward(input.rows(positions), &mut probe);
+                of_part.push(rows::losses(&perturbed, output, target.rows(positions), positions.len())?);
+            }
+            values.push((*index, of_part));
         }
         Ok(values)
     };
-    let mut found = vec![];
-    run_ordered(directions.len(), p.threads, context, work, |_, values| found.extend(values))?;
-    let mut values = to_host(found).into_iter();
-    for (query, examples) in directions.iter().enumerate() {
-        for (&j, value) in examples.iter().zip(&mut values) {
-            losses[j][query] = value;
+    let (mut found, mut of_jobs) = (vec![], vec![]);
+    run_ordered(directions.len(), p.threads, context, work, |_, values| {
+        for (index, parts) in values {
+            for part in parts {
+                of_jobs.push((index, part.dims()[0]));
+                found.push(part);
+            }
         }
-    }
-    let largest = directions.iter().map(|examples| examples.len().min(max_rows)).max().unwrap_or(0);
-    Ok((losses, largest))
+    })?;
+    let mut values = to_host(found).into_iter();
+    let mut losses = vec![vec![]; jobs.len()];
+    of_jobs.into_iter().for_each(|(index, rows)| losses[index].extend(values.by_ref().take(rows)));
+    Ok(losses)
 }
 
 /// Gradients, and E‖ε‖² of each example: the number of perturbed parameters, as one site of them
 /// all, whatever the subspace.
+///
+/// A leaf of the sum is a part of the directions.
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     of: &WeightNoise<B>,
     weights: &[Vec<f64>],
 ) -> Result<SpaceGradients<B>, Error> {
-    let queries = p.allocation.max();
+    let (queries, leaves) = (p.allocation.max(), p.stages.len());
     // the weight of a direction is the sum over the examples it was evaluated on
     let totals: Vec<f64> = (0..queries).map(|q| weights.iter().filter_map(|w| w.get(q)).sum()).collect();
     let keys: Vec<RowKey> = (0..queries).map(|query| RowKey { position: SHARED, query }).collect();
     let Some(device) = &of.device else { return Err(Error::NothingTrained) };
-    let (noise, all) = (&p.noise, 0..queries);
-    let groups = std::slice::from_ref(&all);
-    let mut gradients = Gradients::default();
-    if noise.on_device {
-        let mut sums = noise.device_scores(0, groups, &keys, &totals, queries, device).with_total(of.drawn());
-        for (id, lift) in &of.parameters {
-            gradients.add_flat(*id, lift.apply(sums.take(lift.drawn()).reshape([lift.drawn()])));
+    let noise = &p.noise;
+    let mut run = |leaves_here: &[usize], take: &mut (dyn FnMut(usize, LeafSum<B>) + Send)| {
+        for &leaf in leaves_here {
+            let directions = part(queries, noise.sampling.group(), leaves, leaf);
+            let (keys, totals, count) = (&keys[directions.clone()], &totals[directions.clone()], directions.len());
+            let (groups, mut gradients) = ([0..count], Gradients::default());
+            if count == 0 {
+                take(leaf, LeafSum::default());
+                continue;
+            }
+            if noise.on_device {
+                let mut sums = noise.device_scores(0, &groups, keys, totals, count, device).with_total(of.drawn());
+                for (id, lift) in &of.parameters {
+                    gradients.add_flat(*id, lift.apply(sums.take(lift.drawn()).reshape([lift.drawn()])));
+                }
+            } else {
+                let sum = |(device, of): &(B::Device, WeightNoise<B>), site: usize| {
+                    let (lift, len) = (&of.parameters[site].1, of.parameters[site].1.drawn());
+                    let drawn = ops::from_host(noise.weighted_scores(site, &groups, keys, totals, len), [len], device);
+                    Ok(lift.apply(drawn))
+                };
+                let context = (device.clone(), of.clone());
+                let add = |site: usize, g| gradients.add_flat(of.parameters[site].0, g);
+                run_ordered(of.parameters.len(), p.threads, context, sum, add)?;
+            }
+            take(leaf, LeafSum { gradients, ..LeafSum::default() });
         }
-    } else {
-        let sum = |(device, of): &(B::Device, WeightNoise<B>), site: usize| {
-            let (lift, len) = (&of.parameters[site].1, of.parameters[site].1.drawn());
-            let drawn = ops::from_host(noise.weighted_scores(site, groups, &keys, &totals, len), [len], device);
-            Ok(lift.apply(drawn))
-        };
-        let context = (device.clone(), of.clone());
-        let add = |site: usize, g| gradients.add_flat(of.parameters[site].0, g);
-        run_ordered(of.parameters.len(), p.threads, context, sum, add)?;
-    }
-    Ok(SpaceGradients {
-        gradients,
-        squared_score_norms: vec![vec![of.len() as f64]; weights.len()],
-        recorded: 0,
-        observed: None,
-    })
+        Ok(())
+    };
+    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves), &mut run, &p.sum_codec())?;
+    let squared_score_norms = vec![vec![of.len() as f64]; weights.len()];
+    Ok(SpaceGradients { squared_score_norms, ..SpaceGradients::new(0, sum) })
 }

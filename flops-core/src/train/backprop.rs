@@ -124,7 +124,7 @@ where
             return fail(error);
         }
         let key = StepKey { seed: self.seed, step: self.steps.value, ids: &batch.ids };
-        let passes = self.prefixes.passes(&batch, &trained, rows.max(1));
+        let passes = self.prefixes.passes((&batch, 0..batch.ids.len()), &trained, rows.max(1));
         let (mut outputs, mut stages, mut reached) = (vec![], vec![], 0);
         for job in 0..passes.len() {
             let index = passes.rows(job);
@@ -140,7 +140,8 @@ where
             reached = traced.reached.len();
         }
         let output = passes.in_order(outputs);
-        self.prefixes.update(&batch, &trained, &passes.stages(stages), reached == trained.len());
+        let stages = passes.stages(stages);
+        self.prefixes.update(&batch, &trained, [(0..batch.ids.len(), &stages)], reached == trained.len());
         let item = StepOutput::clean(&self.model, output, batch.target);
         TrainOutput::new(self, item.losses.clone().mean().backward(), item)
     }

@@ -136,6 +136,14 @@ impl ForwardConfig {
         self
     }
 
+    /// Sets the [leaves](crate::Estimator::leaves) that a batch is cut into for several workers, a power
+    /// of two from 1 to 1,024.
+    #[must_use]
+    pub fn with_leaves(mut self, leaves: usize) -> Self {
+        self.estimator.leaves = leaves;
+        self
+    }
+
     /// Sets how many training examples' frozen prefixes are cached; see
     /// [`prefix_cache`](Self::prefix_cache).
     #[must_use]

@@ -21,11 +21,13 @@ use super::prefixes::PrefixCaches;
 use super::site_checks::SiteChecks;
 use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
+use super::workers::Workers;
 use crate::allocator::{Allocator, Shown};
 use crate::batch::Batch;
 use crate::control_variate::Observation;
 use crate::error::Error;
 use crate::estimator::trained_parameters;
+use crate::executor::{Executor, Threads};
 use crate::inference::infer_cached;
 use crate::model::ForwardModel;
 use crate::persist::Persist;
@@ -41,9 +43,9 @@ use crate::variance::VarianceSource;
 /// Clones share the [`Monitor`], cached prefixes and the check of sites, and nothing else: the clones
 /// of a sweep train side by side, each with its own steps. [`apart`](Self::apart) gives a clone its
 /// own of these. An update commits the steps of its own learner, or of the one that this was cloned
-/// from. Where that one has not stepped, it commits the steps of all its clones, which are the
-/// workers of a multi-device strategy. Several steps may come before an update (gradient
-/// accumulation); each has noise of its own.
+/// from. Several steps may come before an update (gradient accumulation); each has noise of its own.
+/// burn-train's multi-device strategy is [refused](Error::MultiDevice): an
+/// [executor](Self::with_executor) shares the jobs of a step instead.
 ///
 /// # Panics
 /// burn-train's methods return no `Result`. Without an interrupter ([`Monitor::stop_with`]) these
@@ -107,6 +109,8 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     pub(super) prefixes: PrefixCaches,
     #[module(skip)]
     site_checks: SiteChecks,
+    #[module(skip)]
+    workers: Workers,
 }
 
 impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
@@ -141,7 +145,30 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
             config: Arc::new(config),
             pending: PendingSteps::default(),
             site_checks: SiteChecks::default(),
+            workers: Workers::default(),
         })
+    }
+
+    /// Lets `executor` run the jobs of every step, on this worker and on others.
+    ///
+    /// Every worker has a learner of its own with the same settings, weights and batches, and ends a step
+    /// with the same weights. Set the [leaves](crate::Estimator::leaves) to at least the number of workers.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use burn::{backend::{Autodiff, Flex}, module::Module};
+    /// # use flops_core::{ForwardLearner, executor::Threads};
+    /// # fn run<M: Module<Autodiff<Flex>>, A: Module<Autodiff<Flex>>>(
+    /// #     learner: ForwardLearner<Autodiff<Flex>, M, A>,
+    /// # ) {
+    /// // the default: all jobs in this process
+    /// let learner = learner.with_executor(Arc::new(Threads));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_executor(mut self, executor: Arc<dyn Executor>) -> Self {
+        self.workers = Workers::new(executor);
+        self
     }
 
     /// Shares the cached training prefixes of `other`.
@@ -192,8 +219,14 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     {
         self.monitor.give_up();
         free_graph_roots(self.state.value.step);
-        let mut pending = self.pending.take();
-        pending.sort_by_key(|p| p.first);
+        let pending = match self.pending.take() {
+            Ok(pending) => pending,
+            Err(error) => {
+                self.monitor.note(error);
+                self.monitor.give_up();
+                return false;
+            }
+        };
         let state = &mut self.state.value;
         if pending.is_empty() {
             state.step += u64::from(has_gradients);
@@ -267,7 +300,7 @@ where
     /// Where the step would fail.
     pub fn check(&self, batch: &InnerBatch<B, M>) -> Result<(), Error> {
         let apart = Monitor::default();
-        self.run(batch, &self.pending.earlier(), &apart).map(drop)
+        self.run(batch, &self.pending.earlier(), (&apart, &Threads)).map(drop)
     }
 
     /// One step, after those `earlier` ones that wait for the same update.
@@ -275,7 +308,7 @@ where
         &self,
         batch: &InnerBatch<B, M>,
         earlier: &Earlier,
-        monitor: &Monitor,
+        (monitor, executor): (&Monitor, &dyn Executor),
     ) -> Result<StepOutcome<B::InnerBackend>, Error> {
         // `valid()` leads to the backend without autodiff: no graph can exist from here on
         let (model, allocator) = (self.model.valid(), self.allocator.valid());
@@ -289,6 +322,7 @@ where
             batch,
             earlier,
             monitor,
+            executor,
         };
         step.run(&allocator)
     }
@@ -310,7 +344,9 @@ where
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
         let mut earlier = self.pending.earlier();
-        match self.run(&batch, &earlier, &self.monitor) {
+        let met = self.workers.meet(self.state.value.step, &self.config, self.allocator.name(), self);
+        let run = |()| self.run(&batch, &earlier, (&self.monitor, self.workers.executor()));
+        match met.and_then(run) {
             Ok(StepOutcome { grads, item, pending, report }) => {
                 earlier.add(&pending);
                 self.pending.push(Some(pending));

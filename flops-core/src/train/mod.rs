@@ -30,6 +30,7 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 pub use backprop::BackpropLearner;
 pub use checksum::ChecksumError;

@@ -1,13 +1,16 @@
 //! Steps that wait for the update that commits them, and whose they are.
 //!
-//! burn-train steps on a learner and updates a clone of it. Its multi-device workers step on clones
-//! of a clone, and a clone of the learner itself updates. In a sweep, clones step and update side
+//! burn-train steps on a learner and updates a clone of it. In a sweep, clones step and update side
 //! by side. So a step is kept under the learner that took it and those that this one was cloned
 //! from, and an update takes what belongs to its own learner.
+//!
+//! The workers of burn-train's multi-device strategy step on clones of a clone, and a clone of the
+//! learner itself updates. Their gradients cannot be one update: this is told apart, and refused.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::state::Pending;
+use crate::error::Error;
 use crate::ledger::Ledger;
 
 /// The identity of a learner; clones have one of their own.
@@ -54,30 +57,23 @@ pub(super) struct PendingSteps {
     parent: Option<Token>,
     /// Those that the parent was cloned from, latest first.
     ancestors: Vec<Weak<()>>,
-    /// What workers had taken when this clone was made.
-    inherited: Earlier,
 }
 
 impl Default for PendingSteps {
     fn default() -> Self {
-        Self { store: Arc::default(), me: Arc::new(()), parent: None, ancestors: vec![], inherited: Earlier::default() }
+        Self { store: Arc::default(), me: Arc::new(()), parent: None, ancestors: vec![] }
     }
 }
 
 impl Clone for PendingSteps {
     /// A learner of its own, cloned from this one.
     fn clone(&self) -> Self {
-        let mut inherited = self.inherited.clone();
-        // workers step on clones of a clone; what mere clones took is their own
-        let of_workers = |entry: &&Entry| entry.distance(&self.me).is_some_and(|distance| distance > 1);
-        self.lock().iter().filter(of_workers).filter_map(|e| e.step.as_ref()).for_each(|step| inherited.add(step));
         let older = self.parent.iter().map(Arc::downgrade).chain(self.ancestors.iter().cloned());
         Self {
             store: self.store.clone(),
             me: Arc::new(()),
             parent: Some(self.me.clone()),
             ancestors: older.filter(is_alive).collect(),
-            inherited,
         }
     }
 }
@@ -108,10 +104,8 @@ impl PendingSteps {
     }
 
     /// What this learner has taken since its last update.
-    ///
-    /// Steps of workers that run at the same time do not count, so that it is the same in every run.
     pub fn earlier(&self) -> Earlier {
-        let mut earlier = self.inherited.clone();
+        let mut earlier = Earlier::default();
         let own = |entry: &&Entry| entry.distance(&self.me) == Some(0);
         self.lock().iter().filter(own).filter_map(|e| e.step.as_ref()).for_each(|step| earlier.add(step));
         earlier
@@ -119,14 +113,15 @@ impl PendingSteps {
 
     /// Takes the steps that an update of this learner commits, in the order in which they came.
     ///
-    /// These are its own, or else those of the learner it was cloned from. Where neither has
-    /// stepped, workers have: then those of its clones, or else of all clones of its parent.
-    /// Afterwards this learner is related to no other.
-    pub fn take(&mut self) -> Vec<Pending> {
+    /// These are its own, or else those of the learner it was cloned from. Afterwards this learner is
+    /// related to no other.
+    ///
+    /// # Errors
+    /// [`Error::MultiDevice`] where neither has stepped, but clones of them have: these are workers.
+    pub fn take(&mut self) -> Result<Vec<Pending>, Error> {
         let me = std::mem::replace(&mut self.me, Arc::new(()));
         let parent = self.parent.take();
         self.ancestors.clear();
-        self.inherited = Earlier::default();
         let mut entries = self.lock();
         let mut take = |learner: &Token, belongs: fn(usize) -> bool| -> Option<Vec<Pending>> {
             let is_taken = |entry: &mut Entry| entry.distance(learner).is_some_and(belongs);
@@ -134,11 +129,12 @@ impl PendingSteps {
             (!taken.is_empty()).then(|| taken.into_iter().filter_map(|entry| entry.step).collect())
         };
         let of_parent = parent.as_ref();
-        take(&me, |distance| distance == 0)
-            .or_else(|| take(of_parent?, |distance| distance == 0))
-            .or_else(|| take(&me, |_| true))
-            .or_else(|| take(of_parent?, |_| true))
-            .unwrap_or_default()
+        let own = take(&me, |distance| distance == 0).or_else(|| take(of_parent?, |distance| distance == 0));
+        if let Some(own) = own {
+            return Ok(own);
+        }
+        let of_workers = take(&me, |_| true).or_else(|| take(of_parent?, |_| true));
+        if of_workers.is_some() { Err(Error::MultiDevice) } else { Ok(vec![]) }
     }
 
     /// Changes the steps that wait.
@@ -168,14 +164,14 @@ mod tests {
     use crate::estimator::PassCost;
     use crate::ledger::Phase;
 
-    /// A step that is known by `first`, with as many queries.
+    /// A step of example `first`, with as many queries.
     fn step(first: u64) -> Option<Pending> {
         let cost = PassCost { rows: first, elapsed: Duration::ZERO, largest: first };
-        Some(Pending { first, costs: vec![(Phase::Query, first, cost)], ..Pending::default() })
+        Some(Pending { ids: vec![first], costs: vec![(Phase::Query, first, cost)], ..Pending::default() })
     }
 
     fn firsts(steps: Vec<Pending>) -> Vec<u64> {
-        steps.into_iter().map(|step| step.first).collect()
+        steps.into_iter().map(|step| step.ids[0]).collect()
     }
 
     #[test]
@@ -184,7 +180,7 @@ mod tests {
         learner.push(step(1));
         learner.push(step(2));
         assert_eq!((learner.earlier().steps, learner.earlier().ledger.total().queries), (2, 3));
-        assert_eq!(firsts(learner.take()), [1, 2]);
+        assert_eq!(firsts(learner.take().unwrap()), [1, 2]);
         assert_eq!((learner.earlier().steps, learner.len()), (0, 0));
     }
 
@@ -196,7 +192,7 @@ mod tests {
             let _for_the_accumulator = learner.clone();
             learner.push(step(i));
             let mut clone = learner.clone();
-            assert_eq!(firsts(clone.take()), [i]);
+            assert_eq!(firsts(clone.take().unwrap()), [i]);
             learner = clone;
         }
         assert_eq!(learner.len(), 0);
@@ -209,59 +205,50 @@ mod tests {
         a.push(step(1));
         b.push(step(2));
         b.push(step(3));
-        assert_eq!(firsts(a.clone().take()), [1]);
-        assert_eq!(firsts(b.take()), [2, 3]);
+        assert_eq!(firsts(a.clone().take().unwrap()), [1]);
+        assert_eq!(firsts(b.take().unwrap()), [2, 3]);
         // a step of b failed: it takes nothing of a
         a.push(step(4));
         b.push(None);
-        assert_eq!(firsts(b.take()), [0; 0]);
-        assert_eq!(firsts(a.take()), [4]);
+        assert_eq!(firsts(b.take().unwrap()), [0; 0]);
+        assert_eq!(firsts(a.take().unwrap()), [4]);
         // so does a learner that never updated, beside a clone that steps
         let mut fresh = base.clone();
         base.push(None);
         fresh.push(step(5));
-        assert_eq!(firsts(base.clone().take()), [0; 0]);
-        assert_eq!(firsts(fresh.take()), [5]);
+        assert_eq!(firsts(base.clone().take().unwrap()), [0; 0]);
+        assert_eq!(firsts(fresh.take().unwrap()), [5]);
         // and one that steps itself, beside a clone of it
         let mut clone = base.clone();
         let mut own = base;
         clone.push(step(7));
         own.push(step(6));
         assert_eq!(own.clone().earlier().steps, 0, "what clones take is their own");
-        assert_eq!(firsts(own.take()), [6]);
-        assert_eq!(firsts(clone.take()), [7]);
+        assert_eq!(firsts(own.take().unwrap()), [6]);
+        assert_eq!(firsts(clone.take().unwrap()), [7]);
     }
 
     /// Workers step on clones of a clone, which are gone when the learner's next clone updates.
     #[test]
-    fn steps_of_workers_go_to_the_learner_that_they_were_cloned_from() {
-        let mut main = PendingSteps::default();
-        let _bystander = main.clone();
-        for round in 0..3 {
-            let sent = main.clone();
-            std::thread::scope(|scope| {
-                for worker in [1, 2] {
-                    let learner = sent.clone();
-                    scope.spawn(move || {
-                        assert_eq!(learner.earlier().steps, 2 * round, "earlier rounds, and nothing of this one");
-                        learner.push(step(worker));
-                    });
-                }
-            });
-        }
+    fn steps_of_workers_are_refused() {
+        let main = PendingSteps::default();
+        let sent = main.clone();
+        std::thread::scope(|scope| {
+            for worker in [1, 2] {
+                let learner = sent.clone();
+                scope.spawn(move || learner.push(step(worker)));
+            }
+        });
         let mut clone = main.clone();
-        let mut taken = firsts(clone.take());
-        taken.sort();
-        assert_eq!(taken, [1, 1, 1, 2, 2, 2]);
-        main = clone;
-        assert_eq!((main.len(), main.earlier().steps), (0, 0));
+        assert_eq!(clone.take().unwrap_err(), Error::MultiDevice);
+        assert_eq!((clone.len(), clone.take().unwrap().len()), (0, 0));
     }
 
     #[test]
     fn steps_that_nobody_can_commit_are_dropped() {
         let learner = PendingSteps::default();
         let mut trial = learner.clone();
-        trial.take();
+        trial.take().unwrap();
         trial.push(step(1));
         drop(trial);
         learner.push(step(2));

@@ -1,19 +1,17 @@
 //! Whether the loss itself is noisy: the same rows with the same parameters, evaluated again.
 
-use std::time::Instant;
-
 use burn::prelude::*;
 
 use crate::batch::Rows;
 use crate::error::Error;
-use crate::estimator::PassCost;
 use crate::model::ForwardModel;
 use crate::probe::Probe;
 
 /// Examples that are evaluated again. They are few, because a black box charges for each.
 const EXAMPLES: usize = 8;
 
-/// The standard deviation of the loss of an example from pass to pass, and what it took to find out.
+/// The standard deviation of the loss of an example from pass to pass, and the rows that it took to find
+/// out.
 ///
 /// Up to 8 examples are evaluated again. Where a loss differs from the one in `losses`, they are
 /// evaluated once more, and these two passes are compared. They have the same rows in the same
@@ -27,8 +25,7 @@ pub(super) fn loss_noise<B: Backend, M: ForwardModel<B>>(
     input: &M::Input,
     target: &M::Target,
     losses: &[f64],
-) -> Result<(f64, PassCost), Error> {
-    let start = Instant::now();
+) -> Result<(f64, usize), Error> {
     let rows: Vec<usize> = (0..losses.len().min(EXAMPLES)).collect();
     let evaluate = || {
         let output = model.forward(input.rows(&rows), &mut Probe::clean());
@@ -43,14 +40,12 @@ pub(super) fn loss_noise<B: Backend, M: ForwardModel<B>>(
         Ok(losses)
     };
     let again = evaluate()?;
-    let mut cost = PassCost { rows: rows.len() as u64, largest: rows.len() as u64, ..PassCost::default() };
-    let mut noise = 0.0;
+    let (mut taken, mut noise) = (rows.len(), 0.0);
     if again != losses[..rows.len()] {
-        cost.rows *= 2;
+        taken *= 2;
         let squares = evaluate()?.iter().zip(&again).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
         // the difference of two passes has twice the variance of one
         noise = (squares / (2 * rows.len()) as f64).sqrt();
     }
-    cost.elapsed = start.elapsed();
-    Ok((noise, cost))
+    Ok((noise, taken))
 }

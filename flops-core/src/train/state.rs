@@ -36,8 +36,6 @@ pub struct LearnerState {
 /// A step sees the learner by reference and cannot change it. Several workers leave one each.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Id of the batch's first example; updates are committed in this order.
-    pub first: u64,
     /// The allocator's [`Update`](crate::allocator::Allocator::Update); `None` if nothing was
     /// allocated.
     pub update: Option<Box<dyn Any + Send>>,

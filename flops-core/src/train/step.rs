@@ -1,7 +1,9 @@
 //! One forward-only step, on a backend without a graph.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
@@ -23,7 +25,8 @@ use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, E
 use crate::batch::Batch;
 use crate::control_variate::ControlVariate;
 use crate::error::Error;
-use crate::estimator::{CleanPass, Estimate, Normalisation};
+use crate::estimator::{CleanPass, Codec, CutPasses, Estimate, JobResult, Normalisation, PassCost, Rounds};
+use crate::executor::{Executor, RoundPhase};
 use crate::ledger::Phase;
 use crate::model::ForwardModel;
 use crate::noise::Placement;
@@ -31,6 +34,7 @@ use crate::ops;
 use crate::probe::TracedSite;
 use crate::random::derive_seed;
 use crate::variance::VarianceSource;
+use crate::wire::{Reader, Writer};
 
 /// Separates the allocator's random numbers from the noise of the same seed.
 const ALLOCATE: u64 = u64::from_le_bytes(*b"allocate");
@@ -83,6 +87,8 @@ pub(super) struct ForwardStep<'a, P: Backend, F: ForwardModel<P>> {
     /// Steps since the last update.
     pub earlier: &'a Earlier,
     pub monitor: &'a Monitor,
+    /// Runs the jobs.
+    pub executor: &'a dyn Executor,
 }
 
 impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
@@ -98,7 +104,7 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             return Ok(outcome);
         }
         if !self.model.skips_site_check() {
-            self.site_checks.once(self.trained, || clean.check_sites())?;
+            self.site_checks.once(self.trained, || self.check_sites(&clean))?;
         }
         let pending = &mut outcome.pending;
         let loss_noise = self.loss_noise(&clean, pending)?;
@@ -120,10 +126,26 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
     /// The clean pass, from cached prefixes where there are any.
     fn clean_pass(&self) -> Result<CleanPass<'a, P, F>, Error> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
-        let passes = prefixes.passes(batch, trained, config.estimator.clean_rows(model));
-        let clean = config.estimator.clean_from(model, batch, trained, (passes, self.mask_key()))?;
-        prefixes.update(batch, trained, &clean.stages, clean.reaches_all());
+        let max_rows = config.estimator.clean_rows(model);
+        let cut: CutPasses<'a> = Box::new(move |examples| prefixes.passes((batch, examples), trained, max_rows));
+        let clean = config.estimator.clean_from(model, batch, trained, (cut, self.mask_key(), self.rounds()))?;
+        prefixes.update(batch, trained, clean.stages.here(), clean.reaches_all());
         Ok(clean)
+    }
+
+    /// The rounds of this step.
+    fn rounds(&self) -> Rounds<'a> {
+        Rounds::new(self.executor, self.state.step, self.earlier.steps)
+    }
+
+    /// Whether parameters act through their sites alone, as one worker finds out for all.
+    fn check_sites(&self, clean: &CleanPass<'_, P, F>) -> Result<(), Error> {
+        let mut run = |_: &[usize], take: &mut (dyn FnMut(usize, Numbers<0>) + Send)| {
+            clean.check_sites()?;
+            take(0, Numbers([]));
+            Ok(())
+        };
+        self.rounds().gather((RoundPhase::SiteCheck, &self.batch.ids, 1), &mut run, &NumbersCodec).map(drop)
     }
 
     /// The outcome as it is before any query: a failed step that cost a clean pass.
@@ -133,7 +155,6 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let losses: Vec<f32> = clean.losses.iter().map(|&l| l as f32).collect();
         let losses = ops::from_host(losses, [ids.len()], &Default::default());
         let pending = Pending {
-            first: ids[0],
             update: None,
             shown: vec![],
             ids: ids.clone(),
@@ -174,7 +195,15 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         if !self.state.step.is_multiple_of(REPEAT_EVERY) || self.earlier.steps > 0 {
             return Ok(None);
         }
-        let (noise, cost) = loss_noise(self.model, &self.batch.input, &clean.target, &clean.losses)?;
+        let start = Instant::now();
+        let mut run = |_: &[usize], take: &mut (dyn FnMut(usize, Numbers<2>) + Send)| {
+            let (noise, rows) = loss_noise(self.model, &self.batch.input, &clean.target, &clean.losses)?;
+            take(0, Numbers([noise, rows as f64]));
+            Ok(())
+        };
+        let found = self.rounds().gather((RoundPhase::Repeat, &self.batch.ids, 1), &mut run, &NumbersCodec)?;
+        let Some(Numbers([noise, rows])) = found.into_iter().next() else { return Ok(None) };
+        let cost = PassCost { rows: rows as u64, elapsed: start.elapsed(), largest: rows as u64 };
         pending.costs.push((Phase::Clean, 0, cost));
         Ok(Some(noise))
     }
@@ -231,7 +260,8 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let examples = self.batch.ids.len();
         let allocation = Allocation::uniform(examples, &QueryBudget::new(queries, queries)?);
         let seed = derive_seed(&[self.seed(), PILOT]);
-        let estimate = clean.estimate_with_seed(seed, &allocation, self.state.step)?;
+        let phases = (RoundPhase::Pilot, RoundPhase::PilotUpdate);
+        let estimate = clean.estimate_in_rounds(seed, &allocation, self.state.step, phases)?;
         pending.costs.push((Phase::Pilot, (examples * queries) as u64, estimate.queries));
         pending.costs.push((Phase::Update, 0, estimate.update));
         Ok(Some(Pilots { queries, estimate }))
@@ -341,6 +371,32 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
             estimate.normalise(self.config.estimator.sigma);
         }
         estimate.into_params(self.model)
+    }
+}
+
+/// Some numbers that one worker finds for all.
+struct Numbers<const N: usize>([f64; N]);
+
+impl<const N: usize> JobResult for Numbers<N> {
+    fn add(self, _: Self) -> Self {
+        self
+    }
+}
+
+/// Sends them.
+struct NumbersCodec;
+
+impl<const N: usize> Codec<Numbers<N>> for NumbersCodec {
+    fn write(&self, Numbers(values): &Numbers<N>, writer: &mut Writer) {
+        writer.doubles(values);
+    }
+
+    fn read(&self, _: Range<usize>, reader: &mut Reader<'_>) -> Option<Numbers<N>> {
+        reader.doubles()?.try_into().ok().map(Numbers)
+    }
+
+    fn max_bytes(&self, _: Range<usize>) -> usize {
+        8 + 8 * N
     }
 }
 

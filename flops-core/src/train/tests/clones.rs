@@ -6,7 +6,7 @@ use burn::tensor::backend::DeviceOps;
 use burn::train::TrainStep;
 
 use crate::allocator::{GaussianAllocator, GaussianAllocatorConfig, QueryBudget};
-use crate::ledger::{Ledger, Phase};
+use crate::ledger::Ledger;
 use crate::testing::{AB, B, Zoo, ZooBatch, weights, zoo, zoo_batch};
 use crate::train::*;
 use crate::variance::VarianceSource;
@@ -85,39 +85,27 @@ fn the_clones_of_a_sweep_train_apart() {
     }
 }
 
-/// Threads step on clones of a clone, as burn-train's multi-device strategy does; a clone of the
-/// learner itself updates with the sum.
+/// Threads step on clones of a clone, as burn-train's multi-device strategy has them.
 #[test]
-fn the_steps_of_workers_are_committed_together() {
-    let round = |learner: &Learner, threads: bool| -> Vec<GradientsParams> {
-        let sent = learner.clone();
-        let mut jobs: Vec<_> = [0, 10].map(|first| (sent.clone(), first)).into();
-        let step = |(worker, first): (Learner, u64)| worker.step(batch(first)).grads;
-        if !threads {
-            return jobs.drain(..).map(step).collect();
-        }
-        std::thread::scope(|scope| {
-            let handles: Vec<_> = jobs.drain(..).map(|job| scope.spawn(move || step(job))).collect();
-            handles.into_iter().map(|handle| handle.join().unwrap()).collect()
-        })
-    };
-    let run = |threads: bool| {
-        let mut learner = learner();
-        for _ in 0..2 {
-            let mut accumulator = GradientsAccumulator::new();
-            // two rounds before an update
-            for _ in 0..2 {
-                let grads = round(&learner, threads);
-                grads.into_iter().for_each(|grads| accumulator.accumulate::<AB>(&learner.clone(), grads));
-            }
-            learner = optimize(learner.clone(), 0.05, accumulator.grads());
-        }
-        assert_eq!((learner.state().step, learner.pending.len()), (2, 0));
-        assert_eq!(learner.state().ledger.of(Phase::Query).queries, 2 * 2 * 2 * 30);
-        assert_eq!(learner.monitor().ledger(), learner.state().ledger);
-        bits(&learner)
-    };
-    assert_eq!(run(false), run(true));
+fn the_steps_of_several_devices_are_refused() {
+    let learner = learner();
+    let sent = learner.clone();
+    let grads = std::thread::scope(|scope| {
+        let step = |first| {
+            let worker = sent.clone();
+            scope.spawn(move || worker.step(batch(first)).grads)
+        };
+        [0, 10].map(step).map(|handle| handle.join().unwrap())
+    });
+    let mut accumulator = GradientsAccumulator::new();
+    grads.into_iter().for_each(|grads| accumulator.accumulate::<AB>(&learner.clone(), grads));
+    let interrupter = burn::train::Interrupter::new();
+    learner.monitor().stop_with(interrupter.clone());
+    let updated = optimize(learner.clone(), 0.05, accumulator.grads());
+    assert!(interrupter.should_stop());
+    let error = learner.monitor().error().unwrap();
+    assert!(error.to_string().contains("with_executor") && !error.may_pass(), "{error}");
+    assert_eq!((bits(&updated), updated.state().step), (bits(&learner), 0));
 }
 
 /// Steps before one update: each has new noise, even on the same batch, and all are counted.

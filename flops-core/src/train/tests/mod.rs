@@ -10,6 +10,7 @@ mod prefixes;
 mod shrunk;
 mod state;
 mod subspace;
+mod workers;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

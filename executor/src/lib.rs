@@ -35,6 +35,13 @@ pub trait Executor: Debug + Send + Sync {
         false
     }
 
+    /// Devices of this process that run jobs side by side, as (type, number); the first is the model's.
+    ///
+    /// Empty for the device of the model alone.
+    fn devices(&self) -> Vec<(u16, u16)> {
+        vec![]
+    }
+
     /// Compares this worker with the others, once, before its first round.
     ///
     /// # Errors

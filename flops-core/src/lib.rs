@@ -81,6 +81,7 @@
 pub mod allocator;
 pub mod batch;
 pub mod control_variate;
+mod devices;
 pub mod error;
 pub mod estimator;
 pub mod inference;
@@ -108,6 +109,7 @@ mod wire;
 pub use allocator::{Allocation, QueryBudget};
 pub use batch::{Batch, Rows};
 pub use control_variate::{ControlVariate, GradientEstimate};
+pub use devices::Devices;
 pub use error::Error;
 pub use estimator::{Estimator, Normalisation, Space, Subspace};
 pub use flops_executor as executor;

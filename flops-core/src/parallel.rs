@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::Module;
 use burn::prelude::*;
+use burn::tensor::backend::DeviceId;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Error;
@@ -92,6 +93,51 @@ pub(crate) fn run_ordered<C: Clone + Send, T: Send>(
         }
         return Ok(());
     }
+    let contexts: Vec<C> = (0..workers).map(|_| context.clone()).collect();
+    run_on(contexts, (jobs, threads), work, take)
+}
+
+/// The devices and threads of this process that run jobs.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// Threads, where there is one device.
+    pub threads: usize,
+    /// Devices that each run jobs; empty for that of the model.
+    pub devices: Vec<DeviceId>,
+}
+
+/// [`run_ordered`] on several devices, one job at a time on each.
+///
+/// `out` brings the context to a device, and `back` a result to that of the model, the first.
+///
+/// # Errors
+/// As [`run_ordered`].
+///
+/// # Panics
+/// As [`run_ordered`].
+pub(crate) fn run_placed<C: Clone + Send, T: Send>(
+    jobs: usize,
+    places: &Places,
+    context: C,
+    (out, back): (impl Fn(C, DeviceId) -> C, impl Fn(T, DeviceId) -> T + Sync),
+    work: impl Fn(&C, usize) -> Result<T, Error> + Sync,
+    take: impl FnMut(usize, T) + Send,
+) -> Result<(), Error> {
+    let (Some(&home), true) = (places.devices.first(), places.devices.len() > 1) else {
+        return run_ordered(jobs, places.threads, context, work, take);
+    };
+    let used = &places.devices[..places.devices.len().min(jobs)];
+    let contexts = used.iter().map(|&device| out(context.clone(), device)).collect();
+    run_on(contexts, (jobs, places.devices.len()), |context, job| Ok(back(work(context, job)?, home)), take)
+}
+
+/// Runs jobs on a thread for each context; `threads` share the cores.
+fn run_on<C: Send, T: Send>(
+    contexts: Vec<C>,
+    (jobs, threads): (usize, usize),
+    work: impl Fn(&C, usize) -> Result<T, Error> + Sync,
+    mut take: impl FnMut(usize, T) + Send,
+) -> Result<(), Error> {
     struct Waiting<T, F> {
         next: usize,
         done: BTreeMap<usize, T>,
@@ -99,7 +145,6 @@ pub(crate) fn run_ordered<C: Clone + Send, T: Send>(
     }
     let queue = AtomicUsize::new(0);
     let waiting = Mutex::new(Waiting { next: 0, done: BTreeMap::new(), take: &mut take });
-    let contexts: Vec<C> = (0..workers).map(|_| context.clone()).collect();
     std::thread::scope(|scope| {
         let workers: Vec<_> = contexts
             .into_iter()

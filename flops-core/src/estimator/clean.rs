@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use burn::module::ParamId;
 use burn::prelude::*;
+use burn::tensor::backend::DeviceId;
 
-use super::clean_leaf::{CleanCodec, CleanLeaf, LeafMasks, LeafResult, LeafTrace};
+use super::clean_leaf::{CleanCodec, CleanLeaf, CleanMemory, LeafMasks, LeafResult, LeafTrace};
 use super::context::{check_failure, to_host};
 use super::estimate::PassCost;
 use super::leaves::{self, LeafStages};
@@ -21,9 +22,9 @@ use crate::error::Error;
 use crate::executor::{ExecutorError, RoundPhase};
 use crate::model::ForwardModel;
 use crate::noise::makes_noise;
-use crate::parallel::{num_workers, run_ordered};
+use crate::parallel::{Places, num_workers, run_placed};
 use crate::parameters::paths;
-use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, TracedSite};
+use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, Traced, TracedSite};
 
 /// What the clean pass leaves, and the context in which its queries are evaluated.
 ///
@@ -219,11 +220,19 @@ pub(super) struct CleanLeaves<'a, B: Backend, M: ForwardModel<B>> {
     /// Keys the dropout masks.
     step: u64,
     cut: CutPasses<'a>,
+    devices: Vec<DeviceId>,
+    memory: CleanMemory,
 }
 
 impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
     fn range(&self, leaf: usize) -> Range<usize> {
         leaves::leaf(self.batch.ids.len(), self.estimator.leaves, leaf)
+    }
+
+    /// Where passes run in this process.
+    pub(super) fn places(&self) -> Places {
+        let threads = num_workers(self.model, self.estimator.threads);
+        Places { threads, devices: self.devices.clone() }
     }
 
     /// Runs the passes of these leaves, and hands on what each of them gives.
@@ -270,22 +279,24 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             masks: vec![],
         };
         let mut found: Vec<Chunks<B, M::Output>> = leaves.iter().map(|_| none()).collect();
-        run_ordered(
-            jobs.len(),
-            num_workers(self.model, estimator.threads),
-            context,
-            work,
-            |job, (losses, output, traced)| {
-                let chunks = &mut found[jobs[job].0];
-                chunks.masks.push((rows[job].len(), traced.masks));
-                chunks.losses.push(losses);
-                chunks.reached = traced.reached;
-                chunks.sites.push(traced.sites);
-                chunks.outputs.push(output);
-                chunks.stages.push(traced.stages);
-                chunks.embeddings.extend(traced.embeddings);
-            },
-        )?;
+        let places = self.places();
+        let out = |(model, input, target, passes): (M, M::Input, M::Target, Vec<Passes>), to: DeviceId| {
+            let passes = passes.into_iter().map(|passes| passes.on_device(to)).collect();
+            (model.to_device(&B::Device::from_id(to)), input.to_device_of(to), target.to_device_of(to), passes)
+        };
+        let back = |(losses, output, traced): (Tensor<B, 1>, M::Output, Traced<B>), to: DeviceId| {
+            (losses.to_device(&B::Device::from_id(to)), output.to_device_of(to), traced.on_device(to))
+        };
+        run_placed(jobs.len(), &places, context, (out, back), work, |job, (losses, output, traced)| {
+            let chunks = &mut found[jobs[job].0];
+            chunks.masks.push((rows[job].len(), traced.masks));
+            chunks.losses.push(losses);
+            chunks.reached = traced.reached;
+            chunks.sites.push(traced.sites);
+            chunks.outputs.push(output);
+            chunks.stages.push(traced.stages);
+            chunks.embeddings.extend(traced.embeddings);
+        })?;
         check_failure(self.model)?;
         for ((leaf, (_, passes)), chunks) in leaves.iter().zip(passes).zip(found) {
             take(*leaf, LeafResult::Read(self.leaf(passes, chunks)?));
@@ -333,8 +344,9 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
         Ok(self.run_here(leaf)?.here.map(|trace| trace.stages).unwrap_or_default())
     }
 
-    /// The clean pass of every leaf, of which at least one ran here.
-    fn all(&self, rounds: Rounds<'_>) -> Result<Vec<CleanLeaf<B, M::Output>>, Error> {
+    /// The clean pass of every leaf, and the trace of an earlier one where none ran here.
+    #[allow(clippy::type_complexity)]
+    fn all(&self, rounds: Rounds<'_>) -> Result<(Vec<CleanLeaf<B, M::Output>>, Option<LeafTrace>), Error> {
         let (estimator, n) = (self.estimator, self.batch.ids.len());
         let mut run =
             |leaves: &[usize], take: &mut (dyn FnMut(usize, LeafResult<B, M::Output>) + Send)| self.run(leaves, take);
@@ -345,13 +357,23 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
         let mut results = rounds.gather((RoundPhase::Clean, &key, estimator.leaves), &mut run, &codec)?;
         let is_here =
             |result: &LeafResult<B, M::Output>| matches!(result, LeafResult::Read(leaf) if leaf.here.is_some());
-        if !results.iter().any(is_here) {
+        let input = self.batch.input.row_shape();
+        let earlier = match results.iter().any(is_here) {
+            true => None,
+            false => self.memory.like::<B, M::Output>((&input, self.trained)),
+        };
+        if earlier.is_none() && !results.iter().any(is_here) {
             let leaf = (0..estimator.leaves).find(|&leaf| !self.range(leaf).is_empty()).unwrap_or(0);
             results[leaf] = LeafResult::Read(self.run_here(leaf)?);
         }
-        let Some(LeafResult::Read(like)) = results.iter().find(|result| is_here(result)) else {
-            return Err(Error::EmptyBatch);
-        };
+        let here = results.iter().find_map(|result| match result {
+            LeafResult::Read(leaf) if leaf.here.is_some() => Some(leaf),
+            _ => None,
+        });
+        if let Some(here) = here.filter(|_| rounds.are_shared()) {
+            self.memory.keep((input, self.trained), here);
+        }
+        let Some(like) = here.or(earlier.as_ref()) else { return Err(Error::EmptyBatch) };
         let foreign = |leaf: usize| ExecutorError::Unsupported {
             what: format!("the clean pass of leaf {leaf} that another worker sent cannot be read"),
             remedy: "start all workers with the same program and the same data".into(),
@@ -368,7 +390,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             LeafResult::Read(leaf) => Some(leaf),
             LeafResult::Bytes(_) => read,
         });
-        Ok(leaves.collect())
+        Ok((leaves.collect(), earlier.and_then(|earlier| earlier.here)))
     }
 }
 
@@ -406,7 +428,7 @@ impl Estimator {
     ) -> Result<CleanPass<'a, B, M>, Error> {
         let max_rows = self.clean_rows(model);
         let cut = Box::new(move |examples: Range<usize>| Passes::new(examples.len(), None, max_rows));
-        self.clean_from(model, batch, trained, (cut, step, Rounds::local()))
+        self.clean_from(model, batch, trained, (cut, step, Rounds::local(), CleanMemory::default()))
     }
 
     /// [`clean_at`](Self::clean_at) a step, by passes that may begin behind prefixes that an earlier
@@ -416,18 +438,22 @@ impl Estimator {
         model: &'a M,
         batch: &'a Batch<M::Input, M::Target>,
         trained: &'a Arc<HashSet<ParamId>>,
-        (cut, step, rounds): (CutPasses<'a>, u64, Rounds<'a>),
+        (cut, step, rounds, memory): (CutPasses<'a>, u64, Rounds<'a>, CleanMemory),
     ) -> Result<CleanPass<'a, B, M>, Error> {
         self.validate()?;
         batch.check()?;
         let n = batch.ids.len();
         let start = Instant::now();
         let late = self.is_single_site();
-        let leaves = CleanLeaves { estimator: self, model, batch, trained, step, cut };
-        let found = leaves.all(rounds)?;
-        let stages = LeafStages::new(n, self.leaves);
+        let devices = rounds.devices();
+        let leaves = CleanLeaves { estimator: self, model, batch, trained, step, cut, devices, memory };
+        let (found, earlier) = leaves.all(rounds)?;
+        let (earlier, mut structure) = match earlier {
+            Some(LeafTrace { stages, reached, sites }) => (Some(stages), Some((reached, sites, 0))),
+            None => (None, None),
+        };
+        let stages = LeafStages::new(n, self.leaves).with_earlier(earlier);
         let (mut losses, mut outputs, mut embeddings, mut masks, mut largest) = (vec![], vec![], vec![], vec![], 0);
-        let mut structure: Option<(HashSet<ParamId>, Vec<TracedSite>, usize)> = None;
         for (leaf, found) in found.into_iter().enumerate() {
             losses.extend(found.losses);
             outputs.extend(found.output);

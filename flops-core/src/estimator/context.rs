@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::executor::RoundPhase;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
+use crate::parallel::Places;
 use crate::parameters::parameters;
 use crate::probe::{Gradients, Prefix, StepKey};
 
@@ -41,7 +42,7 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub losses: &'a [f64],
     pub max_rows: usize,
     pub on_host: bool,
-    pub threads: usize,
+    pub places: Places,
     /// Sites of the step.
     pub sites: usize,
 }

@@ -20,7 +20,6 @@ use crate::executor::RoundPhase;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseSource, Placement, makes_noise};
 use crate::ops;
-use crate::parallel::num_workers;
 use crate::random::derive_seed;
 use crate::site_tracker::SiteMoment;
 
@@ -91,7 +90,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             losses: &self.losses,
             max_rows: self.estimator.max_rows,
             on_host: self.model.devices().first().is_some_and(ops::is_host::<B>),
-            threads: num_workers(self.model, self.estimator.threads),
+            places: self.leaves.places(),
         };
         let weight_noise = match self.estimator.space {
             Space::Weights { subspace, .. } => {

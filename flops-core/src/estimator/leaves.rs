@@ -22,13 +22,21 @@ pub(crate) struct LeafStages {
     /// The examples of each leaf.
     ranges: Vec<Range<usize>>,
     stages: Vec<OnceCell<Stages>>,
+    /// Stages of one row of an earlier batch, for a step in which no leaf ran here.
+    earlier: Option<Stages>,
 }
 
 impl LeafStages {
     /// None yet, of a batch of `examples`.
     pub fn new(examples: usize, leaves: usize) -> Self {
         let ranges = (0..leaves).map(|l| leaf(examples, leaves, l)).collect();
-        Self { ranges, stages: (0..leaves).map(|_| OnceCell::new()).collect() }
+        Self { ranges, stages: (0..leaves).map(|_| OnceCell::new()).collect(), earlier: None }
+    }
+
+    /// With the stages of one row of an earlier batch, for a step in which no leaf ran here.
+    pub fn with_earlier(mut self, earlier: Option<Stages>) -> Self {
+        self.earlier = earlier;
+        self
     }
 
     /// Stages behind which no pass may begin.
@@ -62,9 +70,10 @@ impl LeafStages {
     /// Stages of any leaf: all have the same, but for the rows of their outputs.
     ///
     /// # Panics
-    /// Where no leaf ran here.
+    /// Where no leaf ran here, and there are none of an earlier batch.
     pub fn any(&self) -> &Stages {
-        self.here().next().map(|(_, stages)| stages).expect("a clean pass runs at least one leaf here")
+        let here = self.here().next().map(|(_, stages)| stages);
+        here.or(self.earlier.as_ref()).expect("a clean pass runs a leaf here, or remembers one")
     }
 
     /// The stages of a leaf, from `run` where it did not run here.

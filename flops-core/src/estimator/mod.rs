@@ -49,6 +49,7 @@ mod weights;
 pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
 pub(crate) use clean::CutPasses;
+pub(crate) use clean_leaf::CleanMemory;
 pub use estimate::{Estimate, PassCost};
 pub use query_weights::LossChanges;
 pub(crate) use rounds::{Codec, JobResult, Rounds};

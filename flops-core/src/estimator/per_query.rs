@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
+use burn::tensor::backend::DeviceId;
 
 use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
 use super::leaf_sum::LeafSum;
@@ -20,7 +21,7 @@ use crate::control_variate::{Observation, PredictedRows};
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
-use crate::parallel::{balanced_chunk, run_ordered};
+use crate::parallel::{balanced_chunk, run_placed};
 use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Recorded, SquaredScoreNorm, Stages};
 use crate::wire::{Reader, Writer};
 
@@ -250,7 +251,16 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         Ok((row_losses(model, output, target, rows.len())?, outputs, probe.predicted()))
     };
     let (mut found, mut outputs, mut predicted) = (Vec::with_capacity(jobs.len()), vec![], PredictedRows::default());
-    run_ordered(jobs.len(), p.threads, context, work, |_, (losses, of_rows, rows)| {
+    let out = |(model, input, target, prefixes): Context<M::Input, M::Target, M>, to: DeviceId| {
+        let of_leaf = |prefixes: Vec<Prefix>| prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
+        let prefixes = prefixes.into_iter().map(of_leaf).collect();
+        (model.to_device(&B::Device::from_id(to)), input.to_device_of(to), target.to_device_of(to), prefixes)
+    };
+    let back = |(losses, outputs, rows): (Tensor<B, 1>, Option<Tensor<B, 1>>, PredictedRows), to: DeviceId| {
+        let to = &B::Device::from_id(to);
+        (losses.to_device(to), outputs.map(|outputs| outputs.to_device(to)), rows)
+    };
+    run_placed(jobs.len(), &p.places, context, (out, back), work, |_, (losses, of_rows, rows)| {
         found.push(losses);
         outputs.extend(of_rows);
         predicted.answers.extend(rows.answers);
@@ -301,6 +311,17 @@ pub(super) struct JobGradients<B: Backend> {
     pub observed: Option<Observation>,
     /// Rows recorded.
     pub recorded: usize,
+}
+
+impl<B: Backend> JobGradients<B> {
+    fn to_device(self, device: &B::Device) -> Self {
+        let to = |norm: SquaredScoreNorm<B>| SquaredScoreNorm {
+            squares: norm.squares.map(|squares| squares.to_device(device)),
+            ..norm
+        };
+        let squared_score_norms = self.squared_score_norms.into_iter().map(to).collect();
+        Self { gradients: self.gradients.to_device(device), squared_score_norms, ..self }
+    }
 }
 
 /// Gradients by jobs: `form` makes those of a job from its recorded sites.
@@ -374,7 +395,12 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
         Ok(formed)
     };
     let mut sum = LeafSum::default();
-    run_ordered(jobs.len(), p.threads, context, work, |job, formed: JobGradients<B>| {
+    let out = |(model, input, prefixes): (M, M::Input, Vec<Prefix>), to: DeviceId| {
+        let prefixes = prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
+        (model.to_device(&B::Device::from_id(to)), input.to_device_of(to), prefixes)
+    };
+    let back = |formed: JobGradients<B>, to: DeviceId| formed.to_device(&B::Device::from_id(to));
+    run_placed(jobs.len(), &p.places, context, (out, back), work, |job, formed: JobGradients<B>| {
         let (index, positions) = &jobs[job];
         sum.recorded += formed.recorded as u64;
         sum.gradients.merge(formed.gradients);

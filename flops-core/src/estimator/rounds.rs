@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use burn::tensor::backend::DeviceId;
+
 use crate::error::Error;
 use crate::executor::{Executor, ExecutorError, JobFailure, Jobs, Round, RoundPhase, Threads};
 use crate::random::derive_seed;
@@ -26,6 +28,16 @@ impl<'a> Rounds<'a> {
     /// Rounds whose jobs all run on the threads of this process.
     pub fn local() -> Rounds<'static> {
         Rounds { executor: &Threads, step: (0, 0) }
+    }
+
+    /// The devices of this process that run jobs; empty for that of the model.
+    pub fn devices(&self) -> Vec<DeviceId> {
+        self.executor.devices().into_iter().map(|(type_id, index_id)| DeviceId { type_id, index_id }).collect()
+    }
+
+    /// Whether jobs may run in other processes.
+    pub fn are_shared(&self) -> bool {
+        !self.executor.is_local()
     }
 
     /// What each of `jobs` jobs gives.

@@ -77,6 +77,17 @@ impl<B: Backend> Default for WeightNoise<B> {
 }
 
 impl<B: Backend> WeightNoise<B> {
+    /// The same noise for a model on another device.
+    pub fn to_device(self, device: &B::Device) -> Self {
+        let to = |(id, lift): (ParamId, Lift<B>)| match lift {
+            Lift::LowRank { basis, outputs, inputs_first } => {
+                (id, Lift::LowRank { basis: basis.to_device(device), outputs, inputs_first })
+            }
+            full => (id, full),
+        };
+        Self { parameters: self.parameters.into_iter().map(to).collect(), device: Some(device.clone()) }
+    }
+
     /// The noise of `estimator` at a step.
     ///
     /// The bases follow from the estimator's own seed: pilots, accumulated steps and workers have

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
+use burn::tensor::backend::DeviceId;
 
 use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
 use super::leaf_sum::LeafSum;
@@ -25,7 +26,7 @@ use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::{DeviceNoise, NoiseSource, RowKey, SHARED};
 use crate::ops;
-use crate::parallel::{balanced_chunk, run_ordered};
+use crate::parallel::{balanced_chunk, run_ordered, run_placed};
 use crate::probe::{Gradients, Prefix, Probe};
 use crate::wire::{Reader, Writer};
 
@@ -194,7 +195,19 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         Ok(values)
     };
     let (mut found, mut of_jobs) = (vec![], vec![]);
-    run_ordered(directions.len(), p.threads, context, work, |_, values| {
+    let out = |(model, input, target, prefixes, of): Context<M::Input, M::Target, M, B>, to: DeviceId| {
+        let prefixes = prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
+        let device = &B::Device::from_id(to);
+        (model.to_device(device), input.to_device_of(to), target.to_device_of(to), prefixes, of.to_device(device))
+    };
+    let back = |values: Vec<(usize, Vec<Tensor<B, 1>>)>, to: DeviceId| {
+        let to = &B::Device::from_id(to);
+        let of_part = |(index, parts): (usize, Vec<Tensor<B, 1>>)| {
+            (index, parts.into_iter().map(|losses| losses.to_device(to)).collect())
+        };
+        values.into_iter().map(of_part).collect()
+    };
+    run_placed(directions.len(), &p.places, context, (out, back), work, |_, values| {
         for (index, parts) in values {
             for part in parts {
                 of_jobs.push((index, part.dims()[0]));
@@ -245,7 +258,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
                 };
                 let context = (device.clone(), of.clone());
                 let add = |site: usize, g| gradients.add_flat(of.parameters[site].0, g);
-                run_ordered(of.parameters.len(), p.threads, context, sum, add)?;
+                run_ordered(of.parameters.len(), p.places.threads, context, sum, add)?;
             }
             take(leaf, LeafSum { gradients, ..LeafSum::default() });
         }

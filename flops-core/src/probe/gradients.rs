@@ -101,6 +101,12 @@ impl<B: Backend> Gradients<B> {
         products.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
     }
 
+    /// The same on another device.
+    pub(crate) fn to_device(self, device: &B::Device) -> Self {
+        let sums = self.sums.into_iter().map(|sum| Sum { values: sum.values.to_device(device), ..sum });
+        Self { sums: sums.collect(), odd: self.odd }
+    }
+
     /// All gradients times `factor`.
     pub(crate) fn scaled(self, factor: f64) -> Self {
         let sums = self.sums.into_iter().map(|sum| Sum { values: sum.values * factor, ..sum });

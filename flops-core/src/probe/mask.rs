@@ -28,6 +28,11 @@ impl<B: Backend> TokenMask<B> {
         Self { values, host: Arc::default() }
     }
 
+    /// The same mask on another device.
+    pub fn to_device(self, device: &B::Device) -> Self {
+        Self { values: self.values.to_device(device), host: self.host }
+    }
+
     /// The mask with one row per query.
     pub fn repeat(self, rows: &QueryRows) -> Self {
         Self { values: rows.repeat(self.values), host: Arc::default() }

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use burn::module::ParamId;
 use burn::prelude::*;
+use burn::tensor::backend::DeviceId;
 
 use crate::batch::Rows;
 use crate::control_variate::PredictedRows;
@@ -73,6 +74,19 @@ pub(crate) struct Traced<B: Backend> {
     pub masks: Vec<Option<TokenMask<B>>>,
     /// What the model did that no pass can do.
     pub fault: Option<Error>,
+}
+
+impl<B: Backend> Traced<B> {
+    /// The same on another device.
+    pub fn on_device(self, device: DeviceId) -> Self {
+        let to = &B::Device::from_id(device);
+        Self {
+            stages: self.stages.on_device(device),
+            embeddings: self.embeddings.map(|embeddings| embeddings.to_device(to)),
+            masks: self.masks.into_iter().map(|mask| mask.map(|mask| mask.to_device(to))).collect(),
+            ..self
+        }
+    }
 }
 
 enum Mode<B: Backend> {

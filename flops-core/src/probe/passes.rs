@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use burn::tensor::backend::DeviceId;
+
 use super::prefix_cache::CachedRows;
 use super::stages::{Prefix, Stages};
 use crate::batch::Rows;
@@ -40,6 +42,12 @@ impl Passes {
             jobs.push(0..0);
         }
         Self { order, jobs, fresh, prefix }
+    }
+
+    /// The same passes, their prefix on another device.
+    pub fn on_device(mut self, device: DeviceId) -> Self {
+        self.prefix = self.prefix.map(|prefix| prefix.on_device(device));
+        self
     }
 
     /// The number of passes.

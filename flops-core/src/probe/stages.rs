@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use burn::tensor::backend::DeviceId;
+
 use crate::batch::Rows;
 
 /// A state between two stages, of any type.
@@ -11,6 +13,7 @@ pub(crate) trait State: Send {
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
     fn clone_box(&self) -> Box<dyn State>;
     fn shape_of_row(&self) -> Vec<usize>;
+    fn on_device(self: Box<Self>, device: DeviceId) -> Box<dyn State>;
 }
 
 impl<T: Rows> State for T {
@@ -28,6 +31,9 @@ impl<T: Rows> State for T {
     }
     fn shape_of_row(&self) -> Vec<usize> {
         self.row_shape()
+    }
+    fn on_device(self: Box<Self>, device: DeviceId) -> Box<dyn State> {
+        Box::new((*self).to_device_of(device))
     }
 }
 
@@ -72,6 +78,12 @@ impl Prefix {
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.state.is_none()
+    }
+
+    /// The same prefix on another device.
+    pub fn on_device(self, device: DeviceId) -> Self {
+        let skipped = self.skipped.into_iter().map(|s| Skipped { row: s.row.on_device(device), ..s }).collect();
+        Self { skipped, state: self.state.map(|state| state.on_device(device)) }
     }
 
     /// The prefix of some of its rows.
@@ -126,6 +138,25 @@ impl Stages {
         self.stages.push((skipped, Some(Box::new(output.clone()))));
         self.work.push(self.total);
         self.widths.push(width);
+    }
+
+    /// The same stages on another device.
+    pub fn on_device(mut self, device: DeviceId) -> Self {
+        let moved = |(skipped, state): (Skipped, Option<Box<dyn State>>)| {
+            let skipped = Skipped { row: skipped.row.on_device(device), ..skipped };
+            (skipped, state.map(|state| state.on_device(device)))
+        };
+        self.stages = self.stages.into_iter().map(moved).collect();
+        self
+    }
+
+    /// The same stages with the first row of their outputs alone.
+    pub fn of_one_row(&self) -> Self {
+        let one = |(skipped, state): &(Skipped, Option<Box<dyn State>>)| {
+            (skipped.clone(), state.as_ref().map(|state| state.rows_box(&[0])))
+        };
+        let (work, widths) = (self.work.clone(), self.widths.clone());
+        Self { stages: self.stages.iter().map(one).collect(), work, total: self.total, widths, tail: self.tail }
     }
 
     /// Values of a row in the widest output of a layer, for a pass behind the first `stages`

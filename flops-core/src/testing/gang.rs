@@ -21,6 +21,8 @@ pub enum Deal {
     Shares,
     /// Single jobs, of which each phase gives worker 0 others: what a leaf left stays elsewhere.
     Rotating,
+    /// All jobs worker 0.
+    First,
     /// The same jobs on every worker, and the results of others on top.
     All,
 }
@@ -47,7 +49,8 @@ impl Worker {
                 let mine = |job: &usize| (job + turn) % self.workers == rank;
                 (0..round.jobs).rev().filter(mine).map(|job| job..job + 1).collect()
             }
-            Deal::All => vec![0..round.jobs],
+            Deal::First if rank > 0 => vec![],
+            Deal::First | Deal::All => vec![0..round.jobs],
         }
     }
 }

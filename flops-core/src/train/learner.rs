@@ -323,6 +323,7 @@ where
             earlier,
             monitor,
             executor,
+            memory: &self.workers.memory,
         };
         step.run(&allocator)
     }

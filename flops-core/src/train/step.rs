@@ -25,7 +25,9 @@ use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, E
 use crate::batch::Batch;
 use crate::control_variate::ControlVariate;
 use crate::error::Error;
-use crate::estimator::{CleanPass, Codec, CutPasses, Estimate, JobResult, Normalisation, PassCost, Rounds};
+use crate::estimator::{
+    CleanMemory, CleanPass, Codec, CutPasses, Estimate, JobResult, Normalisation, PassCost, Rounds,
+};
 use crate::executor::{Executor, RoundPhase};
 use crate::ledger::Phase;
 use crate::model::ForwardModel;
@@ -89,6 +91,7 @@ pub(super) struct ForwardStep<'a, P: Backend, F: ForwardModel<P>> {
     pub monitor: &'a Monitor,
     /// Runs the jobs.
     pub executor: &'a dyn Executor,
+    pub memory: &'a CleanMemory,
 }
 
 impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
@@ -128,7 +131,9 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         let &Self { prefixes, model, trained, batch, config, .. } = self;
         let max_rows = config.estimator.clean_rows(model);
         let cut: CutPasses<'a> = Box::new(move |examples| prefixes.passes((batch, examples), trained, max_rows));
-        let clean = config.estimator.clean_from(model, batch, trained, (cut, self.mask_key(), self.rounds()))?;
+        let memory = self.memory.clone();
+        let clean =
+            config.estimator.clean_from(model, batch, trained, (cut, self.mask_key(), self.rounds(), memory))?;
         prefixes.update(batch, trained, clean.stages.here(), clean.reaches_all());
         Ok(clean)
     }

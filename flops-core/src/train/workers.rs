@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::ForwardConfig;
 use crate::error::Error;
+use crate::estimator::CleanMemory;
 use crate::executor::{Executor, RunIdentity, Threads};
 
 /// Steps from one comparison of the weights to the next.
@@ -20,6 +21,8 @@ pub(super) struct Workers {
     executor: Arc<dyn Executor>,
     /// Whether this worker has been compared with the others.
     has_begun: Arc<AtomicBool>,
+    /// The form of clean passes that ran here.
+    pub memory: CleanMemory,
 }
 
 impl Default for Workers {
@@ -30,7 +33,7 @@ impl Default for Workers {
 
 impl Workers {
     pub fn new(executor: Arc<dyn Executor>) -> Self {
-        Self { executor, has_begun: Arc::default() }
+        Self { executor, has_begun: Arc::default(), memory: CleanMemory::default() }
     }
 
     pub fn executor(&self) -> &dyn Executor {

@@ -12,6 +12,7 @@ use burn::train::TrainStep;
 use crate::allocator::{AllocatorKind, AnyAllocator, QueryBudget, Uniform};
 use crate::batch::Batch;
 use crate::control_variate::GradientEstimate;
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::estimator::Space;
 use crate::executor::{Executor, ExecutorError, Threads};
@@ -85,9 +86,17 @@ fn check(name: &str, config: &ForwardConfig, kind: AllocatorKind) {
         let alone = run(config, kind, frozen, Arc::new(Threads));
         let threads = run(&config.clone().with_threads(3), kind, frozen, Arc::new(Threads));
         assert_same(&threads, &alone, &format!("{name}, frozen {frozen}: threads"));
-        for (workers, deal) in
-            [(2, Deal::Shares), (3, Deal::Shares), (4, Deal::Shares), (3, Deal::Rotating), (2, Deal::All)]
-        {
+        let devices = Devices::new::<B>(&[Default::default(); 3]).unwrap();
+        let devices = run(config, kind, frozen, Arc::new(devices));
+        assert_same(&devices, &alone, &format!("{name}, frozen {frozen}: devices"));
+        for (workers, deal) in [
+            (2, Deal::Shares),
+            (3, Deal::Shares),
+            (4, Deal::Shares),
+            (3, Deal::Rotating),
+            (2, Deal::First),
+            (2, Deal::All),
+        ] {
             for outcome in on_workers(workers, deal, |worker| run(config, kind, frozen, Arc::new(worker))) {
                 assert_same(&outcome, &alone, &format!("{name}, frozen {frozen}: {workers} workers, {deal:?}"));
             }
@@ -200,6 +209,25 @@ fn rows_are_asked_once_in_all() {
         rows.load(Ordering::Relaxed)
     });
     assert_eq!(shared.iter().sum::<usize>(), alone, "{shared:?}");
+}
+
+/// A worker that only takes results, as one that replays a log, asks for one leaf once.
+#[test]
+fn a_worker_that_takes_everything_asks_for_one_leaf_once() {
+    let rows = on_workers(2, Deal::First, |worker| {
+        let (mut learner, rows) = counting(None);
+        learner = learner.with_executor(Arc::new(worker));
+        let mut optimizer = SgdConfig::new().init();
+        let asked = [(); 3].map(|()| {
+            let before = rows.load(Ordering::Relaxed);
+            let grads = learner.step(eight()).grads;
+            learner = learner.clone().optimize::<AB, _>(&mut optimizer, 0.01, grads);
+            rows.load(Ordering::Relaxed) - before
+        });
+        (asked, weights(&learner.model.valid()))
+    });
+    assert_eq!((rows[0].0, rows[1].0), ([64, 56, 56], [2, 0, 0]));
+    assert_eq!(rows[0].1, rows[1].1);
 }
 
 /// A job that fails or panics on one worker is an error on all of them.

@@ -62,7 +62,7 @@ fn resizing_matches_the_preprocessor_config() {
     for (json, filter, squash, crop) in [
         (r#"{"size": {"height": 8, "width": 8}, "resample": 2}"#, bilinear, true, 1.0),
         (r#"{"size": 8, "resample": 3, "crop_size": 4}"#, bicubic, true, 1.0),
-        (r#"{"size": 256, "resample": 3, "do_center_crop": true, "crop_size": 224}"#, bicubic, true, 0.875),
+        (r#"{"size": 10, "resample": 3, "do_center_crop": true, "crop_size": 8}"#, bicubic, true, 0.8),
         (
             r#"{"size": {"shortest_edge": 16}, "do_center_crop": true, "crop_size": {"height": 8, "width": 8}}"#,
             bilinear,
@@ -81,6 +81,25 @@ fn resizing_matches_the_preprocessor_config() {
         assert_eq!((again.filter, again.squash), (filter, squash), "{json}");
         assert!((again.crop - crop).abs() < 0.02, "{json}: {}", again.crop);
     }
+    // what would change an image, and is not known here
+    for (json, expected) in [
+        (r#"{"size": 224}"#, "size = 224, and image_size of the model is 8"),
+        (r#"{"size": 10, "do_center_crop": true, "crop_size": 9}"#, "crop_size = 9, and image_size of the model is 8"),
+        (r#"{"image_processor_type": "ConvNextImageProcessor"}"#, "ConvNextImageProcessor"),
+        (r#"{"crop_pct": 0.875}"#, "crop_pct = 0.875"),
+        (r#"{"do_flip_channel_order": true}"#, "do_flip_channel_order = true"),
+        (r#"{"do_pad": true}"#, "do_pad = true"),
+    ] {
+        std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
+        let error = checkpoint::open::<Flex>(&Source::Path(dir.path().into()), &Default::default());
+        let error = error.map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("preprocessor_config.json"), "{json}: {error}");
+    }
+    // and what changes none
+    let harmless = r#"{"do_pad": false, "crop_pct": null, "processor_class": "P", "do_convert_rgb": true, "size": 8,
+        "image_processor_type": "ViTImageProcessorFast", "feature_extractor": false}"#;
+    std::fs::write(dir.path().join("preprocessor_config.json"), harmless).unwrap();
+    open::<Flex>(dir.path());
     let timm = open::<Flex>(&fixture("timm_token")).pretrained.card.resizing;
     assert_eq!(timm, Resizing { filter: Filter::Bicubic, squash: false, crop: 0.9 });
 }

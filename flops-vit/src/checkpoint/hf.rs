@@ -153,13 +153,16 @@ impl HfConfig {
 
 /// Reads normalisation and resizing from a folder's `preprocessor_config.json`, if there is one.
 ///
-/// The model has so many `channels`, 1 or 3.
+/// The model takes so many `channels`, 1 or 3, of square images of this `side`.
 ///
 /// # Errors
-/// [`VitError::Checkpoint`] where the file cannot be read or parsed, or has means for another number
-/// of channels.
-pub fn preprocessing(dir: &Path, channels: usize) -> Result<Option<(Normalization, Resizing)>, VitError> {
-    preprocessing_with(dir, channels, |_| ())
+/// [`VitError::Checkpoint`] where the file cannot be read or parsed, has means for another number of
+/// channels, makes images of another size, or has a key that is not known and may change them.
+pub fn preprocessing(
+    dir: &Path,
+    (channels, side): (usize, usize),
+) -> Result<Option<(Normalization, Resizing)>, VitError> {
+    preprocessing_with(dir, (channels, side), |_| ())
 }
 
 /// Like [`preprocessing`], where `change` turns the settings of another image processor into those
@@ -169,7 +172,7 @@ pub fn preprocessing(dir: &Path, channels: usize) -> Result<Option<(Normalizatio
 /// Those of [`preprocessing`].
 pub fn preprocessing_with(
     dir: &Path,
-    channels: usize,
+    (channels, side): (usize, usize),
     change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
 ) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
@@ -178,7 +181,8 @@ pub fn preprocessing_with(
         settings.retain(|_, value| !value.is_null());
         change(&mut settings);
         let settings = serde_json::from_value::<HfPreprocessor>(settings.into());
-        settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?.both(channels)
+        let settings = settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?;
+        settings.both((channels, side))
     };
     match json(&path).and_then(read) {
         Ok(both) => Ok(Some(both)),
@@ -204,13 +208,14 @@ pub(super) fn open<B: Backend>(
     config.validate()?;
     check_channels("num_channels", &config).map_err(|why| in_file("config.json", why))?;
     let mut said = vec![];
-    let preprocessing = match preprocessing(dir, config.in_chans)? {
+    let input = (config.in_chans, config.img_size);
+    let preprocessing = match preprocessing(dir, input)? {
         Some(found) => found,
         None => {
             said.push(
                 "there is no preprocessor_config.json: images are prepared by the defaults of ViTImageProcessor".into(),
             );
-            HfPreprocessor::default().both(config.in_chans).map_err(|why| in_file("preprocessor_config.json", why))?
+            HfPreprocessor::default().both(input).map_err(|why| in_file("preprocessor_config.json", why))?
         }
     };
     let (normalization, resizing) = preprocessing;

@@ -1,5 +1,7 @@
 //! `preprocessor_config.json` of HuggingFace: how images are resized and normalised.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::json;
 
@@ -23,7 +25,33 @@ pub(super) struct HfPreprocessor {
     image_std: Option<PerChannel>,
     size: Option<HfSize>,
     crop_size: Option<HfSize>,
+    /// The class that reads the file.
+    #[serde(alias = "feature_extractor_type")]
+    image_processor_type: Option<String>,
+    /// All other keys.
+    #[serde(flatten)]
+    other: BTreeMap<String, serde_json::Value>,
 }
+
+/// Image processors that do what the keys above say, and nothing else: their names without the endings
+/// `ImageProcessor`, `ImageProcessorFast` and `FeatureExtractor`.
+const PROCESSORS: [&str; 5] = ["ViT", "DeiT", "CLIP", "Siglip", "Beit"];
+
+/// Keys that change no pixel.
+const WITHOUT_EFFECT: [&str; 12] = [
+    "_valid_processor_keys",
+    "auto_map",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+    "do_reduce_labels",
+    "input_data_format",
+    "processor_class",
+    "reduce_labels",
+    "return_tensors",
+];
 
 /// A size, in any of the forms that versions of `transformers` have written.
 #[derive(Clone, Copy, Deserialize)]
@@ -67,14 +95,50 @@ impl Default for HfPreprocessor {
             image_std: None,
             size: None,
             crop_size: None,
+            image_processor_type: None,
+            other: BTreeMap::new(),
         }
     }
 }
 
 impl HfPreprocessor {
-    /// Returns both for a model of so many channels.
-    pub fn both(&self, channels: usize) -> Result<(Normalization, Resizing), CheckpointError> {
-        Ok((self.normalization(channels)?, self.resizing()?))
+    /// Returns both for a model of so many channels and of square images of this side.
+    pub fn both(&self, (channels, side): (usize, usize)) -> Result<(Normalization, Resizing), CheckpointError> {
+        self.check_keys()?;
+        let both = (self.normalization(channels)?, self.resizing()?);
+        let (name, last) = if self.do_center_crop && self.crop_size.is_some() {
+            ("crop_size", self.crop_size)
+        } else {
+            ("size", self.size)
+        };
+        match last.map(HfSize::side).transpose()? {
+            Some(found) if found != side as f32 => Err(CheckpointError::Setting(format!(
+                "{name} = {found}, and image_size of the model is {side}; the images would not fit the model: \
+                 correct one of them"
+            ))),
+            _ => Ok(both),
+        }
+    }
+
+    /// Whether all that the file says is known here.
+    fn check_keys(&self) -> Result<(), CheckpointError> {
+        if let Some(name) = &self.image_processor_type {
+            let kind = ["ImageProcessorFast", "ImageProcessor", "FeatureExtractor"];
+            let kind = kind.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+            if !PROCESSORS.contains(&kind) {
+                let supported = "those of ViT, DeiT, BEiT, CLIP and SigLIP".into();
+                let value = name.clone();
+                return Err(CheckpointError::Unsupported { field: "image_processor_type", value, supported });
+            }
+        }
+        for (key, value) in &self.other {
+            let is_off = value.is_null() || value == &serde_json::Value::Bool(false);
+            if !is_off && !WITHOUT_EFFECT.contains(&key.as_str()) {
+                let why = format!("{key} = {value} is not known, and may change the images");
+                return Err(CheckpointError::Setting(format!("{why}; remove the key if it does not")));
+            }
+        }
+        Ok(())
     }
 
     /// Proportions are kept only where the size is that of the shortest edge.

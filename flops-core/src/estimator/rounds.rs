@@ -80,11 +80,13 @@ impl<'a> Rounds<'a> {
         let (is_local, is_sum, parts) = (self.executor.is_local(), phase.is_sum(), BTreeMap::new());
         let mut typed = TypedJobs { parts, jobs, is_sum, is_local, run, codec, error: None };
         let outcome = self.executor.run(&Round::new(self.step, phase, derive_seed(key), jobs), &mut typed);
-        match (typed.error.take(), outcome) {
-            (Some(error), _) => Err(error),
-            (None, Err(error)) => Err(error.into()),
-            (None, Ok(())) if typed.has(0..jobs) => Ok(typed),
-            (None, Ok(())) => Err(undone(phase)),
+        match (outcome, typed.error.take()) {
+            // a job that failed here may have run elsewhere before
+            (Ok(()), _) if typed.has(0..jobs) => Ok(typed),
+            (Ok(()), _) => Err(undone(phase)),
+            // the error itself says more than its text; all workers must agree whether to go on
+            (Err(found), Some(error)) if found.may_pass() == error.may_pass() => Err(error),
+            (Err(found), _) => Err(found.into()),
         }
     }
 }

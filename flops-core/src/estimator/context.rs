@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::ParamId;
 use burn::prelude::*;
 
-use super::clean::CleanLeaves;
+use super::clean_passes::CleanLeaves;
 use super::leaf_sum::{LeafSum, SumCodec};
 use super::leaves::LeafStages;
 use super::rounds::Rounds;

@@ -17,6 +17,7 @@
 mod activation;
 mod clean;
 mod clean_leaf;
+mod clean_passes;
 mod context;
 #[cfg(test)]
 mod dropping;
@@ -48,8 +49,8 @@ mod weights;
 
 pub use crate::parameters::trained_parameters;
 pub use clean::CleanPass;
-pub(crate) use clean::CutPasses;
 pub(crate) use clean_leaf::CleanMemory;
+pub(crate) use clean_passes::CutPasses;
 pub use estimate::{Estimate, PassCost};
 pub use query_weights::LossChanges;
 pub(crate) use rounds::{Codec, JobResult, Rounds};

@@ -1,0 +1,234 @@
+//! A worker's connection to a hub.
+
+use std::fmt::{self, Debug, Formatter};
+use std::io::{self, BufReader};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use flops_executor::ExecutorError;
+
+use super::frame::{self, Frame, Kind};
+use super::{ADDRESS, TOKEN, TOKEN_FILE};
+use crate::{DistributedError, Entry, Key, Log, Traffic};
+
+/// A worker's connection to a [`Hub`](super::Hub). It leaves the run when it is dropped.
+pub struct HubClient {
+    address: SocketAddr,
+    worker: String,
+    limit: Duration,
+    /// Where requests go, and where their answers come from: one request at a time.
+    requests: Mutex<(TcpStream, Receiver<Frame>)>,
+    entries: Mutex<Receiver<Entry>>,
+    sent: AtomicU64,
+    received: Arc<AtomicU64>,
+}
+
+impl HubClient {
+    /// Connects to a hub as a worker with a name, to which the hub adds a number. A hub that is not
+    /// there yet, and later an answer, is waited for up to `limit`.
+    ///
+    /// # Errors
+    /// Where the hub cannot be reached or refuses the name or the token.
+    pub fn connect(address: SocketAddr, token: &str, name: &str, limit: Duration) -> Result<Self, DistributedError> {
+        let failed = |why: String, remedy: &str| DistributedError::Server {
+            server: format!("the hub at {address}"),
+            why,
+            remedy: remedy.into(),
+        };
+        let there = "see that the program that starts the workers still runs, and that its address is right";
+        let until = Instant::now() + limit;
+        let (stream, answer, mut reader) = loop {
+            match greet(address, token, name, limit.max(Duration::from_millis(1))) {
+                Ok(greeted) => break greeted,
+                Err(why) if Instant::now() >= until => return Err(failed(why.to_string(), there)),
+                Err(_) => std::thread::sleep(Duration::from_millis(50).min(limit)),
+            }
+        };
+        if answer.kind != Kind::Welcome {
+            return Err(failed(answer.head, "pass on the environment that the hub gives, and a short name"));
+        }
+        let (to_entries, entries) = channel();
+        let (to_answers, answers) = channel();
+        let received = Arc::new(AtomicU64::new(answer.len()));
+        let count = received.clone();
+        let read = move || {
+            while let Ok(frame) = frame::read(&mut reader, u64::MAX) {
+                count.fetch_add(frame.len(), Ordering::Relaxed);
+                if deliver(frame, &to_entries, &to_answers).is_none() {
+                    break;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("hub-client".into()).spawn(read);
+        thread.map_err(|why| DistributedError::Io { what: "a thread cannot be started".into(), why })?;
+        let (requests, entries) = (Mutex::new((stream, answers)), Mutex::new(entries));
+        Ok(Self { address, worker: answer.head, limit, requests, entries, sent: AtomicU64::new(0), received })
+    }
+
+    /// Connects to the hub that the environment names, as that of a worker that a program with a hub
+    /// [starts](super::Hub::environment). Returns nothing where it names none.
+    ///
+    /// # Errors
+    /// Where the address or the token is missing or wrong, or the hub cannot be reached.
+    pub fn from_env(name: &str) -> Result<Option<Self>, DistributedError> {
+        let Some(address) = std::env::var_os(ADDRESS) else { return Ok(None) };
+        let value = address.to_string_lossy().into_owned();
+        let remedy = || "give an address and a port, such as 127.0.0.1:4000".to_string();
+        let wrong = |_| DistributedError::Setting { what: ADDRESS, value: value.clone(), remedy: remedy() };
+        let address = value.parse().map_err(wrong)?;
+        let token = match (std::env::var(TOKEN), std::env::var_os(TOKEN_FILE)) {
+            (Ok(token), _) => token,
+            (Err(_), Some(path)) => std::fs::read_to_string(&path).map_err(|why| {
+                let what = format!("{TOKEN_FILE} names {}, which cannot be read", path.display());
+                DistributedError::Io { what, why }
+            })?,
+            (Err(_), None) => String::new(),
+        };
+        Self::connect(address, token.trim(), name, Duration::from_secs(60)).map(Some)
+    }
+
+    /// Sends a request and waits for its answer.
+    fn ask(&self, kind: Kind, head: &str, body: &[u8]) -> Result<Frame, ExecutorError> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stream, answers) = &mut *requests;
+        let sent = frame::write(stream, kind, head, body).map_err(|_| self.closed())?;
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        let answer = answers.recv_timeout(self.limit).map_err(|why| match why {
+            RecvTimeoutError::Disconnected => self.closed(),
+            RecvTimeoutError::Timeout => {
+                // a later request must not get the answer to this one
+                let _ = stream.shutdown(Shutdown::Both);
+                let what = format!("the hub at {} has not answered for {:?}", self.address, self.limit);
+                ExecutorError::Lost { what }
+            }
+        })?;
+        if answer.kind == Kind::Refused {
+            return Err(ExecutorError::Lost { what: format!("the hub at {} says: {}", self.address, answer.head) });
+        }
+        Ok(answer)
+    }
+
+    fn closed(&self) -> ExecutorError {
+        ExecutorError::Lost { what: format!("the hub at {} has closed the connection", self.address) }
+    }
+}
+
+/// Opens a connection and says who is there; returns the answer too.
+fn greet(
+    address: SocketAddr,
+    token: &str,
+    name: &str,
+    limit: Duration,
+) -> io::Result<(TcpStream, Frame, BufReader<TcpStream>)> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(limit))?;
+    frame::write(&mut stream, Kind::Hello, name, token.as_bytes())?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let answer = frame::read(&mut reader, 0)?;
+    stream.set_read_timeout(None)?;
+    Ok((stream, answer, reader))
+}
+
+/// Hands on a frame, as long as somebody is there to take it.
+fn deliver(frame: Frame, entries: &Sender<Entry>, answers: &Sender<Frame>) -> Option<()> {
+    match frame.kind {
+        Kind::Entry => entries.send(Entry { key: Key::parse(&frame.head)?, bytes: frame.body }).ok(),
+        _ => answers.send(frame).ok(),
+    }
+}
+
+impl Log for HubClient {
+    fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    fn put(&self, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError> {
+        Ok(self.ask(Kind::Put, &key.to_string(), bytes)?.kind == Kind::First)
+    }
+
+    fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        match entries.try_recv() {
+            Ok(entry) => return Ok(Some(entry)),
+            Err(TryRecvError::Disconnected) => return Err(self.closed()),
+            Err(TryRecvError::Empty) if timeout.is_zero() => return Ok(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        match entries.recv_timeout(timeout) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.closed()),
+        }
+    }
+
+    fn trim(&self, step: u64) -> Result<(), ExecutorError> {
+        self.ask(Kind::Trim, &step.to_string(), &[]).map(|_| ())
+    }
+
+    fn put_checkpoint(&self, step: u64, bytes: &[u8]) -> Result<(), ExecutorError> {
+        self.ask(Kind::Checkpoint, &step.to_string(), bytes).map(|_| ())
+    }
+
+    fn checkpoint(&self) -> Result<Option<(u64, Vec<u8>)>, ExecutorError> {
+        let answer = self.ask(Kind::GetCheckpoint, "", &[])?;
+        Ok(answer.head.parse().ok().map(|step| (step, answer.body)))
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { sent: self.sent.load(Ordering::Relaxed), received: self.received.load(Ordering::Relaxed) }
+    }
+}
+
+impl Drop for HubClient {
+    fn drop(&mut self) {
+        let (stream, _) = self.requests.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = frame::write(stream, Kind::Bye, "", &[]);
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Debug for HubClient {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.debug_struct("HubClient").field("address", &self.address).field("worker", &self.worker).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A hub that is stopped in the midst, or says what no hub says.
+    #[test]
+    fn a_hub_that_says_nothing_is_lost_after_a_limit() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = Duration::from_millis(200);
+        std::thread::spawn(move || {
+            let mut kept = vec![];
+            for (number, stream) in listener.incoming().enumerate() {
+                let mut stream = stream.unwrap();
+                frame::read(&mut stream, 100).unwrap();
+                frame::write(&mut stream, Kind::Welcome, "w-0", &[]).unwrap();
+                if number == 1 {
+                    frame::write(&mut stream, Kind::Entry, "no.key", &[]).unwrap();
+                }
+                kept.push(stream);
+            }
+        });
+        let [silent, odd] = [0, 1].map(|_| HubClient::connect(address, "token", "w", limit).unwrap());
+        let start = Instant::now();
+        assert_eq!(silent.next(Duration::ZERO).unwrap(), None);
+        let message = silent.put(&Key::Identity, &[]).unwrap_err().to_string();
+        assert!(message.contains("has not answered for 200ms"), "{message}");
+        assert!(silent.put(&Key::Identity, &[]).unwrap_err().to_string().contains("has closed the connection"));
+        assert!(odd.next(Duration::from_secs(5)).is_err() && odd.put(&Key::Identity, &[]).is_err());
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+}

@@ -11,6 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -521,6 +522,63 @@ fn elastic(log: NatsLog, workers: usize, sum_mode: SumMode) -> Elastic {
     let elastic = Elastic::new(log, ElasticOptions { min_workers: workers, patience, limit, sum_mode });
     elastic.begin(&identity()).unwrap();
     elastic
+}
+
+/// A link that takes 5 ms in each direction, and loses one part of a hundred: as TCP then waits for its
+/// retransmission, such a part comes 200 ms late, and what follows it waits. Returns its port.
+fn slow_link(to: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let carry = |mut from: TcpStream, mut to: TcpStream, seed: u64| {
+        let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
+        thread::spawn(move || {
+            for (due, bytes) in receiver {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if to.write_all(&bytes).is_err() {
+                    return;
+                }
+            }
+        });
+        thread::spawn(move || {
+            let (mut buffer, mut part) = ([0; 1400], seed);
+            while let Ok(read @ 1..) = from.read(&mut buffer) {
+                part += 1;
+                let is_lost = part.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & 0xffff < 655;
+                let delay = if is_lost { 205 } else { 5 };
+                if sender.send((Instant::now() + Duration::from_millis(delay), buffer[..read].to_vec())).is_err() {
+                    return;
+                }
+            }
+        });
+    };
+    thread::spawn(move || {
+        for (number, client) in listener.incoming().flatten().enumerate() {
+            let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
+            carry(client.try_clone().unwrap(), server.try_clone().unwrap(), 1000 * number as u64);
+            carry(server, client, 1000 * number as u64 + 500);
+        }
+    });
+    port
+}
+
+/// One worker beside the server, two behind a slow link: the bits of one process, in every mode.
+#[test]
+fn workers_behind_a_slow_link_change_nothing() {
+    for sum_mode in [SumMode::Gradients, SumMode::Scalars] {
+        let Some(server) = Server::with_jetstream() else { return };
+        let url = format!("nats://127.0.0.1:{}", slow_link(server.port));
+        let far = NatsOptions { servers: vec![url], ..server.options() };
+        let alone = steps(&Threads, 6, 1000, None).unwrap();
+        let logs = [server.log(), NatsLog::connect(&far, "far").unwrap(), NatsLog::connect(&far, "far").unwrap()];
+        let hashes: Vec<u64> = thread::scope(|scope| {
+            let run = |log| move || steps(&elastic(log, 3, sum_mode), 6, 1000, None).unwrap();
+            let running = logs.map(|log| scope.spawn(run(log)));
+            running.into_iter().map(|worker| worker.join().unwrap()).collect()
+        });
+        assert_eq!(hashes, [alone; 3], "{sum_mode}");
+    }
 }
 
 #[test]

@@ -77,12 +77,22 @@ pub struct Round {
     pub jobs: usize,
     /// Whether the result is the sum over all jobs, so that parts can be added before they travel.
     pub is_sum: bool,
+    /// Whether any worker can run any job at the cost of its own: nothing that a job needs lies where
+    /// an earlier one ran.
+    pub repeats: bool,
 }
 
 impl Round {
     /// A round.
     pub fn new((step, further): (u64, u64), phase: RoundPhase, digest: u64, jobs: usize) -> Self {
-        Self { step, further, phase, digest, jobs, is_sum: phase.is_sum() }
+        Self { step, further, phase, digest, jobs, is_sum: phase.is_sum(), repeats: true }
+    }
+
+    /// The same round, of jobs that need what earlier ones left where they ran.
+    #[must_use]
+    pub fn bound(mut self) -> Self {
+        self.repeats = false;
+        self
     }
 }
 

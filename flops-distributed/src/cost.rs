@@ -53,7 +53,7 @@ impl FromStr for SumMode {
     }
 }
 
-/// What was measured of a sum.
+/// What was measured of a sum whose jobs [cost the same on every worker](flops_executor::Round::repeats).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumCost {
     /// The time that a leaf takes here.

@@ -336,7 +336,9 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let mut run = |leaves: &[usize], take: &mut (dyn FnMut(usize, LeafSum<B>) + Send)| {
         gradients_of(p, weighted, &form, (leaves, take))
     };
-    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves), &mut run, &p.sum_codec())?;
+    // behind a prefix, only the worker that has it need not run it again
+    let repeats = p.stages.any().before(0) == 0;
+    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves, repeats), &mut run, &p.sum_codec())?;
     Ok(SpaceGradients::new(n, sum))
 }
 

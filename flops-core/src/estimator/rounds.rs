@@ -52,34 +52,37 @@ impl<'a> Rounds<'a> {
         run: Run<'_, T>,
         codec: &dyn Codec<T>,
     ) -> Result<Vec<T>, Error> {
-        let mut typed = self.run((phase, key, jobs), run, codec)?;
+        let mut typed = self.run((phase, key, jobs, true), run, codec)?;
         Ok((0..jobs).filter_map(|job| Some(typed.parts.remove(&job)?.value)).collect())
     }
 
     /// The sum of what `jobs` jobs give, along the fixed tree. `jobs` is a power of two.
     ///
+    /// `repeats` tells whether a job costs the same wherever it runs.
+    ///
     /// # Errors
     /// As [`gather`](Self::gather).
     pub fn sum<T: JobResult>(
         &self,
-        (phase, key, jobs): (RoundPhase, &[u64], usize),
+        (phase, key, jobs, repeats): (RoundPhase, &[u64], usize, bool),
         run: Run<'_, T>,
         codec: &dyn Codec<T>,
     ) -> Result<T, Error> {
-        let mut typed = self.run((phase, key, jobs), run, codec)?;
+        let mut typed = self.run((phase, key, jobs, repeats), run, codec)?;
         typed.node(0..jobs);
         typed.parts.remove(&0).map(|part| part.value).ok_or_else(|| undone(phase))
     }
 
     fn run<'r, T: JobResult>(
         &self,
-        (phase, key, jobs): (RoundPhase, &[u64], usize),
+        (phase, key, jobs, repeats): (RoundPhase, &[u64], usize, bool),
         run: Run<'r, T>,
         codec: &'r dyn Codec<T>,
     ) -> Result<TypedJobs<'r, T>, Error> {
         let (is_local, is_sum, parts) = (self.executor.is_local(), phase.is_sum(), BTreeMap::new());
         let mut typed = TypedJobs { parts, jobs, is_sum, is_local, run, codec, error: None };
-        let outcome = self.executor.run(&Round::new(self.step, phase, derive_seed(key), jobs), &mut typed);
+        let round = Round::new(self.step, phase, derive_seed(key), jobs);
+        let outcome = self.executor.run(&if repeats { round } else { round.bound() }, &mut typed);
         match (outcome, typed.error.take()) {
             // a job that failed here may have run elsewhere before
             (Ok(()), _) if typed.has(0..jobs) => Ok(typed),

@@ -264,7 +264,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         }
         Ok(())
     };
-    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves), &mut run, &p.sum_codec())?;
+    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves, true), &mut run, &p.sum_codec())?;
     let squared_score_norms = vec![vec![of.len() as f64]; weights.len()];
     Ok(SpaceGradients { squared_score_norms, ..SpaceGradients::new(0, sum) })
 }

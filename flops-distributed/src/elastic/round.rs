@@ -100,6 +100,9 @@ impl<'a> Turn<'a> {
         if mode != SumMode::Auto {
             return Ok(mode);
         }
+        if !self.round.repeats {
+            return Ok(SumMode::Gradients);
+        }
         let (_, workers) = self.state.place(self.elastic.worker());
         // the first sum is shared, and so measured
         let mine = self.state.cost.map_or(SumMode::Gradients, |cost| cost.mode(self.round.jobs, workers, workers));

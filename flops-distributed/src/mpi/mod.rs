@@ -322,7 +322,7 @@ impl Mpi {
         };
         gang.spare = received;
         taken?;
-        if sum && !whole {
+        if sum && !whole && round.repeats {
             // larger nodes are swapped after the first
             let exchange = gang.travelled + start.elapsed().as_secs_f64();
             gang.sums.measured(round.phase, (seconds, exchange), (here as usize, leaves));

@@ -54,7 +54,7 @@ pub trait Rows: Clone + Send + 'static {
     /// Rows of the form and on the device of these, with values from [`to_host`](Self::to_host).
     ///
     /// It takes what it needs from the front. `None` where the values have another form.
-    fn from_host(&self, _values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+    fn with_values(&self, _values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
         None
     }
 
@@ -108,7 +108,7 @@ where
         values.push(self.to_data());
     }
 
-    fn from_host(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+    fn with_values(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
         let data = values.next().filter(|data| data.shape.len() == D && data.dtype == self.dtype())?;
         Some(Tensor::from_data(data, (&self.device(), self.dtype())))
     }
@@ -120,7 +120,7 @@ where
 
 impl Rows for () {
     const TRAVELS: bool = true;
-    fn from_host(&self, _: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+    fn with_values(&self, _: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
         Some(())
     }
     fn rows(&self, _: &[usize]) -> Self {}
@@ -170,10 +170,10 @@ macro_rules! rows_for_tuples {
                 $($name.to_host(values);)+
             }
 
-            fn from_host(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+            fn with_values(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
                 #[allow(non_snake_case)]
                 let ($($name,)+) = self;
-                Some(($($name.from_host(values)?,)+))
+                Some(($($name.with_values(values)?,)+))
             }
 
             fn to_device_of(self, device: DeviceId) -> Self {

@@ -50,6 +50,14 @@ pub fn accum_dtype<B: Backend>() -> DType {
     }
 }
 
+/// The values of several passes on the host, in turn: a device is waited for once.
+pub(crate) fn to_host<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
+    if parts.is_empty() {
+        return vec![];
+    }
+    Tensor::cat(parts, 0).into_data().iter::<f64>().collect()
+}
+
 /// Copies values from the host, in [`accum_dtype`] precision.
 pub(crate) fn from_host<B: Backend, const D: usize>(
     values: Vec<f32>,

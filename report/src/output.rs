@@ -6,13 +6,23 @@
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Result, Write, stderr, stdout};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The exit code of a program whose reader went away, as shells report it: 128 and SIGPIPE's 13.
 const CLOSED_PIPE: u8 = 141;
 
 /// The exit code that a failure to print asks for; 0 if there was none.
 static FAILURE: AtomicU8 = AtomicU8::new(0);
+
+/// Whether standard output is left alone.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing more to standard output in this process; standard error stays.
+///
+/// For the processes of a run that share a terminal with another one of it.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
 
 /// [`std::println!`], but nothing is printed once a pipe is closed.
 #[macro_export]
@@ -37,6 +47,9 @@ macro_rules! eprintln {
 /// Prints to standard output.
 #[doc(hidden)]
 pub fn print(text: Arguments<'_>) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     if let Some(why) = written(|| stdout().write_fmt(text)) {
         print_error(format_args!("error: cannot write to standard output: {why}\n"));
         note(1);

@@ -10,8 +10,10 @@ use flops_examples::backend;
 use flops_examples::cli::forward_args::ForwardArgs;
 use flops_examples::cli::inputs::Inputs;
 use flops_examples::cli::method::Method;
+use flops_examples::cli::worker_args::WorkerArgs;
 use flops_examples::run::artifacts::{Settings, merge};
 use flops_examples::run::optimizer::OptimizerKind;
+use flops_examples::run::workers::starter;
 use flops_vit::checkpoint::Source;
 use flops_vit::data::{Augment, DatasetSpec, Padding};
 use flops_vit::{FineTuning, Noise, Scope, Sites};
@@ -115,6 +117,8 @@ pub struct Args {
     /// Print plain lines instead of the terminal interface.
     #[arg(long)]
     pub plain: bool,
+    #[command(flatten)]
+    pub workers: WorkerArgs,
 }
 
 impl Args {
@@ -157,7 +161,18 @@ impl Args {
         if let Some(epoch) = self.stop_after {
             ensure!((1..=self.epochs).contains(&epoch), "--stop-after {epoch}: use 1 to {}, the epochs", self.epochs);
         }
-        self.forward.config(self.method.recipe(), self.seed)
+        self.workers.validate()?;
+        if self.workers.is_shared() {
+            let alone = "leave --workers and --executor out";
+            ensure!(self.method.is_forward(), "--method backprop has no jobs that workers could share; {alone}");
+            ensure!(!self.dry_run, "--dry-run is of one process; {alone}");
+        }
+        // those on this machine share its cores
+        let threads = self.forward.threads.or(self.workers.workers.map(starter::threads));
+        let forward = ForwardArgs { threads, ..self.forward.clone() };
+        let config = forward.config(self.method.recipe(), self.seed)?.with_leaves(self.workers.leaves());
+        config.validate()?;
+        Ok(config)
     }
 
     /// Returns the number of copies of each training image.
@@ -202,6 +217,10 @@ impl Args {
         if self.method.is_forward() {
             let forward = self.forward.settings(self.method.recipe(), config)?;
             merge(&mut settings, forward);
+            let leaves = config.estimator.leaves;
+            if leaves > 1 {
+                merge(&mut settings, json!({ "leaves": leaves }));
+            }
         }
         settings.as_object().cloned().context("settings are an object")
     }

@@ -8,6 +8,7 @@ use flops_examples::run::curves;
 use flops_examples::run::fit::TrainedRun;
 use flops_examples::run::format::thousands;
 use flops_examples::run::history::{History, Row, Split};
+use flops_examples::run::workers::worker::Worker;
 use flops_vit::checkpoint::{Card, Pretrained};
 use flops_vit::{Pool, ViT};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ const FOLDER: &str = "huggingface";
 /// The file of the adapters and the head that `lora:R` trained.
 const ADAPTERS: &str = "adapters.safetensors";
 
-impl Run {
+impl Run<'_> {
     /// Evaluates the trained model, writes the files of the run and prints its table.
     pub fn report(&self, trained: TrainedRun<ViT<B>>, before: &Row, mut card: Card) -> Result<()> {
         let (loss, accuracy) = evaluate(&trained.learner, &*self.data.test, self.config.estimator.threads);
@@ -43,6 +44,9 @@ impl Run {
         self.artifacts.write("curves.svg", curves::draw(&trained.history, &title)?.as_bytes())?;
         self.artifacts.write_json("summary.json", &summary)?;
         print_table(args, &summary);
+        if let Some(tally) = self.worker.and_then(Worker::tally) {
+            tally.print();
+        }
         println!(
             "\n{} holds summary.json, metrics.csv, curves.svg{more} and model.safetensors",
             self.artifacts.dir().display()
@@ -106,6 +110,9 @@ impl Run {
             "versions": {"flops": env!("CARGO_PKG_VERSION"), "burn": BURN_VERSION},
         });
         merge(&mut summary, more);
+        if let Some(tally) = self.worker.and_then(Worker::tally) {
+            merge(&mut summary, json!({ "workers": tally }));
+        }
         summary
     }
 

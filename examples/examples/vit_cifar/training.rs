@@ -15,6 +15,8 @@ use flops_examples::run::history::{History, Row, Split};
 use flops_examples::run::optimizer::groups;
 use flops_examples::run::plan::RunPlan;
 use flops_examples::run::prefixes::prefix_bytes;
+use flops_examples::run::workers::identity::{Properties, flags, hash};
+use flops_examples::run::workers::worker::Worker;
 use flops_vit::ViT;
 use flops_vit::checkpoint::Card;
 use flops_vit::data::ImageBatch;
@@ -23,8 +25,11 @@ use crate::args::Args;
 use crate::data::Data;
 use crate::model::evaluate;
 
+/// Settings in which the workers of a run may differ. Weights are compared by their values.
+const FREE_SETTINGS: [&str; 5] = ["data_dir", "threads", "prefix_cache", "memory_bound", "weights"];
+
 /// A run whose settings and data are known.
-pub struct Run {
+pub struct Run<'a> {
     pub args: Args,
     pub config: ForwardConfig,
     pub lr: f64,
@@ -32,6 +37,8 @@ pub struct Run {
     pub artifacts: Artifacts,
     pub device: Device,
     pub data: Data,
+    /// This process as one of several that share the run.
+    pub worker: Option<&'a Worker>,
 }
 
 /// Where training starts.
@@ -43,7 +50,7 @@ pub struct Start {
     pub before: Row,
 }
 
-impl Run {
+impl Run<'_> {
     pub fn forward_learner(&self, model: ViT<AB>) -> Result<ForwardLearner<AB, ViT<AB>, AnyAllocator<AB>>> {
         let allocator = AnyAllocator::<AB>::new(self.args.allocator()?, &self.device)?;
         Ok(ForwardLearner::new(model, allocator, self.config.clone())?)
@@ -96,8 +103,21 @@ impl Run {
         Ok(Start { resume, history, before })
     }
 
+    /// Returns what the workers of a run must have in common.
+    fn properties(&self, card: &Card) -> Properties {
+        let items = &self.data.train.items;
+        let labels: Vec<u8> = items.iter().flat_map(|item| (item.label as u64).to_le_bytes()).collect();
+        let images = hash(items.iter().map(|item| item.pixels.as_slice()).chain([labels.as_slice()]));
+        let more = [
+            ("the training images, by their hash", format!("{images:016x}")),
+            ("the model", format!("{:?}", (&card.config, &card.normalization, &card.resizing))),
+        ];
+        let more = more.map(|(name, value)| (name.to_string(), value));
+        flags(&self.settings, &FREE_SETTINGS).into_iter().chain(more).collect()
+    }
+
     /// Trains the model with burn-train.
-    pub fn fit(&self, model: ViT<AB>, start: &Start) -> Result<TrainedRun<ViT<B>>> {
+    pub fn fit(&self, model: ViT<AB>, start: &Start, card: &Card) -> Result<TrainedRun<ViT<B>>> {
         let args = &self.args;
         let plan = |monitor| RunPlan {
             artifacts: &self.artifacts,
@@ -115,9 +135,13 @@ impl Run {
         };
         let (test, history, first_epoch) = (self.data.test.clone(), start.history.clone(), start.resume.unwrap_or(0));
         if args.method.is_forward() {
-            let learner = self.forward_learner(model)?;
+            let (mut learner, mut loader) = (self.forward_learner(model)?, self.forward_loader(first_epoch)?);
+            if let Some(worker) = self.worker {
+                learner = learner.with_executor(worker.executor(self.properties(card)));
+                loader = worker.offering(loader, &self.artifacts, first_epoch);
+            }
             let plan = plan(Some(learner.monitor()));
-            let trained = fit(learner, self.forward_loader(first_epoch)?, test, history, plan)?;
+            let trained = fit(learner, loader, test, history, plan)?;
             Ok(trained.map(|learner| learner.model))
         } else {
             let learner = self.backprop_learner(model);

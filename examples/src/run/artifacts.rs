@@ -10,6 +10,7 @@
 //! | `model.safetensors` | the trained model, adapters merged |
 //! | `adapters.safetensors` | adapters and head alone, from a run with scope `lora:R` |
 //! | `prompt.safetensors` | the tuned prompt of a black box |
+//! | `workers/` | folders and output of the workers of a run that is shared, but for the first's |
 //! | `.lock` | the run that writes into the folder; see [`lock`](super::lock) |
 //!
 //! Every file is [written atomically](write_atomic).
@@ -26,7 +27,7 @@ use serde_json::{Map, Value};
 use super::lock::{FolderLock, Holders};
 
 /// The parts of a checkpoint.
-const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
+pub(super) const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
 /// Settings of a run, by name.
 pub type Settings = Map<String, Value>;
@@ -36,6 +37,15 @@ pub fn merge(object: &mut Value, more: Value) {
     if let (Value::Object(object), Value::Object(more)) = (object, more) {
         object.extend(more);
     }
+}
+
+/// Returns the first setting, of those not in `free`, in which a run differs from an earlier one: its
+/// name, its value now and then.
+pub(super) fn difference(now: &Settings, then: &Settings, free: &[&str]) -> Option<(String, Value, Value)> {
+    let names = now.keys().chain(then.keys().filter(|name| !now.contains_key(*name)));
+    let value = |of: &Settings, name: &str| of.get(name).unwrap_or(&Value::Null).clone();
+    let both = names.filter(|name| !free.contains(&name.as_str()));
+    both.map(|name| (name.clone(), value(now, name), value(then, name))).find(|(_, now, then)| now != then)
 }
 
 /// The artifact folder of a run. The run holds it until the last clone of this value is dropped, or
@@ -174,19 +184,9 @@ impl Artifacts {
     /// Where there is no run, or one with another value of a setting. The settings named in `free`
     /// may differ.
     pub fn check_resumable(&self, settings: &Settings, free: &[&str]) -> Result<()> {
-        let earlier = self.settings()?;
-        let names = settings.keys().chain(earlier.keys().filter(|name| !settings.contains_key(*name)));
-        for name in names.filter(|name| !free.contains(&name.as_str())) {
-            let (now, then) = (settings.get(name).unwrap_or(&Value::Null), earlier.get(name).unwrap_or(&Value::Null));
-            if now != then {
-                bail!(
-                    "cannot resume: {name} is {now}, the run in {} has {then}; give the same value, or \
-                     start a new run in another --artifact-dir",
-                    self.dir.display()
-                );
-            }
-        }
-        Ok(())
+        let remedy = "give the same value, or start a new run in another --artifact-dir";
+        let Some((name, now, then)) = difference(settings, &self.settings()?, free) else { return Ok(()) };
+        bail!("cannot resume: {name} is {now}, the run in {} has {then}; {remedy}", self.dir.display())
     }
 
     /// Returns the path of a part of a checkpoint (`model`, `optim`, `scheduler`), without its

@@ -11,3 +11,4 @@ pub mod optimizer;
 pub mod plan;
 pub mod prefixes;
 pub mod renderer;
+pub mod workers;

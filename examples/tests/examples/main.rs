@@ -14,6 +14,7 @@ mod flaky_server;
 mod fuzz;
 mod imports;
 mod prompt_tuning;
+mod shared_runs;
 mod vit_cifar;
 
 /// Returns the path of a built program, in the folder beside this test's.

@@ -10,7 +10,6 @@ use burn::prelude::*;
 
 use super::clean_leaf::{CleanMemory, LeafMasks, LeafTrace};
 use super::clean_passes::{CleanLeaves, CutPasses};
-use super::context::to_host;
 use super::estimate::PassCost;
 use super::leaves::LeafStages;
 use super::rounds::Rounds;
@@ -21,6 +20,7 @@ use crate::control_variate::Prediction;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::makes_noise;
+use crate::ops::to_host;
 use crate::parameters::paths;
 use crate::probe::{Passes, StepKey, TracedSite};
 

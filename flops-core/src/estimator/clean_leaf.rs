@@ -121,7 +121,7 @@ impl<B: Backend> LeafMasks<B> {
 ///
 /// Bytes are read when a leaf has run here, whose output has the form of theirs.
 pub(super) enum LeafResult<B: Backend, O> {
-    Read(CleanLeaf<B, O>),
+    Read(Box<CleanLeaf<B, O>>),
     Bytes(Vec<u8>),
 }
 
@@ -210,7 +210,7 @@ impl<B: Backend, O: Rows> CleanLeaf<B, O> {
         reader.number().filter(|&n| n == likes.len())?;
         let tensors: Vec<TensorData> = likes.iter().map(|like| reader.tensor(like)).collect::<Option<_>>()?;
         let mut tensors = tensors.into_iter();
-        let output = output.from_host(&mut tensors)?;
+        let output = output.with_values(&mut tensors)?;
         output.check_rows(examples).ok()?;
         let embeddings = match &self.embeddings {
             Some(like) => {

@@ -9,15 +9,16 @@ use burn::prelude::*;
 use burn::tensor::backend::DeviceId;
 
 use super::clean_leaf::{CleanCodec, CleanLeaf, CleanMemory, LeafMasks, LeafResult, LeafTrace};
-use super::context::{check_failure, to_host};
 use super::leaves;
 use super::rounds::Rounds;
+use super::rows::check_failure;
 use super::rows::{self, check_probe, check_sites};
 use super::settings::Estimator;
 use crate::batch::{Batch, Rows};
 use crate::error::Error;
 use crate::executor::{ExecutorError, RoundPhase};
 use crate::model::ForwardModel;
+use crate::ops::to_host;
 use crate::parallel::{Places, num_workers, run_placed};
 use crate::probe::{Passes, Probe, Stages, StepKey, TokenMask, Traced, TracedSite};
 
@@ -124,7 +125,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
         })?;
         check_failure(self.model)?;
         for ((leaf, (_, passes)), chunks) in leaves.iter().zip(passes).zip(found) {
-            take(*leaf, LeafResult::Read(self.leaf(passes, chunks)?));
+            take(*leaf, LeafResult::Read(Box::new(self.leaf(passes, chunks)?)));
         }
         Ok(())
     }
@@ -159,7 +160,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
         let mut found = None;
         self.run(&[leaf], &mut |_, result| found = Some(result))?;
         match found {
-            Some(LeafResult::Read(leaf)) => Ok(leaf),
+            Some(LeafResult::Read(leaf)) => Ok(*leaf),
             _ => Ok(CleanLeaf::empty()),
         }
     }
@@ -189,10 +190,10 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
         };
         if earlier.is_none() && !results.iter().any(is_here) {
             let leaf = (0..estimator.leaves).find(|&leaf| !self.range(leaf).is_empty()).unwrap_or(0);
-            results[leaf] = LeafResult::Read(self.run_here(leaf)?);
+            results[leaf] = LeafResult::Read(Box::new(self.run_here(leaf)?));
         }
         let here = results.iter().find_map(|result| match result {
-            LeafResult::Read(leaf) if leaf.here.is_some() => Some(leaf),
+            LeafResult::Read(leaf) if leaf.here.is_some() => Some(&**leaf),
             _ => None,
         });
         if let Some(here) = here.filter(|_| rounds.are_shared()) {
@@ -212,7 +213,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             read.push(Some(like.read_like(self.range(leaf).len(), bytes).ok_or_else(|| foreign(leaf))?));
         }
         let leaves = results.into_iter().zip(read).filter_map(|(result, read)| match result {
-            LeafResult::Read(leaf) => Some(leaf),
+            LeafResult::Read(leaf) => Some(*leaf),
             LeafResult::Bytes(_) => read,
         });
         Ok((leaves.collect(), earlier.and_then(|earlier| earlier.here)))

@@ -122,19 +122,6 @@ impl<B: Backend> SpaceGradients<B> {
     }
 }
 
-/// Whether the model had an answer to all it was asked.
-pub(super) fn check_failure<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
-    model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
-}
-
-/// The values of several passes on the host, in turn: a device is waited for once.
-pub(super) fn to_host<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
-    if parts.is_empty() {
-        return vec![];
-    }
-    Tensor::cat(parts, 0).into_data().iter::<f64>().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

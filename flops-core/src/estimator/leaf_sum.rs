@@ -6,11 +6,11 @@ use burn::module::ParamId;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::context::to_host;
 use super::leaves::leaf;
 use super::rounds::{Codec, JobResult};
 use crate::control_variate::{Observation, Prediction};
 use crate::ops;
+use crate::ops::to_host;
 use crate::probe::{Gradients, SquaredScoreNorm};
 use crate::wire::{Reader, Writer};
 

@@ -10,17 +10,19 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::tensor::backend::DeviceId;
 
-use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
+use super::context::{EstimateContext, SpaceGradients};
 use super::leaf_sum::LeafSum;
 use super::leaves::leaf;
 use super::query_weights::WeightedQueries;
 use super::rounds::{Codec, JobResult};
+use super::rows::check_failure;
 use super::rows::losses as row_losses;
 use crate::batch::Rows;
 use crate::control_variate::{Observation, PredictedRows};
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
+use crate::ops::to_host;
 use crate::parallel::{balanced_chunk, run_placed};
 use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Recorded, SquaredScoreNorm, Stages};
 use crate::wire::{Reader, Writer};
@@ -314,13 +316,13 @@ pub(super) struct JobGradients<B: Backend> {
 }
 
 impl<B: Backend> JobGradients<B> {
-    fn to_device(self, device: &B::Device) -> Self {
+    fn on(self, device: &B::Device) -> Self {
         let to = |norm: SquaredScoreNorm<B>| SquaredScoreNorm {
             squares: norm.squares.map(|squares| squares.to_device(device)),
             ..norm
         };
         let squared_score_norms = self.squared_score_norms.into_iter().map(to).collect();
-        Self { gradients: self.gradients.to_device(device), squared_score_norms, ..self }
+        Self { gradients: self.gradients.on(device), squared_score_norms, ..self }
     }
 }
 
@@ -401,7 +403,7 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
         let prefixes = prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
         (model.to_device(&B::Device::from_id(to)), input.to_device_of(to), prefixes)
     };
-    let back = |formed: JobGradients<B>, to: DeviceId| formed.to_device(&B::Device::from_id(to));
+    let back = |formed: JobGradients<B>, to: DeviceId| formed.on(&B::Device::from_id(to));
     run_placed(jobs.len(), &p.places, context, (out, back), work, |job, formed: JobGradients<B>| {
         let (index, positions) = &jobs[job];
         sum.recorded += formed.recorded as u64;

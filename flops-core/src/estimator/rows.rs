@@ -9,6 +9,11 @@ use crate::model::ForwardModel;
 use crate::parameters::path;
 use crate::probe::{Probe, RowFault, TracedSite};
 
+/// Whether the model had an answer to all it was asked.
+pub(super) fn check_failure<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
+    model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
+}
+
 /// The losses of a pass of `rows` rows, from its output.
 ///
 /// The rows of the output are checked first: a loss of a wrong output may panic.

@@ -14,12 +14,13 @@ use burn::prelude::*;
 use burn::tensor::FloatDType;
 
 use super::clean::CleanPass;
-use super::context::{check_failure, to_host};
+use super::rows::check_failure;
 use super::rows::{self, check_probe, check_sites};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::ops;
+use crate::ops::to_host;
 use crate::parameters::{parameters, path, paths};
 use crate::probe::{PassExamples, Probe, SiteOutputs};
 

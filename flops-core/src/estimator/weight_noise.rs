@@ -78,7 +78,7 @@ impl<B: Backend> Default for WeightNoise<B> {
 
 impl<B: Backend> WeightNoise<B> {
     /// The same noise for a model on another device.
-    pub fn to_device(self, device: &B::Device) -> Self {
+    pub fn on(self, device: &B::Device) -> Self {
         let to = |(id, lift): (ParamId, Lift<B>)| match lift {
             Lift::LowRank { basis, outputs, inputs_first } => {
                 (id, Lift::LowRank { basis: basis.to_device(device), outputs, inputs_first })

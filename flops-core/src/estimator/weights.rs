@@ -15,17 +15,19 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 use burn::tensor::backend::DeviceId;
 
-use super::context::{EstimateContext, SpaceGradients, check_failure, to_host};
+use super::context::{EstimateContext, SpaceGradients};
 use super::leaf_sum::LeafSum;
 use super::leaves::part;
 use super::rounds::{Codec, JobResult};
 use super::rows;
+use super::rows::check_failure;
 use super::weight_noise::{Lift, WeightNoise};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::{DeviceNoise, NoiseSource, RowKey, SHARED};
 use crate::ops;
+use crate::ops::to_host;
 use crate::parallel::{balanced_chunk, run_ordered, run_placed};
 use crate::probe::{Gradients, Prefix, Probe};
 use crate::wire::{Reader, Writer};
@@ -171,7 +173,7 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
             by_query.entry(*query).or_default().push((index, examples));
         }
     }
-    let directions: Vec<(usize, Vec<(usize, &Vec<usize>)>)> = by_query.into_iter().collect();
+    let directions: Vec<_> = by_query.into_iter().collect();
     let prefixes = jobs.iter().map(|&job| p.prefix(job, before)).collect::<Result<Vec<_>, Error>>()?;
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes, of.clone());
     type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, WeightNoise<B>);
@@ -198,7 +200,7 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
     let out = |(model, input, target, prefixes, of): Context<M::Input, M::Target, M, B>, to: DeviceId| {
         let prefixes = prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
         let device = &B::Device::from_id(to);
-        (model.to_device(device), input.to_device_of(to), target.to_device_of(to), prefixes, of.to_device(device))
+        (model.to_device(device), input.to_device_of(to), target.to_device_of(to), prefixes, of.on(device))
     };
     let back = |values: Vec<(usize, Vec<Tensor<B, 1>>)>, to: DeviceId| {
         let to = &B::Device::from_id(to);
@@ -240,20 +242,21 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         for &leaf in leaves_here {
             let directions = part(queries, noise.sampling.group(), leaves, leaf);
             let (keys, totals, count) = (&keys[directions.clone()], &totals[directions.clone()], directions.len());
-            let (groups, mut gradients) = ([0..count], Gradients::default());
+            let all = 0..count;
+            let (groups, mut gradients) = (std::slice::from_ref(&all), Gradients::default());
             if count == 0 {
                 take(leaf, LeafSum::default());
                 continue;
             }
             if noise.on_device {
-                let mut sums = noise.device_scores(0, &groups, keys, totals, count, device).with_total(of.drawn());
+                let mut sums = noise.device_scores(0, groups, keys, totals, count, device).with_total(of.drawn());
                 for (id, lift) in &of.parameters {
                     gradients.add_flat(*id, lift.apply(sums.take(lift.drawn()).reshape([lift.drawn()])));
                 }
             } else {
                 let sum = |(device, of): &(B::Device, WeightNoise<B>), site: usize| {
                     let (lift, len) = (&of.parameters[site].1, of.parameters[site].1.drawn());
-                    let drawn = ops::from_host(noise.weighted_scores(site, &groups, keys, totals, len), [len], device);
+                    let drawn = ops::from_host(noise.weighted_scores(site, groups, keys, totals, len), [len], device);
                     Ok(lift.apply(drawn))
                 };
                 let context = (device.clone(), of.clone());

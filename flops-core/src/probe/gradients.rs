@@ -102,7 +102,7 @@ impl<B: Backend> Gradients<B> {
     }
 
     /// The same on another device.
-    pub(crate) fn to_device(self, device: &B::Device) -> Self {
+    pub(crate) fn on(self, device: &B::Device) -> Self {
         let sums = self.sums.into_iter().map(|sum| Sum { values: sum.values.to_device(device), ..sum });
         Self { sums: sums.collect(), odd: self.odd }
     }

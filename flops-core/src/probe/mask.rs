@@ -29,7 +29,7 @@ impl<B: Backend> TokenMask<B> {
     }
 
     /// The same mask on another device.
-    pub fn to_device(self, device: &B::Device) -> Self {
+    pub fn on(self, device: &B::Device) -> Self {
         Self { values: self.values.to_device(device), host: self.host }
     }
 

@@ -83,7 +83,7 @@ impl<B: Backend> Traced<B> {
         Self {
             stages: self.stages.on_device(device),
             embeddings: self.embeddings.map(|embeddings| embeddings.to_device(to)),
-            masks: self.masks.into_iter().map(|mask| mask.map(|mask| mask.to_device(to))).collect(),
+            masks: self.masks.into_iter().map(|mask| mask.map(|mask| mask.on(to))).collect(),
             ..self
         }
     }

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use crate::executor::{Executor, ExecutorError, JobFailure, Jobs, Round, RoundPhase, nodes, share};
 
-/// What has been written, by round and range; the first failure of a round ends it for all.
+/// Results by round and range.
+type Entries = HashMap<(String, Range<usize>), Result<Vec<u8>, JobFailure>>;
+
+/// What has been written; the first failure of a round ends it for all.
 #[derive(Debug, Default)]
 pub struct Board {
-    entries: Mutex<HashMap<(String, Range<usize>), Result<Vec<u8>, JobFailure>>>,
+    entries: Mutex<Entries>,
     changed: Condvar,
 }
 
@@ -50,7 +53,7 @@ impl Worker {
                 (0..round.jobs).rev().filter(mine).map(|job| job..job + 1).collect()
             }
             Deal::First if rank > 0 => vec![],
-            Deal::First | Deal::All => vec![0..round.jobs],
+            Deal::First | Deal::All => nodes(0..round.jobs, round.jobs),
         }
     }
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use flops_executor::ExecutorError;
 use flops_executor::{JobFailure, Jobs, Round, nodes, share};
 
+use super::payload;
 use super::state::{MAX_GENERATION, Owner, State};
-use super::{Elastic, payload};
+use super::worker::Elastic;
 use crate::cost::SumCost;
 use crate::{Entry, Key, RoundKey, SumMode};
 

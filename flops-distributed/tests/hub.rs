@@ -293,3 +293,15 @@ fn processes_join_late() {
         Starter::start(hub(), 1, |_| Command::new("/no/such/program")).unwrap_err().to_string().contains("/no/such")
     );
 }
+
+/// A worker can tell a run that has begun from one that it would begin.
+#[test]
+fn a_run_is_new_until_a_worker_begins_it() {
+    let hub = hub();
+    let worker = |name: &str| Elastic::new(hub.connect(name).unwrap(), ElasticOptions::default());
+    let (first, second) = (worker("first"), worker("second"));
+    assert!(first.is_new(Duration::from_millis(50)).unwrap() && second.is_new(Duration::ZERO).unwrap());
+    Net::default().begin(&first).unwrap();
+    assert!(!second.is_new(Duration::from_secs(5)).unwrap() && !first.is_new(Duration::ZERO).unwrap());
+    Net::default().begin(&second).unwrap();
+}

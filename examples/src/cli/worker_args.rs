@@ -28,6 +28,9 @@ pub struct WorkerArgs {
     /// The name of the run on a NATS server, the same for all its workers: letters, digits, - and _.
     #[arg(long)]
     pub run: Option<String>,
+    /// Join a run on a NATS server that has begun: a name that no run has is an error.
+    #[arg(long)]
+    pub join: bool,
     /// Parts that a batch is cut into, a power of two up to 1024: the most workers that share it.
     /// The model depends on it in rounding only [default: 1; with workers 8, or more for more than
     /// 8].
@@ -159,6 +162,7 @@ impl WorkerArgs {
         }
         let flags = [
             ("--run", self.run.is_some()),
+            ("--join", self.join),
             ("--nats-credentials", self.nats_credentials.is_some()),
             ("--nats-ca", self.nats_ca.is_some()),
             ("--nats-certificate", self.nats_certificate.is_some()),

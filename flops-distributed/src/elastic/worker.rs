@@ -65,6 +65,22 @@ impl Elastic {
         WorkerStats { bytes_sent: traffic.sent, bytes_received: traffic.received, ..self.counts().clone() }
     }
 
+    /// Whether no worker has begun this run, as far as its log tells within `wait`.
+    ///
+    /// # Errors
+    /// Where the log cannot be reached.
+    pub fn is_new(&self, wait: Duration) -> Result<bool, ExecutorError> {
+        let (mut state, until) = (self.lock(), Instant::now() + wait);
+        while state.fact(&Key::Identity).is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            self.pump(&mut state, left)?;
+        }
+        Ok(false)
+    }
+
     /// The latest checkpoint of the run and its step, from which a worker that joins late resumes.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The hub: the log of a run in the memory of the program that starts its workers.
+//! The hub: the log of a run in the program that starts its workers.
 //!
 //! The hub listens on this machine. Workers show a random token, which the program hands on by
 //! environment variables or by a file that only its owner can read. The hub sees at once when a
@@ -20,6 +20,7 @@
 mod client;
 mod frame;
 mod server;
+mod spill;
 mod starter;
 
 pub use client::HubClient;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Frame, Kind};
+use super::spill::{Body, Spill};
 use super::{ADDRESS, HubClient, TOKEN};
 use crate::{DistributedError, Key, checked_name};
 
@@ -62,8 +63,8 @@ pub struct HubStats {
     pub bytes: u64,
 }
 
-/// A server that keeps the log of a run, and its latest checkpoint, in memory. Its threads end when it
-/// is dropped.
+/// A server that keeps the log of a run, and its latest checkpoint. Long entries lie in temporary files.
+/// Its threads end when it is dropped.
 pub struct Hub {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -170,12 +171,13 @@ impl Shared {
 struct State {
     /// The entries by number, in the order of the log.
     log: BTreeMap<u64, Item>,
+    spill: Spill,
     /// The number of each key's entry.
     numbers: HashMap<Key, u64>,
     next: u64,
     /// Steps before it were trimmed.
     floor: u64,
-    checkpoint: Option<(u64, Arc<Vec<u8>>)>,
+    checkpoint: Option<(u64, Body)>,
     /// Connections, by their number.
     workers: HashMap<u64, Worker>,
     connections: u64,
@@ -187,12 +189,12 @@ struct State {
 struct Item {
     kind: Kind,
     head: Arc<str>,
-    body: Arc<Vec<u8>>,
+    body: Body,
 }
 
 impl Item {
     fn new(kind: Kind, head: impl Into<Arc<str>>) -> Self {
-        Self { kind, head: head.into(), body: Arc::default() }
+        Self { kind, head: head.into(), body: Body::default() }
     }
 }
 
@@ -207,10 +209,11 @@ impl State {
         if self.numbers.contains_key(&key) {
             return false;
         }
-        let item = Item { kind: Kind::Entry, head: key.to_string().into(), body: Arc::new(bytes) };
+        let mut item = Item { kind: Kind::Entry, head: key.to_string().into(), body: Body::new(bytes) };
         for worker in self.workers.values() {
             let _ = worker.queue.send(item.clone());
         }
+        item.body = self.spill.put(&item.body);
         self.log.insert(self.next, item);
         self.numbers.insert(key, self.next);
         self.next += 1;
@@ -355,7 +358,7 @@ fn send_all(stream: &TcpStream, items: &Receiver<Item>) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = items.recv() {
         for item in std::iter::once(first).chain(items.try_iter()) {
-            frame::write(&mut to, item.kind, &item.head, &item.body)?;
+            frame::write(&mut to, item.kind, &item.head, &item.body.bytes()?)?;
         }
         to.flush()?;
     }
@@ -396,7 +399,7 @@ fn answer(frame: Frame, number: u64, name: &str, state: &mut State) -> Option<()
         Kind::Checkpoint => {
             let step: u64 = frame.head.parse().ok()?;
             if state.checkpoint.as_ref().is_none_or(|(of, _)| *of < step) {
-                state.checkpoint = Some((step, Arc::new(frame.body)));
+                state.checkpoint = Some((step, state.spill.put(&Body::new(frame.body))));
             }
             Item::new(Kind::Done, "")
         }

@@ -244,7 +244,7 @@ fn wait_for_first(elastic: &Elastic) -> Result<Option<(u64, Vec<u8>)>> {
 fn nats(servers: &[String], args: &WorkerArgs) -> Result<Team> {
     use flops_distributed::{NatsAuth, NatsLog, NatsOptions};
     let run = args.run.clone().unwrap_or_default();
-    let mut options = NatsOptions::new(servers.iter().map(|server| address(server).0), run);
+    let mut options = NatsOptions::new(servers.iter().map(|server| address(server).0), run.as_str());
     if let Some(user) = servers.iter().find_map(|server| address(server).1) {
         options.auth = match user.split_once(':') {
             Some((name, password)) => NatsAuth::User { name: name.into(), password: password.into() },
@@ -259,8 +259,17 @@ fn nats(servers: &[String], args: &WorkerArgs) -> Result<Team> {
     options.client_certificate = args.nats_certificate.clone().zip(args.nats_key.clone());
     options.replicas = args.nats_replicas;
     options.limit = args.wait.map_or(options.limit, Duration::from_secs);
-    Ok(Team::Elastic(elastic(NatsLog::connect(&options, "worker")?, args, 1)))
+    let elastic = elastic(NatsLog::connect(&options, "worker")?, args, 1);
+    let is_new = elastic.is_new(FIRST_ENTRY)?;
+    let remedy = "check the name, or leave --join out to start the run";
+    ensure!(!(args.join && is_new), "--run {run}: no run of this name has begun on the server; {remedy}");
+    println!("run {run}: {}", if is_new { "this worker begins it" } else { "it has begun, this worker joins" });
+    Ok(Team::Elastic(elastic))
 }
+
+/// How long the first entry of a run that has begun is waited for.
+#[cfg(feature = "nats")]
+const FIRST_ENTRY: Duration = Duration::from_secs(2);
 
 /// An address without its user, and the user.
 #[cfg(feature = "nats")]

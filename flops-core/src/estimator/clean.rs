@@ -46,7 +46,7 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     /// These are the batch's targets, [coupled](ForwardModel::couple) where the loss couples
     /// examples.
     pub target: M::Target,
-    /// What the model [offered](Probe::embed) as embeddings, `[batch, dim]`.
+    /// What the model [offered](crate::Probe::embed) as embeddings, `[batch, dim]`.
     pub embeddings: Option<Tensor<B, 2>>,
     /// Rows that went through the model, and the time they took.
     pub cost: PassCost,
@@ -202,7 +202,7 @@ impl Estimator {
     ///
     /// # Errors
     /// Where settings are unusable, the batch is empty or its parts differ in length, the model
-    /// cannot answer, or it breaks the [row contract](Probe#rows).
+    /// cannot answer, or it breaks the [row contract](crate::Probe#rows).
     pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
@@ -212,7 +212,7 @@ impl Estimator {
         self.clean_at(model, batch, trained, 0)
     }
 
-    /// [`clean`](Self::clean) with the [dropout](Probe::dropout) masks of a step.
+    /// [`clean`](Self::clean) with the [dropout](crate::Probe::dropout) masks of a step.
     ///
     /// # Errors
     /// As [`clean`](Self::clean).

@@ -20,7 +20,7 @@ pub struct WorkerArgs {
     /// killed is started again. The model is that of one process with the same --leaves.
     #[arg(long, conflicts_with = "executor")]
     pub workers: Option<usize>,
-    /// Share the run with the same command elsewhere: nats://[USER:PASSWORD@]HOST[:PORT] or
+    /// Share the run with the same command elsewhere: nats://HOST:PORT, nats://USER:PASSWORD@HOST or
     /// nats://TOKEN@HOST (tls:// for encryption; servers of a cluster are joined by commas; build
     /// with --features nats), or mpi, under mpirun (build with --features mpi).
     #[arg(long)]

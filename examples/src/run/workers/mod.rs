@@ -3,7 +3,7 @@
 //! Every process runs the same program with the same flags, and so the same training loop; only the
 //! jobs of its steps are shared. The *first* worker has the artifact folder and the terminal.
 //!
-//! With `--workers N` the program is a [starter](starter): it has the hub and starts N processes of
+//! With `--workers N` the program is a [`starter`]: it has the hub and starts N processes of
 //! itself, whose part is in the environment. Elsewhere a process joins a run that a NATS server, or
 //! `mpirun`, holds together.
 //!

@@ -17,17 +17,12 @@ use std::time::{Duration, Instant};
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
 use flops_backend::B;
-use flops_benches::{Case, INFERENCE_ROWS, THREADS, images, inference, micro, model};
+use flops_benches::{Case, INFERENCE_ROWS, THREADS, images, inference, median, micro, model};
 use flops_core::Space;
 use flops_vit::Scope;
 
 const SCOPES: [Scope; 7] =
     [Scope::Head, Scope::ClsTail, Scope::BiasNorm, Scope::Lora(4), Scope::Last(1), Scope::Last(3), Scope::Full];
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
 
 fn timed(mut run: impl FnMut()) -> Duration {
     let start = Instant::now();
@@ -62,7 +57,7 @@ fn ratio(criterion: &mut Criterion, case: &Case) -> f64 {
         });
     });
     group.finish();
-    median(ratios.into_inner())
+    median(&ratios.into_inner())
 }
 
 fn main() {

@@ -2,14 +2,18 @@
 //! them with.
 
 mod case;
+mod folder;
 mod models;
 mod process;
+mod statistics;
 #[cfg(all(test, not(feature = "bf16")))]
 mod tests;
 
 pub use case::Case;
+pub use folder::Folder;
 pub use models::{images, inference, micro, model, multiply_adds};
 pub use process::{TASK, in_a_process, peak_memory};
+pub use statistics::{median, spread};
 
 /// Threads that run forward passes, for queries and for inference alike.
 pub const THREADS: usize = 2;

@@ -75,8 +75,6 @@ pub struct Round {
     pub digest: u64,
     /// The number of jobs.
     pub jobs: usize,
-    /// Whether the result is the sum over all jobs, so that parts can be added before they travel.
-    pub is_sum: bool,
     /// Whether any worker can run any job at the cost of its own: nothing that a job needs lies where
     /// an earlier one ran.
     pub repeats: bool,
@@ -85,7 +83,12 @@ pub struct Round {
 impl Round {
     /// A round.
     pub fn new((step, further): (u64, u64), phase: RoundPhase, digest: u64, jobs: usize) -> Self {
-        Self { step, further, phase, digest, jobs, is_sum: phase.is_sum(), repeats: true }
+        Self { step, further, phase, digest, jobs, repeats: true }
+    }
+
+    /// Whether the result is the sum over all jobs, so that parts can be added before they travel.
+    pub fn is_sum(&self) -> bool {
+        self.phase.is_sum()
     }
 
     /// The same round, of jobs that need what earlier ones left where they ran.

@@ -529,7 +529,7 @@ fn failures_and_results_count_in_the_order_of_the_log() {
                 Err(failure("no memory"))
             };
             let outcome = first.run(&round, &mut One(1, false, &late));
-            if sum_mode == SumMode::Scalars && round.is_sum {
+            if sum_mode == SumMode::Scalars && round.is_sum() {
                 let why = outcome.unwrap_err();
                 assert!(!why.may_pass() && why.to_string().contains("no memory"), "{why}");
             } else {

@@ -233,7 +233,7 @@ impl Jobs for Busy {
 
     fn pack(&mut self, jobs: Range<usize>) -> Result<Vec<u8>, JobFailure> {
         let values =
-            if self.round.is_sum { &self.values[..] } else { &self.values[..jobs.len().min(self.values.len())] };
+            if self.round.is_sum() { &self.values[..] } else { &self.values[..jobs.len().min(self.values.len())] };
         Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Result, Write, stderr, stdout};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The exit code of a program whose reader went away, as shells report it: 128 and SIGPIPE's 13.
-const CLOSED_PIPE: u8 = 141;
+pub const CLOSED_PIPE: u8 = 141;
 
 /// The exit code that a failure to print asks for; 0 if there was none.
 static FAILURE: AtomicU8 = AtomicU8::new(0);

@@ -19,6 +19,9 @@ use flops_vit::data::{Augment, DatasetSpec, Padding};
 use flops_vit::{FineTuning, Noise, Scope, Sites};
 use serde_json::json;
 
+/// Settings that do not change the result: a resumed run may have other values.
+pub const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory_bound"];
+
 /// Fine-tune a vision transformer with forward passes only.
 #[derive(Parser, Debug)]
 #[command(name = "vit_cifar", version)]

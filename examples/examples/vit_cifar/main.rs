@@ -34,13 +34,10 @@ use flops_examples::{backend, cli};
 use flops_vit::FineTuning;
 use flops_vit::checkpoint::Pretrained;
 
-use crate::args::Args;
+use crate::args::{Args, FREE_SETTINGS};
 use crate::data::{Data, with_prefix_caches};
 use crate::model::prepare;
 use crate::training::Run;
-
-/// Settings that do not change the result: a resumed run may have other values.
-const FREE_SETTINGS: [&str; 4] = ["data_dir", "threads", "prefix_cache", "memory_bound"];
 
 fn main() -> ExitCode {
     cli::run(run)

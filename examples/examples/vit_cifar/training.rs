@@ -21,12 +21,9 @@ use flops_vit::ViT;
 use flops_vit::checkpoint::Card;
 use flops_vit::data::ImageBatch;
 
-use crate::args::Args;
+use crate::args::{Args, FREE_SETTINGS};
 use crate::data::Data;
 use crate::model::evaluate;
-
-/// Settings in which the workers of a run may differ. Weights are compared by their values.
-const FREE_SETTINGS: [&str; 5] = ["data_dir", "threads", "prefix_cache", "memory_bound", "weights"];
 
 /// A run whose settings and data are known.
 pub struct Run<'a> {
@@ -113,7 +110,9 @@ impl Run<'_> {
             ("the model", format!("{:?}", (&card.config, &card.normalization, &card.resizing))),
         ];
         let more = more.map(|(name, value)| (name.to_string(), value));
-        flags(&self.settings, &FREE_SETTINGS).into_iter().chain(more).collect()
+        // weights are compared by their values
+        let free = [&FREE_SETTINGS[..], &["weights"]].concat();
+        flags(&self.settings, &free).into_iter().chain(more).collect()
     }
 
     /// Trains the model with burn-train.

@@ -147,6 +147,15 @@ impl Artifacts {
     /// # Errors
     /// Where a file cannot be removed or written.
     pub fn start(&self, settings: &Settings) -> Result<()> {
+        self.clear()?;
+        self.write_json("config.json", settings)
+    }
+
+    /// Removes the results of an earlier run; its settings stay.
+    ///
+    /// # Errors
+    /// Where a file cannot be removed.
+    pub(super) fn clear(&self) -> Result<()> {
         let failed = || format!("cannot remove the earlier run from {}", self.dir.display());
         let checkpoints = self.path("checkpoint");
         if checkpoints.exists() {
@@ -159,7 +168,7 @@ impl Artifacts {
                 fs::remove_file(path).with_context(failed)?;
             }
         }
-        self.write_json("config.json", settings)
+        Ok(())
     }
 
     /// Returns the settings of the run in this folder.

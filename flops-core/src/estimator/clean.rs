@@ -55,8 +55,8 @@ pub struct CleanPass<'a, B: Backend, M: ForwardModel<B>> {
     pub(crate) stages: LeafStages,
     /// The sites, in order.
     pub(crate) sites: Vec<TracedSite>,
-    /// Examples of each leaf, and the token masks of its sites.
-    masks: Vec<(usize, LeafMasks<B>)>,
+    /// The token masks of the sites of each leaf.
+    masks: Vec<LeafMasks<B>>,
     /// Runs the clean pass of a leaf again, where its stages are elsewhere.
     pub(super) leaves: CleanLeaves<'a, B, M>,
     pub(super) site_probabilities: Vec<f64>,
@@ -156,12 +156,12 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
                 prediction.read_no_device(shares);
             }
             for (index, site) in self.sites.iter().enumerate() {
-                let of_leaf = |(examples, masks): &(usize, LeafMasks<B>)| match examples {
+                let of_leaf = |(leaf, masks): (usize, &LeafMasks<B>)| match self.stages.range(leaf).len() {
                     0 => Some(vec![]),
                     _ => masks.of_site(index),
                 };
                 if prediction.looks_at(index, site.coordinates)
-                    && let Some(masks) = self.masks.iter().map(of_leaf).collect::<Option<Vec<_>>>()
+                    && let Some(masks) = self.masks.iter().enumerate().map(of_leaf).collect::<Option<Vec<_>>>()
                 {
                     prediction.mask(index, masks.concat());
                 }
@@ -255,7 +255,7 @@ impl Estimator {
             losses.extend(found.losses);
             outputs.extend(found.output);
             embeddings.extend(found.embeddings);
-            masks.push((stages.range(leaf).len(), found.masks));
+            masks.push(found.masks);
             largest = largest.max(found.largest);
             let Some(trace) = found.here else { continue };
             stages.set(leaf, trace.stages);

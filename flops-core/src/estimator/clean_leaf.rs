@@ -9,7 +9,7 @@ use burn::module::ParamId;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::rounds::{Codec, JobResult};
+use super::rounds::Codec;
 use crate::batch::Rows;
 use crate::probe::{Passes, Stages, TokenMask, TracedSite};
 use crate::wire::{Reader, Writer};
@@ -109,7 +109,8 @@ impl<B: Backend> LeafMasks<B> {
                     masks.get(site)?.as_ref().map(|mask| mask.of_rows(*rows))
                 };
                 let mask = parts.iter().map(of_pass).collect::<Option<Vec<_>>>()?.concat();
-                let (places, n) = (passes.places(), passes.places().len().max(1));
+                let places = passes.places();
+                let n = places.len().max(1);
                 let row = |&place: &usize| &mask[place * mask.len() / n..(place + 1) * mask.len() / n];
                 Some(places.iter().map(row).collect::<Vec<_>>().concat())
             }
@@ -123,12 +124,6 @@ impl<B: Backend> LeafMasks<B> {
 pub(super) enum LeafResult<B: Backend, O> {
     Read(Box<CleanLeaf<B, O>>),
     Bytes(Vec<u8>),
-}
-
-impl<B: Backend, O: Rows> JobResult for LeafResult<B, O> {
-    fn add(self, _: Self) -> Self {
-        self
-    }
 }
 
 /// Sends clean passes of leaves that each have a row of at most `row_bytes`.

@@ -124,15 +124,24 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             chunks.embeddings.extend(traced.embeddings);
         })?;
         check_failure(self.model)?;
-        for ((leaf, (_, passes)), chunks) in leaves.iter().zip(passes).zip(found) {
-            take(*leaf, LeafResult::Read(Box::new(self.leaf(passes, chunks)?)));
+        // a device is waited for once
+        let losses = to_host(found.iter_mut().flat_map(|chunks| std::mem::take(&mut chunks.losses)).collect());
+        let mut losses = losses.into_iter();
+        for ((leaf, (range, passes)), chunks) in leaves.iter().zip(passes).zip(found) {
+            let losses = losses.by_ref().take(range.len()).collect();
+            take(*leaf, LeafResult::Read(Box::new(self.leaf(passes, losses, chunks)?)));
         }
         Ok(())
     }
 
     /// What a leaf gives, from its passes.
-    fn leaf(&self, passes: Passes, chunks: Chunks<B, M::Output>) -> Result<CleanLeaf<B, M::Output>, Error> {
-        let Chunks { losses, outputs, stages, embeddings, reached, mut sites, masks } = chunks;
+    fn leaf(
+        &self,
+        passes: Passes,
+        losses: Vec<f64>,
+        chunks: Chunks<B, M::Output>,
+    ) -> Result<CleanLeaf<B, M::Output>, Error> {
+        let Chunks { outputs, stages, embeddings, reached, mut sites, masks, .. } = chunks;
         let (Some(last), n) = (sites.pop(), passes.places().len()) else { return Ok(CleanLeaf::empty()) };
         if self.estimator.space.is_independent() {
             let last_rows = masks.last().map_or(0, |(rows, _)| *rows);
@@ -145,7 +154,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             return Err(Error::RowCount { what: "the embeddings", got, rows: n });
         }
         Ok(CleanLeaf {
-            losses: passes.in_order(vec![to_host(losses)]),
+            losses: passes.in_order(vec![losses]),
             output: Some(passes.in_order(outputs)),
             embeddings: (!embeddings.is_empty()).then(|| passes.in_order(embeddings)),
             coordinates: last.iter().map(|site| site.coordinates).collect(),

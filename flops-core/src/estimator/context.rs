@@ -1,5 +1,6 @@
 //! What the passes of an estimate share.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -65,18 +66,21 @@ impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
     }
 
     /// What the jobs of a round depend on, beside the weights and the settings.
-    pub fn key_of(&self, round: u64) -> Vec<u64> {
+    pub fn round_key(&self) -> Vec<u64> {
         let counts = self.allocation.counts().iter().map(|&count| count as u64);
-        let noise = [round, self.noise.seed, self.noise.step];
+        let noise = [self.noise.seed, self.noise.step];
         noise.into_iter().chain(self.batch.ids.iter().copied()).chain(counts).collect()
     }
 
     /// Sends the sums of an update.
     pub fn sum_codec(&self) -> SumCodec<'_, B> {
-        let of_model = parameters::<B, M>(self.model).into_iter().filter(|p| self.trained.contains(&p.id));
-        let mut seen = HashSet::new();
+        let estimated = || {
+            let of_model = parameters::<B, M>(self.model).into_iter().filter(|p| self.trained.contains(&p.id));
+            let mut seen = HashSet::new();
+            of_model.filter(|p| seen.insert(p.id)).map(|p| (p.id, p.shape.iter().product())).collect()
+        };
         SumCodec {
-            parameters: of_model.filter(|p| seen.insert(p.id)).map(|p| (p.id, p.shape.iter().product())).collect(),
+            parameters: LazyCell::new(Box::new(estimated)),
             device: self.model.devices().into_iter().next().unwrap_or_default(),
             prediction: self.prediction.map(|prediction| &**prediction),
             examples: self.batch.ids.len(),

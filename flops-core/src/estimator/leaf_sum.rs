@@ -1,5 +1,6 @@
 //! What a leaf gives to the update, summed over the leaves, and how it travels.
 
+use std::cell::LazyCell;
 use std::ops::Range;
 
 use burn::module::ParamId;
@@ -7,10 +8,9 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 
 use super::leaves::leaf;
-use super::rounds::{Codec, JobResult};
+use super::rounds::Codec;
 use crate::control_variate::{Observation, Prediction};
-use crate::ops;
-use crate::ops::to_host;
+use crate::ops::{self, to_host};
 use crate::probe::{Gradients, SquaredScoreNorm};
 use crate::wire::{Reader, Writer};
 
@@ -33,8 +33,9 @@ impl<B: Backend> Default for LeafSum<B> {
     }
 }
 
-impl<B: Backend> JobResult for LeafSum<B> {
-    fn add(mut self, right: Self) -> Self {
+impl<B: Backend> LeafSum<B> {
+    /// The sum of neighbours.
+    pub fn add(mut self, right: Self) -> Self {
         self.gradients.merge(right.gradients);
         self.jobs.extend(right.jobs);
         self.norms.extend(right.norms);
@@ -42,9 +43,7 @@ impl<B: Backend> JobResult for LeafSum<B> {
         self.recorded += right.recorded;
         self
     }
-}
 
-impl<B: Backend> LeafSum<B> {
     /// Adds what further queries show.
     pub fn observe(&mut self, seen: Option<Observation>) {
         match (&mut self.observed, seen) {
@@ -75,11 +74,14 @@ impl<B: Backend> LeafSum<B> {
     }
 }
 
+/// Found when it is asked for.
+pub(super) type Lazy<'a, T> = LazyCell<T, Box<dyn FnOnce() -> T + 'a>>;
+
 /// Sends sums. Parameters go by the order in which the model is visited: their ids differ from process
 /// to process.
 pub(super) struct SumCodec<'a, B: Backend> {
-    /// Parameters whose gradient is estimated, with their elements.
-    pub parameters: Vec<(ParamId, usize)>,
+    /// Parameters whose gradient is estimated, with their elements; found when a sum travels.
+    pub parameters: Lazy<'a, Vec<(ParamId, usize)>>,
     pub device: B::Device,
     pub prediction: Option<&'a Prediction>,
     /// Examples of the batch, and its leaves.
@@ -97,7 +99,7 @@ impl<B: Backend> SumCodec<'_, B> {
 
 impl<B: Backend> Codec<LeafSum<B>> for SumCodec<'_, B> {
     fn write(&self, sum: &LeafSum<B>, writer: &mut Writer) {
-        for (id, _) in &self.parameters {
+        for (id, _) in self.parameters.iter() {
             let gradient = sum.gradients.get(*id);
             writer.number(gradient.iter().len());
             gradient.iter().for_each(|g| writer.tensor(&g.to_data()));
@@ -117,7 +119,7 @@ impl<B: Backend> Codec<LeafSum<B>> for SumCodec<'_, B> {
         let mut sum = LeafSum::default();
         let dtype = ops::accum_dtype::<B>();
         let like = TensorData::from_bytes_vec(vec![], [0], dtype);
-        for &(id, elements) in &self.parameters {
+        for &(id, elements) in self.parameters.iter() {
             if reader.number().filter(|&n| n < 2)? == 1 {
                 let data = reader.tensor(&like).filter(|data| data.shape[0] == elements)?;
                 sum.gradients.add_flat(id, Tensor::from_data(data, (&self.device, dtype)));

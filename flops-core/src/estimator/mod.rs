@@ -53,7 +53,7 @@ pub(crate) use clean_leaf::CleanMemory;
 pub(crate) use clean_passes::CutPasses;
 pub use estimate::{Estimate, PassCost};
 pub use query_weights::LossChanges;
-pub(crate) use rounds::{Codec, JobResult, Rounds};
+pub(crate) use rounds::{Codec, Rounds};
 pub use settings::Estimator;
 pub use space::{Normalisation, Space};
 pub use subspace::Subspace;

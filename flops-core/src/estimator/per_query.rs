@@ -14,7 +14,7 @@ use super::context::{EstimateContext, SpaceGradients};
 use super::leaf_sum::LeafSum;
 use super::leaves::leaf;
 use super::query_weights::WeightedQueries;
-use super::rounds::{Codec, JobResult};
+use super::rounds::Codec;
 use super::rows::check_failure;
 use super::rows::losses as row_losses;
 use crate::batch::Rows;
@@ -125,10 +125,9 @@ impl Answers {
             rows: 0,
         }
     }
-}
 
-impl JobResult for Answers {
-    fn add(mut self, right: Self) -> Self {
+    /// These and those of the examples behind them.
+    fn and(mut self, right: Self) -> Self {
         self.losses.extend(right.losses);
         self.explained.extend(right.explained);
         self.innovations.extend(right.innovations);
@@ -185,8 +184,8 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         leaves.iter().zip(answers).for_each(|(&leaf, answers)| take(leaf, answers));
         Ok(())
     };
-    let answers = p.rounds.gather((p.phases.0, &p.key_of(0), leaves), &mut run, &codec)?;
-    Ok(answers.into_iter().reduce(JobResult::add).unwrap_or_default())
+    let answers = p.rounds.gather((p.phases.0, &p.round_key(), leaves), &mut run, &codec)?;
+    Ok(answers.into_iter().reduce(Answers::and).unwrap_or_default())
 }
 
 /// The answers of the examples of these leaves, leaf by leaf.
@@ -340,7 +339,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     };
     // behind a prefix, only the worker that has it need not run it again
     let repeats = p.stages.any().before(0) == 0;
-    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves, repeats), &mut run, &p.sum_codec())?;
+    let sum = p.rounds.sum((p.phases.1, &p.round_key(), leaves, repeats), (&mut run, LeafSum::add), &p.sum_codec())?;
     Ok(SpaceGradients::new(n, sum))
 }
 

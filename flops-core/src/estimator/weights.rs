@@ -18,7 +18,7 @@ use burn::tensor::backend::DeviceId;
 use super::context::{EstimateContext, SpaceGradients};
 use super::leaf_sum::LeafSum;
 use super::leaves::part;
-use super::rounds::{Codec, JobResult};
+use super::rounds::Codec;
 use super::rows;
 use super::rows::check_failure;
 use super::weight_noise::{Lift, WeightNoise};
@@ -81,12 +81,6 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
 /// The losses of a job's queries, in the order of [`Asked`].
 struct DirectionLosses(Vec<f64>);
 
-impl JobResult for DirectionLosses {
-    fn add(self, _: Self) -> Self {
-        self
-    }
-}
-
 /// Which queries each job asks: directions with the examples that have a query of this number.
 struct Asked(Vec<Vec<(usize, Vec<usize>)>>);
 
@@ -145,7 +139,7 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
         jobs.iter().zip(losses).for_each(|(&job, losses)| take(job, DirectionLosses(losses)));
         Ok(())
     };
-    let found = p.rounds.gather((p.phases.0, &p.key_of(0), leaves), &mut run, &asked)?;
+    let found = p.rounds.gather((p.phases.0, &p.round_key(), leaves), &mut run, &asked)?;
     let mut losses: Vec<Vec<f64>> = counts.iter().map(|&a| vec![f64::NAN; a]).collect();
     for (directions, DirectionLosses(values)) in asked.0.iter().zip(found) {
         let rows = directions.iter().flat_map(|(query, examples)| examples.iter().map(move |&j| (j, *query)));
@@ -267,7 +261,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
         }
         Ok(())
     };
-    let sum = p.rounds.sum((p.phases.1, &p.key_of(1), leaves, true), &mut run, &p.sum_codec())?;
+    let sum = p.rounds.sum((p.phases.1, &p.round_key(), leaves, true), (&mut run, LeafSum::add), &p.sum_codec())?;
     let squared_score_norms = vec![vec![of.len() as f64]; weights.len()];
     Ok(SpaceGradients { squared_score_norms, ..SpaceGradients::new(0, sum) })
 }

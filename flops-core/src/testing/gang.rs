@@ -44,7 +44,7 @@ impl Worker {
     fn ranges(&self, rank: usize, round: &Round) -> Vec<Range<usize>> {
         let of_share = share(round.jobs, rank, self.workers);
         match self.deal {
-            Deal::Shares if round.is_sum => nodes(of_share, round.jobs),
+            Deal::Shares if round.is_sum() => nodes(of_share, round.jobs),
             Deal::Shares if of_share.is_empty() => vec![],
             Deal::Shares => vec![of_share],
             Deal::Rotating => {

@@ -25,9 +25,7 @@ use crate::allocator::{Allocation, AllocationReport, Allocator, DatumFeatures, E
 use crate::batch::Batch;
 use crate::control_variate::ControlVariate;
 use crate::error::Error;
-use crate::estimator::{
-    CleanMemory, CleanPass, Codec, CutPasses, Estimate, JobResult, Normalisation, PassCost, Rounds,
-};
+use crate::estimator::{CleanMemory, CleanPass, Codec, CutPasses, Estimate, Normalisation, PassCost, Rounds};
 use crate::executor::{Executor, RoundPhase};
 use crate::ledger::Phase;
 use crate::model::ForwardModel;
@@ -381,12 +379,6 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
 
 /// Some numbers that one worker finds for all.
 struct Numbers<const N: usize>([f64; N]);
-
-impl<const N: usize> JobResult for Numbers<N> {
-    fn add(self, _: Self) -> Self {
-        self
-    }
-}
 
 /// Sends them.
 struct NumbersCodec;

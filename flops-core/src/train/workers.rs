@@ -78,7 +78,6 @@ fn settings(config: &ForwardConfig, allocator: &str) -> Vec<(String, String)> {
         ("seed", estimator.seed.to_string()),
         ("max_rows", estimator.max_rows.to_string()),
         ("leaves", estimator.leaves.to_string()),
-        ("queries", config.budget.queries_per_datum().to_string()),
         ("budget", format!("{:?}", config.budget)),
         ("variance", format!("{:?}", config.variance)),
         ("allocator", allocator.to_string()),

@@ -83,14 +83,14 @@ impl<'a> Turn<'a> {
 
     /// Goes through the round; an error that is no outcome is of this worker alone.
     pub(super) fn run(mut self) -> Result<Outcome, ExecutorError> {
-        let alone = self.round.is_sum && self.sum_mode()? == SumMode::Scalars;
+        let alone = self.round.is_sum() && self.sum_mode()? == SumMode::Scalars;
         let outcome = if alone { self.alone()? } else { self.shared()? };
         if let Err(why) = &outcome {
             ::log::info!("round {} failed: {why}", self.key);
         }
         let mut counts = self.elastic.counts();
         counts.sums_alone += u64::from(alone);
-        counts.sums_shared += u64::from(self.round.is_sum && !alone);
+        counts.sums_shared += u64::from(self.round.is_sum() && !alone);
         counts.rounds_taken += u64::from(!self.ran.contains(&true));
         Ok(outcome)
     }
@@ -220,12 +220,12 @@ impl<'a> Turn<'a> {
     fn take(&mut self, range: Range<usize>, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError> {
         let len = range.len();
         let is_node = len.is_power_of_two() && range.start.is_multiple_of(len);
-        if range.is_empty() || range.end > self.round.jobs || self.round.is_sum && !is_node {
+        if range.is_empty() || range.end > self.round.jobs || self.round.is_sum() && !is_node {
             return Ok(false);
         }
         if self.mine.remove(key) {
             if let Some((sent, leaf)) = self.exchange.take()
-                && self.round.is_sum
+                && self.round.is_sum()
             {
                 self.state.cost = Some(SumCost { leaf, exchange: sent.elapsed() });
             }
@@ -282,7 +282,7 @@ impl<'a> Turn<'a> {
             let each = took / fresh as u32;
             self.state.took(self.round.phase, took, each);
             counts.jobs_run += fresh as u64;
-            if done.is_ok() && self.round.is_sum {
+            if done.is_ok() && self.round.is_sum() {
                 // kept where nothing is exchanged
                 self.state.cost = self.state.cost.map(|cost| SumCost { leaf: each, ..cost });
                 self.exchange = Some((self.idle, each));
@@ -296,7 +296,7 @@ impl<'a> Turn<'a> {
         let sent = match self.run_here(range.clone()) {
             Ok(()) => {
                 let whole = std::slice::from_ref(&range);
-                let parts = if self.round.is_sum { nodes(range.clone(), self.round.jobs) } else { whole.to_vec() };
+                let parts = if self.round.is_sum() { nodes(range.clone(), self.round.jobs) } else { whole.to_vec() };
                 parts.into_iter().try_for_each(|part| self.send(part))
             }
             Err(why) => Err(Unsent::Failed(why)),

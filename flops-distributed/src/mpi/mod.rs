@@ -273,7 +273,7 @@ impl Mpi {
     /// The round proper.
     fn round(&self, gang: &mut Gang, round: &Round, jobs: &mut dyn Jobs) -> Result<(), ExecutorError> {
         let leaves = round.jobs;
-        let sum = round.is_sum && leaves > 1;
+        let sum = round.is_sum() && leaves > 1;
         let whole = self.size == 1 || sum && !gang.sums.are_shared(round.phase);
         let doubles = sum && self.doubles(leaves);
         let mine = if whole { 0..leaves } else { share(leaves, self.rank, self.size) };

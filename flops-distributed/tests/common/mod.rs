@@ -57,7 +57,7 @@ impl Jobs for Fake<'_, '_> {
 
     fn pack(&mut self, jobs: Range<usize>) -> Result<Vec<u8>, JobFailure> {
         let missing = || JobFailure { why: format!("{jobs:?} is not done"), may_pass: false };
-        let values = if self.round.is_sum {
+        let values = if self.round.is_sum() {
             self.node(jobs.clone()).ok_or_else(missing)?
         } else {
             let all: Option<Vec<_>> = jobs.clone().map(|job| self.done.get(&(job, job + 1))).collect();
@@ -71,7 +71,7 @@ impl Jobs for Fake<'_, '_> {
             return Err(JobFailure { why: format!("{} bytes for {jobs:?}", bytes.len()), may_pass: false });
         }
         let values: Vec<f32> = bytes.chunks(4).map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect();
-        if self.round.is_sum {
+        if self.round.is_sum() {
             if !self.has(jobs.clone()) {
                 self.done.insert((jobs.start, jobs.end), values);
             }
@@ -84,7 +84,7 @@ impl Jobs for Fake<'_, '_> {
     }
 
     fn max_bytes(&self, jobs: Range<usize>) -> usize {
-        4 * WIDTH * if self.round.is_sum { 1 } else { jobs.len() }
+        4 * WIDTH * if self.round.is_sum() { 1 } else { jobs.len() }
     }
 }
 
@@ -155,7 +155,7 @@ impl Net {
             };
             let mut fake = Fake { round, value: &value, hook, done: BTreeMap::new() };
             executor.run(&round, &mut fake)?;
-            let all: Vec<f32> = if round.is_sum {
+            let all: Vec<f32> = if round.is_sum() {
                 fake.node(0..jobs).expect("all jobs")
             } else {
                 let each = |job: usize| fake.done[&(job, job + 1)].clone();

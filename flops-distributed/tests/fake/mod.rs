@@ -59,7 +59,7 @@ impl Fake {
 
     /// Leaves of rounds that are no sum have unlike lengths.
     fn len(&self, leaf: usize) -> usize {
-        if self.round.is_sum { self.values } else { self.values / 2 + leaf % 3 }
+        if self.round.is_sum() { self.values } else { self.values / 2 + leaf % 3 }
     }
 
     /// The sum of a node, if all below it is known.
@@ -79,7 +79,7 @@ impl Fake {
     /// A hash of the result of the round. None where a job is not done.
     pub fn hash(&self) -> Option<u64> {
         let jobs = self.round.jobs;
-        let values = if self.round.is_sum {
+        let values = if self.round.is_sum() {
             self.node(0, jobs)?
         } else {
             (0..jobs).map(|leaf| self.node(leaf, 1)).collect::<Option<Vec<_>>>()?.concat()
@@ -133,7 +133,7 @@ impl Jobs for Fake {
 
     fn pack(&mut self, jobs: Range<usize>) -> Result<Vec<u8>, JobFailure> {
         let missing = || JobFailure { why: format!("jobs {jobs:?} are not done"), may_pass: false };
-        let values = if self.round.is_sum {
+        let values = if self.round.is_sum() {
             assert!(jobs.len().is_power_of_two() && jobs.start.is_multiple_of(jobs.len()), "{jobs:?} is no node");
             self.node(jobs.start, jobs.len()).ok_or_else(missing)?
         } else {
@@ -148,7 +148,7 @@ impl Jobs for Fake {
             return Err(JobFailure { why: format!("{} bytes are no jobs {jobs:?}", bytes.len()), may_pass: false });
         }
         let mut values = bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
-        if self.round.is_sum {
+        if self.round.is_sum() {
             assert!(jobs.len().is_power_of_two() && jobs.start.is_multiple_of(jobs.len()), "{jobs:?} is no node");
             if !self.has(jobs.clone()) {
                 self.known.insert((jobs.start, jobs.len()), values.collect());
@@ -163,7 +163,7 @@ impl Jobs for Fake {
     }
 
     fn max_bytes(&self, jobs: Range<usize>) -> usize {
-        if self.round.is_sum { 4 * self.values } else { 4 * jobs.map(|leaf| self.len(leaf)).sum::<usize>() }
+        if self.round.is_sum() { 4 * self.values } else { 4 * jobs.map(|leaf| self.len(leaf)).sum::<usize>() }
     }
 }
 

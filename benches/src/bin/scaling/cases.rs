@@ -20,8 +20,6 @@ const ON_GPU: f64 = 7.5e-11;
 pub struct Machine {
     /// Seconds of a value of normal noise, on the host.
     pub gaussian: f64,
-    /// The same of signs.
-    pub signs: f64,
 }
 
 /// What the model says of a step.
@@ -145,7 +143,12 @@ pub fn modelled(measured: &[Work], larger: &[Work], networks: &[(Link, Network)]
 
 /// Whether these are the figures of two workers that the model can be compared with.
 pub fn same_as(figures: &Figures, modelled: &Modelled) -> bool {
-    let sums = if figures.sums == SumMode::Scalars { Sums::Scalars } else { Sums::Gradients };
+    let sums = match figures.sums {
+        SumMode::Scalars => Sums::Scalars,
+        SumMode::Gradients => Sums::Gradients,
+        // which of the two is not known
+        SumMode::Auto => return false,
+    };
     let is_own = modelled.work.cut.is_own();
     let is_same_step = name(figures) == modelled.work.name && is_own == (figures.steps.noise == Noise::Activations);
     let is_same_link = match modelled.link {

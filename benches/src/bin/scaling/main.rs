@@ -28,14 +28,13 @@ mod model;
 mod probes;
 mod profile;
 mod report;
-mod statistics;
 mod task;
 mod worker;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use flops_benches::TASK;
+use flops_benches::{Folder, TASK};
 use flops_core::NoiseLaw;
 use flops_distributed::SumMode;
 use flops_report::Progress;
@@ -44,7 +43,7 @@ use args::Args;
 use cases::Machine;
 use group::{Group, Server};
 use model::Link;
-use report::{Folder, Links, Report};
+use report::{Links, Report};
 use task::{Engine, Steps};
 
 /// The steps of all scopes and spaces.
@@ -92,10 +91,7 @@ fn run(args: Args) -> Result<()> {
         args.leaves,
         args.rounds
     );
-    let machine = Machine {
-        gaussian: probes::noise(NoiseLaw::Gaussian, args.rounds),
-        signs: probes::noise(NoiseLaw::Rademacher, args.rounds),
-    };
+    let machine = Machine { gaussian: probes::noise(NoiseLaw::Gaussian, args.rounds) };
     let links = links(&engines, &steps[0], address)?;
     let (mut progress, mut figures, mut measured) = (Progress::default(), vec![], vec![]);
     for steps in &steps {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+use flops_benches::spread;
 use flops_distributed::SumMode;
 use flops_report::Progress;
 use serde::Serialize;
@@ -10,7 +11,6 @@ use serde::Serialize;
 use crate::args::Args;
 use crate::group::Group;
 use crate::profile::{Phases, Seconds};
-use crate::statistics::spread;
 use crate::task::{Engine, Steps};
 use crate::worker::Reply;
 

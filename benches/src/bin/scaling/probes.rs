@@ -5,12 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use flops_benches::median;
 use flops_core::NoiseLaw;
 use flops_distributed::hub::{Hub, HubOptions};
 use flops_distributed::{Key, Log};
 use serde::Serialize;
 
-use crate::statistics::median;
 use crate::worker::LARGE;
 
 /// The longest wait for an entry.

@@ -1,10 +1,7 @@
 //! The figures as tables, CSV files, a picture and a summary.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
-use flops_core::train::files::{check_writable, write_atomic};
+use anyhow::Result;
+use flops_benches::Folder;
 use flops_report::plot::{Panel, Series, panels};
 use flops_report::print_table;
 use serde::Serialize;
@@ -171,7 +168,7 @@ impl Report {
         folder.write("model.csv", &csv.into_inner()?)?;
         folder.write("scaling.svg", self.picture()?.as_bytes())?;
         folder.write("summary.json", (serde_json::to_string_pretty(&self.summary())? + "\n").as_bytes())?;
-        println!("\n{} holds summary.json, scaling.csv, model.csv, scaling.svg", folder.0.display());
+        println!("\n{} holds summary.json, scaling.csv, model.csv, scaling.svg", folder);
         Ok(())
     }
 
@@ -278,23 +275,4 @@ fn cells(figures: &Figures) -> Vec<String> {
         one(figures.rest),
         figures.same_bits.map_or("-".into(), |same| if same { "yes".into() } else { "NO".into() }),
     ]
-}
-
-/// A folder that files are written into.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    /// Creates the folder if needed, and checks that it can be written.
-    ///
-    /// # Errors
-    /// If that fails.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let failed = || format!("the folder {} cannot be written; choose another with --artifact-dir", dir.display());
-        fs::create_dir_all(dir).and_then(|()| check_writable(dir)).with_context(failed)?;
-        Ok(Self(dir.to_path_buf()))
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        Ok(write_atomic(&self.0.join(name), bytes)?)
-    }
 }

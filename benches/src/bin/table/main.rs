@@ -26,12 +26,12 @@ mod sections;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
-use flops_benches::{TASK, THREADS, micro, multiply_adds};
+use flops_benches::{Folder, TASK, THREADS, micro, multiply_adds};
 use flops_report::Progress;
 use flops_vit::ViTConfig;
 
 use args::Args;
-use report::{Folder, Table};
+use report::Table;
 
 /// Returns the configuration of a model by its name.
 fn config_of(name: &str) -> Result<ViTConfig> {

@@ -1,12 +1,8 @@
 //! The figures as a table, a CSV file, a picture and a summary.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
-use flops_benches::{Case, THREADS};
+use anyhow::Result;
+use flops_benches::{Case, Folder, THREADS, spread};
 use flops_core::Space;
-use flops_core::train::files::{check_writable, write_atomic};
 use flops_report::plot::{Panel, Series, panels};
 use flops_report::print_table;
 use serde::Serialize;
@@ -14,15 +10,6 @@ use serde_json::{Value, json};
 
 /// The name of a shrunk step at branches, whose memory is measured.
 pub const SHRUNK: &str = "shrunk step";
-
-/// Returns the median, the smallest and the largest value, or NaN if there are no values.
-fn spread(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
-    let middle = if n % 2 == 1 { at(n / 2) } else { 0.5 * (at((n / 2).wrapping_sub(1)) + at(n / 2)) };
-    [middle, at(0), at(n.wrapping_sub(1))]
-}
 
 /// One measurement. Fields that do not apply are empty, 0 or NaN.
 #[derive(Clone, Debug, Serialize)]
@@ -81,7 +68,7 @@ impl Row {
 
     /// Creates a row for work other than a step: so many rows or values in these seconds.
     pub fn plain(section: &str, name: &str, rows: usize, seconds: &[f64]) -> Self {
-        let [seconds, seconds_min, seconds_max] = spread(seconds.to_vec());
+        let [seconds, seconds_min, seconds_max] = spread(seconds);
         Self { seconds, seconds_min, seconds_max, rate: rows as f64 / seconds, ..Self::empty(section, name) }
     }
 
@@ -89,7 +76,7 @@ impl Row {
     pub fn step(section: &str, name: &str, case: &Case, depth: usize, pairs: &[(f64, f64)]) -> Self {
         let seconds: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
         let [over_inference, over_inference_min, over_inference_max] =
-            spread(pairs.iter().map(|(took, reference)| took / reference).collect());
+            spread(&pairs.iter().map(|(took, reference)| took / reference).collect::<Vec<_>>());
         Self {
             over_inference,
             over_inference_min,
@@ -128,25 +115,6 @@ impl Row {
     }
 }
 
-/// A folder that files are written into.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    /// Creates the folder if needed, and checks that it can be written.
-    ///
-    /// # Errors
-    /// If that fails.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let failed = || format!("the folder {} cannot be written; choose another with --artifact-dir", dir.display());
-        fs::create_dir_all(dir).and_then(|()| check_writable(dir)).with_context(failed)?;
-        Ok(Self(dir.to_path_buf()))
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        Ok(write_atomic(&self.0.join(name), bytes)?)
-    }
-}
-
 /// All measurements.
 pub struct Table {
     model: String,
@@ -177,7 +145,7 @@ impl Table {
         }
         folder.write("summary.json", (serde_json::to_string_pretty(&self.summary())? + "\n").as_bytes())?;
         let picture = if picture { ", cost.svg" } else { "" };
-        println!("\n{} holds summary.json, table.csv{picture}", folder.0.display());
+        println!("\n{} holds summary.json, table.csv{picture}", folder);
         Ok(())
     }
 
@@ -302,13 +270,6 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spread_is_median_smallest_and_largest() {
-        assert_eq!(spread(vec![3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
-        assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
-        assert!(spread(vec![]).iter().all(|v| v.is_nan()));
-    }
 
     #[test]
     fn the_picture_shows_every_line() {

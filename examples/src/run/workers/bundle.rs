@@ -71,9 +71,8 @@ pub fn install(artifacts: &Artifacts, bytes: &[u8], settings: &Settings, free: &
         return Err(why);
     }
     // a folder without settings cannot be resumed: they are written last
-    for name in [CONFIG, history::FILE, "checkpoint"] {
-        remove(&artifacts.path(name)).with_context(failed)?;
-    }
+    remove(&artifacts.path(CONFIG)).with_context(failed)?;
+    artifacts.clear()?;
     for name in ["checkpoint", history::FILE, CONFIG] {
         fs::rename(stage.join(name), artifacts.path(name)).with_context(failed)?;
     }

@@ -18,7 +18,10 @@ pub fn flags(settings: &Settings, free: &[&str]) -> Properties {
     settings.iter().filter(|(name, _)| !free.contains(&name.as_str())).map(flag).collect()
 }
 
-/// Returns a hash of bytes, the same on all machines (FNV-1a, eight bytes at a time).
+/// Returns a hash of byte strings, the same on all machines.
+///
+/// It is FNV-1a's step with a rotation, over words of eight bytes and the length of each string. It finds
+/// other data, and keeps nobody from making some.
 pub fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     const PRIME: u64 = 0x0100_0000_01b3;
     let mut hash = 0xcbf2_9ce4_8422_2325;

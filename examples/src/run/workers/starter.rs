@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flops_distributed::hub::{Hub, HubOptions, HubStats};
+use flops_report::output::CLOSED_PIPE;
 use serde_json::Value;
 
 use super::super::artifacts::Artifacts;
@@ -217,19 +218,25 @@ impl Workers {
     /// Notes the end of a process, and says what is wrong with it.
     fn fault(&mut self, number: usize, status: ExitStatus) -> Option<Fault> {
         let said = self.all[number].running.take().and_then(|mut running| running.said.take());
-        match guard::take(&folder(&self.dir, number)) {
-            Some(stats) => self.all[number].work.add(&stats),
-            None => self.all[number].work.starts += 1,
-        }
+        self.note_work(number);
         let why = match said {
             Some(thread) => thread.join().ok().flatten(),
             None => last_error(&folder(&self.dir, number).join(OUTPUT)),
         };
         match status.code() {
-            Some(0) => None,
+            // the reader of the first worker's words went away, and its run is whole all the same
+            Some(code) if code == 0 || code == i32::from(CLOSED_PIPE) => None,
             Some(AGAIN) => Some(Fault::Again(why.unwrap_or_else(|| "the others went on without it".into()))),
             Some(code) => Some(Fault::Fatal { code, why }),
             None => Some(Fault::Again(format!("killed by {status}"))),
+        }
+    }
+
+    /// Adds what a process that has ended told of its work.
+    fn note_work(&mut self, number: usize) {
+        match guard::take(&folder(&self.dir, number)) {
+            Some(stats) => self.all[number].work.add(&stats),
+            None => self.all[number].work.starts += 1,
         }
     }
 
@@ -282,11 +289,9 @@ impl Workers {
     fn tally(&mut self, args: &WorkerArgs) -> Tally {
         // before those that still run are killed
         let hub = self.hub.stats();
-        for (number, worker) in self.all.iter_mut().enumerate() {
-            if worker.running.take().is_some()
-                && let Some(stats) = guard::take(&folder(&self.dir, number))
-            {
-                worker.work.add(&stats);
+        for number in 0..self.all.len() {
+            if self.all[number].running.take().is_some() {
+                self.note_work(number);
             }
         }
         Tally {

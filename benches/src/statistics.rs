@@ -14,3 +14,15 @@ pub fn spread(values: &[f64]) -> [f64; 3] {
 pub fn median(values: &[f64]) -> f64 {
     spread(values)[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_is_median_smallest_and_largest() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
+        assert!(spread(&[]).iter().all(|v| v.is_nan()));
+    }
+}

@@ -55,7 +55,7 @@ impl FromStr for SumMode {
 
 /// What was measured of a sum whose jobs [cost the same on every worker](flops_executor::Round::repeats).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SumCost {
+pub(crate) struct SumCost {
     /// The time that a leaf takes here.
     pub leaf: Duration,
     /// The time that one exchange of a packed sum takes.

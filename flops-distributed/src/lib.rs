@@ -47,15 +47,17 @@ mod cost;
 mod elastic;
 mod error;
 pub mod hub;
+mod identity;
 mod log;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 #[cfg(feature = "nats")]
 pub mod nats;
+mod random;
 mod stats;
 mod wire;
 
-pub use cost::{SumCost, SumMode};
+pub use cost::SumMode;
 pub use elastic::{Elastic, ElasticOptions};
 pub use error::DistributedError;
 pub use log::{Entry, Key, Log, RoundKey, checked_name};

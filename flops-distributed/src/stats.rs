@@ -45,4 +45,6 @@ pub struct Traffic {
     pub sent: u64,
     /// Bytes received.
     pub received: u64,
+    /// Messages that came through it and are no entries: they are not handed on.
+    pub refused: u64,
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use flops_executor::{Executor, ExecutorError, Jobs, Round, RunIdentity};
 
-use crate::{Key, RoundKey};
+use crate::wire::{sealed, unsealed};
+use crate::{Key, RoundKey, identity};
 use round::Turn;
 pub use worker::{Elastic, ElasticOptions};
 
@@ -19,7 +20,7 @@ impl Executor for Elastic {
         self.pump(&mut state, Duration::ZERO)?;
         let outcome = match state.enter(round) {
             // as where a step is repeated with the same data: its entries are gone
-            Some(Ok(())) => jobs.run(0..round.jobs).map_err(|why| ExecutorError::job(self.worker(), why)),
+            Some(Ok(())) => jobs.run(0..round.jobs).map_err(|why| self.cannot_follow(why)),
             Some(failed) => failed,
             None => {
                 let outcome = Turn::new(self, &mut state, round, jobs).run()?;
@@ -33,16 +34,17 @@ impl Executor for Elastic {
 
     fn begin(&self, run: &RunIdentity) -> Result<(), ExecutorError> {
         let mut state = self.lock();
+        state.start_at(run.step);
         let mut run = run.clone();
         run.settings.push(("the sum mode".into(), self.options.sum_mode.to_string()));
-        let there = self.agree(&mut state, &Key::Identity, &payload::identity(&run))?;
-        let Some(there) = payload::read_identity(&there) else {
+        let there = self.agree(&mut state, &Key::Identity, &sealed(&identity::bytes(&run)))?;
+        let Some(there) = unsealed(&there).and_then(identity::read) else {
             return Err(ExecutorError::Unsupported {
                 what: "the identity of the run, as the log has it, cannot be read".into(),
                 remedy: "start all workers from the same version, or give the run another name".into(),
             });
         };
-        if let Some((what, here, there)) = payload::difference(&run, &there) {
+        if let Some((what, here, there)) = identity::difference(&run, &there) {
             return Err(ExecutorError::Mismatch { what, here, there });
         }
         self.log.put(&Key::Joined(self.worker().into()), &[])?;

@@ -138,7 +138,7 @@ impl<'a> Turn<'a> {
         Ok(match (verdict, here) {
             // others went on, and this worker cannot
             (Some(Ok(())), Err(why)) => {
-                return Err(ExecutorError::job(self.elastic.worker(), JobFailure { may_pass: false, ..why }));
+                return Err(self.elastic.cannot_follow(why));
             }
             (verdict, _) => verdict.unwrap_or(Ok(())),
         })
@@ -203,7 +203,7 @@ impl<'a> Turn<'a> {
             return Ok(None);
         }
         // nothing, where `Jobs` keeps its contract
-        self.jobs.run(0..self.round.jobs).map_err(|why| ExecutorError::job(self.elastic.worker(), why))?;
+        self.run_here(0..self.round.jobs).map_err(|why| self.elastic.cannot_follow(why))?;
         Ok(Some(Ok(())))
     }
 

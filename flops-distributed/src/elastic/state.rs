@@ -15,6 +15,9 @@ const RECENT_STEPS: u64 = 2;
 /// The highest generation of claims. A leaf that was claimed so often is run without a claim.
 pub(super) const MAX_GENERATION: u32 = 1 << 16;
 
+/// Bytes of entries of rounds to come beyond which no more is read from the log: 256 MiB.
+const MAX_INBOX: usize = 256 << 20;
+
 /// What a worker knows, from the log alone.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -25,6 +28,8 @@ pub(super) struct State {
     early: HashMap<RoundKey, Vec<(usize, Owner)>>,
     /// Results and failures of rounds that are not over.
     inbox: HashMap<RoundKey, Vec<Entry>>,
+    /// Bytes of the inbox.
+    inbox_bytes: usize,
     /// What the workers agreed on: identity, weights, modes.
     facts: HashMap<Key, Vec<u8>>,
     /// Rounds of this step that are over, with what they gave.
@@ -80,9 +85,7 @@ impl State {
             self.step = round.step;
             self.busy_before = std::mem::take(&mut self.busy);
             self.past.clear();
-            self.inbox.retain(|of, _| of.step >= round.step);
-            self.early.retain(|of, _| of.step >= round.step);
-            self.facts.retain(|of, _| of.step().is_none_or(|step| step >= round.step));
+            self.drop_before(round.step);
         }
         for seat in &mut self.seats {
             seat.step.get_or_insert(round.step);
@@ -101,6 +104,24 @@ impl State {
         }
         owners.last = Some(key);
         None
+    }
+
+    /// Begins at a step: entries of earlier ones are dropped, which a worker that joins late reads first.
+    pub(super) fn start_at(&mut self, step: u64) {
+        self.step = self.step.max(step);
+        self.drop_before(self.step);
+    }
+
+    fn drop_before(&mut self, step: u64) {
+        let dropped = self.inbox.extract_if(|of, _| of.step < step);
+        self.inbox_bytes -= dropped.flat_map(|(_, entries)| entries).map(|entry| entry.bytes.len()).sum::<usize>();
+        self.early.retain(|of, _| of.step >= step);
+        self.facts.retain(|of, _| of.step().is_none_or(|of| of >= step));
+    }
+
+    /// Whether entries of rounds to come take so much memory that they had better stay in the log.
+    pub(super) fn is_full(&self) -> bool {
+        self.inbox_bytes > MAX_INBOX
     }
 
     /// Ends a round. Entries that still come are dropped.
@@ -153,6 +174,7 @@ impl State {
             }
             Key::Result { round, .. } | Key::Failure { round, .. } | Key::Done(round) => {
                 if self.is_to_come(*round) {
+                    self.inbox_bytes += bytes.len();
                     self.inbox.entry(*round).or_default().push(Entry { key, bytes });
                 }
             }
@@ -170,7 +192,9 @@ impl State {
 
     /// Takes the entries of a round that arrived since, in order.
     pub(super) fn arrived(&mut self, round: RoundKey) -> Vec<Entry> {
-        self.inbox.remove(&round).unwrap_or_default()
+        let entries = self.inbox.remove(&round).unwrap_or_default();
+        self.inbox_bytes -= entries.iter().map(|entry| entry.bytes.len()).sum::<usize>();
+        entries
     }
 
     /// Whether entries of a round arrived that were not taken.

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use flops_executor::ExecutorError;
+use flops_executor::{ExecutorError, JobFailure};
 
 use super::state::State;
 use crate::{Key, Log, SumMode, WorkerStats};
@@ -62,7 +62,9 @@ impl Elastic {
     /// What this worker did and saw so far.
     pub fn stats(&self) -> WorkerStats {
         let traffic = self.log.traffic();
-        WorkerStats { bytes_sent: traffic.sent, bytes_received: traffic.received, ..self.counts().clone() }
+        let counts = self.counts().clone();
+        let refused = counts.refused + traffic.refused;
+        WorkerStats { bytes_sent: traffic.sent, bytes_received: traffic.received, refused, ..counts }
     }
 
     /// Whether no worker has begun this run, as far as its log tells within `wait`.
@@ -105,13 +107,21 @@ impl Elastic {
     /// Where the log cannot be reached.
     pub fn put_checkpoint(&self, step: u64, bytes: &[u8]) -> Result<(), ExecutorError> {
         self.log.put_checkpoint(step, bytes)?;
-        let mut state = self.lock();
-        self.pump(&mut state, Duration::ZERO)?;
-        let before = state.checkpoints.iter().copied().filter(|of| *of < step).max();
-        state.checkpoints.retain(|of| *of >= step);
-        state.checkpoints.push(step);
-        // whoever has downloaded the one before can still join
+        let before = {
+            let mut state = self.lock();
+            self.pump(&mut state, Duration::ZERO)?;
+            let before = state.checkpoints.iter().copied().filter(|of| *of < step).max();
+            state.checkpoints.retain(|of| *of >= step);
+            state.checkpoints.push(step);
+            before
+        };
+        // whoever has downloaded the one before can still join; rounds go on meanwhile
         before.map_or(Ok(()), |before| self.log.trim(before))
+    }
+
+    /// The error of a worker whose jobs fail in a round that the others have ended well: it cannot go on.
+    pub(super) fn cannot_follow(&self, why: JobFailure) -> ExecutorError {
+        ExecutorError::job(self.worker(), JobFailure { may_pass: false, ..why })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,7 +139,8 @@ impl Elastic {
         self.counts().seconds_waited += start.elapsed().as_secs_f64();
         while let Some(entry) = next {
             state.absorb(entry, &mut self.counts());
-            next = self.log.next(Duration::ZERO)?;
+            // what is left comes with the next look: rounds are in the log in their order
+            next = if state.is_full() { None } else { self.log.next(Duration::ZERO)? };
         }
         Ok(())
     }

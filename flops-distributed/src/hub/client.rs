@@ -3,7 +3,7 @@
 use std::fmt::{self, Debug, Formatter};
 use std::io::{self, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,8 +11,12 @@ use std::time::{Duration, Instant};
 use flops_executor::ExecutorError;
 
 use super::frame::{self, Frame, Kind};
-use super::{ADDRESS, TOKEN, TOKEN_FILE};
+use super::spill::{Body, Spill};
+use super::{ADDRESS, TOKEN};
 use crate::{DistributedError, Entry, Key, Log, Traffic};
+
+/// Bytes of entries that wait in memory until the worker looks at them. What comes after them goes to disk.
+const MAX_WAITING: usize = 64 << 20;
 
 /// A worker's connection to a [`Hub`](super::Hub). It leaves the run when it is dropped.
 pub struct HubClient {
@@ -21,7 +25,9 @@ pub struct HubClient {
     limit: Duration,
     /// Where requests go, and where their answers come from: one request at a time.
     requests: Mutex<(TcpStream, Receiver<Frame>)>,
-    entries: Mutex<Receiver<Entry>>,
+    entries: Mutex<Receiver<(Key, Body)>>,
+    /// Bytes of entries that wait in memory.
+    waiting: Arc<AtomicUsize>,
     sent: AtomicU64,
     received: Arc<AtomicU64>,
 }
@@ -54,10 +60,20 @@ impl HubClient {
         let (to_answers, answers) = channel();
         let received = Arc::new(AtomicU64::new(answer.len()));
         let count = received.clone();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (in_memory, mut spill) = (waiting.clone(), Spill::default());
         let read = move || {
             while let Ok(frame) = frame::read(&mut reader, u64::MAX) {
                 count.fetch_add(frame.len(), Ordering::Relaxed);
-                if deliver(frame, &to_entries, &to_answers).is_none() {
+                let entry = |body: Vec<u8>| {
+                    // what nobody looks at, as in a long job, does not fill the memory
+                    let body = Body::new(body);
+                    let is_full = in_memory.load(Ordering::Relaxed) > MAX_WAITING;
+                    let body = if is_full { spill.put(&body) } else { body };
+                    in_memory.fetch_add(body.in_memory(), Ordering::Relaxed);
+                    body
+                };
+                if deliver(frame, entry, &to_entries, &to_answers).is_none() {
                     break;
                 }
             }
@@ -65,7 +81,8 @@ impl HubClient {
         let thread = std::thread::Builder::new().name("hub-client".into()).spawn(read);
         thread.map_err(|why| DistributedError::Io { what: "a thread cannot be started".into(), why })?;
         let (requests, entries) = (Mutex::new((stream, answers)), Mutex::new(entries));
-        Ok(Self { address, worker: answer.head, limit, requests, entries, sent: AtomicU64::new(0), received })
+        let sent = AtomicU64::new(0);
+        Ok(Self { address, worker: answer.head, limit, requests, entries, waiting, sent, received })
     }
 
     /// Connects to the hub that the environment names, as that of a worker that a program with a hub
@@ -79,14 +96,7 @@ impl HubClient {
         let remedy = || "give an address and a port, such as 127.0.0.1:4000".to_string();
         let wrong = |_| DistributedError::Setting { what: ADDRESS, value: value.clone(), remedy: remedy() };
         let address = value.parse().map_err(wrong)?;
-        let token = match (std::env::var(TOKEN), std::env::var_os(TOKEN_FILE)) {
-            (Ok(token), _) => token,
-            (Err(_), Some(path)) => std::fs::read_to_string(&path).map_err(|why| {
-                let what = format!("{TOKEN_FILE} names {}, which cannot be read", path.display());
-                DistributedError::Io { what, why }
-            })?,
-            (Err(_), None) => String::new(),
-        };
+        let token = std::env::var(TOKEN).unwrap_or_default();
         Self::connect(address, token.trim(), name, Duration::from_secs(60)).map(Some)
     }
 
@@ -109,6 +119,15 @@ impl HubClient {
             return Err(ExecutorError::Lost { what: format!("the hub at {} says: {}", self.address, answer.head) });
         }
         Ok(answer)
+    }
+
+    /// An entry that has waited.
+    fn taken(&self, (key, body): (Key, Body)) -> Result<Entry, ExecutorError> {
+        self.waiting.fetch_sub(body.in_memory(), Ordering::Relaxed);
+        let bytes = body.into_bytes().map_err(|why| ExecutorError::Lost {
+            what: format!("an entry of the hub at {} cannot be read from its temporary file: {why}", self.address),
+        })?;
+        Ok(Entry { key, bytes })
     }
 
     fn closed(&self) -> ExecutorError {
@@ -135,9 +154,14 @@ fn greet(
 }
 
 /// Hands on a frame, as long as somebody is there to take it.
-fn deliver(frame: Frame, entries: &Sender<Entry>, answers: &Sender<Frame>) -> Option<()> {
+fn deliver(
+    frame: Frame,
+    entry: impl FnOnce(Vec<u8>) -> Body,
+    entries: &Sender<(Key, Body)>,
+    answers: &Sender<Frame>,
+) -> Option<()> {
     match frame.kind {
-        Kind::Entry => entries.send(Entry { key: Key::parse(&frame.head)?, bytes: frame.body }).ok(),
+        Kind::Entry => entries.send((Key::parse(&frame.head)?, entry(frame.body))).ok(),
         _ => answers.send(frame).ok(),
     }
 }
@@ -154,13 +178,13 @@ impl Log for HubClient {
     fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         match entries.try_recv() {
-            Ok(entry) => return Ok(Some(entry)),
+            Ok(entry) => return self.taken(entry).map(Some),
             Err(TryRecvError::Disconnected) => return Err(self.closed()),
             Err(TryRecvError::Empty) if timeout.is_zero() => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
         match entries.recv_timeout(timeout) {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(entry) => self.taken(entry).map(Some),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(self.closed()),
         }
@@ -180,7 +204,8 @@ impl Log for HubClient {
     }
 
     fn traffic(&self) -> Traffic {
-        Traffic { sent: self.sent.load(Ordering::Relaxed), received: self.received.load(Ordering::Relaxed) }
+        let count = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        Traffic { sent: count(&self.sent), received: count(&self.received), refused: 0 }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The hub: the log of a run in the program that starts its workers.
 //!
-//! The hub listens on this machine. Workers show a random token, which the program hands on by
-//! environment variables or by a file that only its owner can read. The hub sees at once when a
+//! The hub listens on this machine. Workers show a random token, which the program hands on by an
+//! environment variable. The hub sees at once when a
 //! worker is gone. The run ends with the program; it can be resumed from its last checkpoint.
 //!
 //! ```
@@ -21,15 +21,11 @@ mod client;
 mod frame;
 mod server;
 mod spill;
-mod starter;
 
 pub use client::HubClient;
 pub use server::{Hub, HubOptions, HubStats};
-pub use starter::Starter;
 
 /// The environment variable with the address of the hub.
 pub const ADDRESS: &str = "FLOPS_HUB";
 /// The environment variable with the token of the hub.
 pub const TOKEN: &str = "FLOPS_HUB_TOKEN";
-/// The environment variable with the path of a file that holds the token.
-pub const TOKEN_FILE: &str = "FLOPS_HUB_TOKEN_FILE";

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Debug, Formatter};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,12 +15,14 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, Frame, Kind};
 use super::spill::{Body, Spill};
 use super::{ADDRESS, HubClient, TOKEN};
-use crate::{DistributedError, Key, checked_name};
+use crate::{DistributedError, Key, checked_name, random};
 
 /// The longest token and name that a stranger can send.
 const MAX_HELLO: u64 = 1024;
 /// The time a connection has to say who it is.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of long entries that wait for a worker in memory. What comes after them is read from disk.
+const MAX_QUEUED: usize = 64 << 20;
 /// The most connections that have not said so yet.
 const MAX_STRANGERS: usize = 64;
 
@@ -82,9 +83,7 @@ impl Hub {
             why,
             remedy: "choose another address, or port 0 for a free one".into(),
         };
-        let mut token = [0; 32];
-        getrandom::fill(&mut token).map_err(|why| failed(why.to_string()))?;
-        let token = token.iter().map(|byte| format!("{byte:02x}")).collect();
+        let token = random::hex(&random::bytes::<32>()?);
         let listener = TcpListener::bind(options.address).map_err(|why| failed(why.to_string()))?;
         let address = listener.local_addr().map_err(|why| failed(why.to_string()))?;
         let shared = Arc::new(Shared { token, options: options.clone(), ..Shared::default() });
@@ -102,20 +101,6 @@ impl Hub {
     /// The environment variables that a worker needs to [find it](HubClient::from_env).
     pub fn environment(&self) -> [(&'static str, String); 2] {
         [(ADDRESS, self.address.to_string()), (TOKEN, self.shared.token.clone())]
-    }
-
-    /// Writes the token to a new file that only its owner can read.
-    ///
-    /// # Errors
-    /// Where the file exists or cannot be written.
-    pub fn write_token(&self, path: &Path) -> Result<(), DistributedError> {
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let written = options.open(path).and_then(|mut file| file.write_all(self.shared.token.as_bytes()));
-        let what = || format!("the token of the hub cannot be written to {}", path.display());
-        written.map_err(|why| DistributedError::Io { what: what(), why })
     }
 
     /// Connects a worker of this process.
@@ -201,6 +186,8 @@ impl Item {
 struct Worker {
     stream: TcpStream,
     queue: Sender<Item>,
+    /// Bytes of entries that wait in memory.
+    queued: Arc<AtomicUsize>,
 }
 
 impl State {
@@ -209,12 +196,15 @@ impl State {
         if self.numbers.contains_key(&key) {
             return false;
         }
-        let mut item = Item { kind: Kind::Entry, head: key.to_string().into(), body: Body::new(bytes) };
+        let item = Item { kind: Kind::Entry, head: key.to_string().into(), body: Body::new(bytes) };
+        let kept = Item { body: self.spill.put(&item.body), ..item.clone() };
         for worker in self.workers.values() {
-            let _ = worker.queue.send(item.clone());
+            let is_slow = worker.queued.load(Ordering::Relaxed) > MAX_QUEUED;
+            let item = if is_slow { kept.clone() } else { item.clone() };
+            worker.queued.fetch_add(item.body.in_memory(), Ordering::Relaxed);
+            let _ = worker.queue.send(item);
         }
-        item.body = self.spill.put(&item.body);
-        self.log.insert(self.next, item);
+        self.log.insert(self.next, kept);
         self.numbers.insert(key, self.next);
         self.next += 1;
         self.stats.entries += 1;
@@ -322,6 +312,7 @@ fn greet(stream: &TcpStream, shared: &Shared) -> Option<(u64, String)> {
     stream.set_read_timeout(None).ok()?;
     stream.set_nodelay(true).ok()?;
     let (queue, items) = channel();
+    let queued = Arc::new(AtomicUsize::new(0));
     let (to_keep, to_write) = (stream.try_clone().ok()?, stream.try_clone().ok()?);
     let mut state = shared.state();
     let number = state.connections;
@@ -335,14 +326,14 @@ fn greet(stream: &TcpStream, shared: &Shared) -> Option<(u64, String)> {
     for item in state.log.values() {
         let _ = queue.send(item.clone());
     }
-    state.workers.insert(number, Worker { stream: to_keep, queue });
+    state.workers.insert(number, Worker { stream: to_keep, queue, queued: queued.clone() });
     // with the lock held: a hub that closes sees the worker here, or the worker its flag
     if shared.closing.load(Ordering::Relaxed) {
         let _ = stream.shutdown(Shutdown::Both);
     }
     drop(state);
     let writing = thread::Builder::new().name("hub-writer".into()).spawn(move || {
-        let _ = send_all(&to_write, &items);
+        let _ = send_all(&to_write, &items, &queued);
         // wakes the thread that reads
         let _ = to_write.shutdown(Shutdown::Both);
     });
@@ -354,11 +345,16 @@ fn greet(stream: &TcpStream, shared: &Shared) -> Option<(u64, String)> {
 }
 
 /// Sends what is queued until the worker is removed or takes nothing any more.
-fn send_all(stream: &TcpStream, items: &Receiver<Item>) -> io::Result<()> {
+fn send_all(stream: &TcpStream, items: &Receiver<Item>, queued: &AtomicUsize) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = items.recv() {
         for item in std::iter::once(first).chain(items.try_iter()) {
             frame::write(&mut to, item.kind, &item.head, &item.body.bytes()?)?;
+            if item.kind == Kind::Entry {
+                // entries of the log that were queued at the beginning were not counted
+                let less = |bytes: usize| Some(bytes.saturating_sub(item.body.in_memory()));
+                let _ = queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            }
         }
         to.flush()?;
     }

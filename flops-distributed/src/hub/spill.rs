@@ -6,6 +6,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::random;
+
 /// Entries that are shorter stay in memory.
 const MIN_BYTES: usize = 4 << 10;
 /// A file that has grown to this size takes no more entries. It is gone with the last of its entries.
@@ -29,6 +31,24 @@ impl Body {
         Self::Memory(Arc::new(bytes))
     }
 
+    /// Its bytes in memory.
+    pub(super) fn in_memory(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::Disk { .. } => 0,
+        }
+    }
+
+    /// The bytes, without a copy where nobody shares them.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub(super) fn into_bytes(self) -> io::Result<Vec<u8>> {
+        let bytes = self.bytes()?;
+        drop(self);
+        Ok(Arc::try_unwrap(bytes).unwrap_or_else(|shared| shared.to_vec()))
+    }
+
     /// The bytes.
     ///
     /// # Errors
@@ -49,9 +69,7 @@ pub(super) struct SpillFile {
 
 impl SpillFile {
     fn create() -> io::Result<Self> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|why| io::Error::other(why.to_string()))?;
-        let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = random::hex(&random::bytes::<16>().map_err(io::Error::other)?);
         let path = env::temp_dir().join(format!("flops-hub-{name}"));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);

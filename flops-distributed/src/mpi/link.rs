@@ -109,6 +109,15 @@ pub(super) enum NoAnswer {
     Ended,
 }
 
+impl From<RecvTimeoutError> for NoAnswer {
+    fn from(why: RecvTimeoutError) -> Self {
+        match why {
+            RecvTimeoutError::Timeout => Self::Late,
+            RecvTimeoutError::Disconnected => Self::Ended,
+        }
+    }
+}
+
 /// The connection with the thread that calls MPI.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -120,8 +129,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Starts MPI on a thread of its own. `None` where the process has started MPI before.
-    pub fn start(limit: Duration, most: usize) -> Option<Self> {
+    /// Starts MPI on a thread of its own.
+    ///
+    /// # Errors
+    /// [`NoAnswer::Ended`] where the process has started MPI before, [`NoAnswer::Late`] after the limit.
+    pub fn start(limit: Duration, most: usize) -> Result<Self, NoAnswer> {
         let (requests, asked) = mpsc::channel();
         let (answer, answers) = mpsc::channel();
         let (ready, started) = mpsc::channel();
@@ -141,18 +153,15 @@ impl Link {
             // this waits for the other ranks, and whoever waits for this thread sees the channel close
             drop(universe);
         };
-        thread::Builder::new().name("mpi".into()).spawn(run).ok()?;
-        let (rank, size) = started.recv().ok()?;
-        Some(Self { rank, size, requests: Some(requests), answers, limit })
+        thread::Builder::new().name("mpi".into()).spawn(run).map_err(|_| NoAnswer::Ended)?;
+        let (rank, size) = started.recv_timeout(limit)?;
+        Ok(Self { rank, size, requests: Some(requests), answers, limit })
     }
 
     fn ask(&self, request: Request) -> Result<Answer, NoAnswer> {
         let requests = self.requests.as_ref().ok_or(NoAnswer::Ended)?;
         requests.send(request).map_err(|_| NoAnswer::Ended)?;
-        self.answers.recv_timeout(self.limit).map_err(|why| match why {
-            RecvTimeoutError::Timeout => NoAnswer::Late,
-            RecvTimeoutError::Disconnected => NoAnswer::Ended,
-        })
+        Ok(self.answers.recv_timeout(self.limit)?)
     }
 
     /// Sends a status and, where all ranks agree, data.

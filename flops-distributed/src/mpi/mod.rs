@@ -24,8 +24,8 @@ use flops_executor::{Executor, ExecutorError, JobFailure, Jobs, Round, RunIdenti
 
 use self::link::{Answer, Exchange, Link, NoAnswer, Outcome, Status, starts};
 use self::sums::Sums;
-use self::what::{What, difference, identity_bytes, odd_one, read_identity};
-use crate::{DistributedError, SumMode, WorkerStats, wire};
+use self::what::{What, odd_one};
+use crate::{DistributedError, SumMode, WorkerStats, identity, wire};
 
 /// The most bytes of a failure's text that other ranks are told.
 const MAX_TEXT: usize = 4096;
@@ -105,10 +105,17 @@ impl Mpi {
     /// Where the process has started MPI before: that is possible once.
     pub fn start(options: MpiOptions) -> Result<Self, DistributedError> {
         let MpiOptions { limit, max_message, sums } = options;
-        let link = Link::start(limit, max_message).ok_or_else(|| DistributedError::Server {
-            server: "MPI".into(),
-            why: "it does not start in this process, or has started before".into(),
-            remedy: "start one gang in a process, and keep it to the end".into(),
+        let failed =
+            |why: String, remedy: &str| DistributedError::Server { server: "MPI".into(), why, remedy: remedy.into() };
+        let link = Link::start(limit, max_message).map_err(|why| match why {
+            NoAnswer::Late => {
+                let why = format!("it has not started within {limit:?}");
+                failed(why, "see that mpirun reaches all its hosts, and that all ranks start the same program")
+            }
+            NoAnswer::Ended => {
+                let why = "it does not start in this process, or has started before";
+                failed(why.into(), "start one gang in a process, and keep it to the end")
+            }
         })?;
         let (rank, size) = (link.rank, link.size);
         let stats = WorkerStats { worker: rank.to_string(), joins: size as u64, ..WorkerStats::default() };
@@ -417,12 +424,12 @@ impl Executor for Mpi {
     fn begin(&self, run: &RunIdentity) -> Result<(), ExecutorError> {
         let mut gang = lock(&self.gang);
         let status = Status { what: What::Begin.words(), value: gang.sums.announcement(), ..Status::default() };
-        let (statuses, received) = self.meet(&mut gang, status, Exchange::Gather, identity_bytes(run))?;
+        let (statuses, received) = self.meet(&mut gang, status, Exchange::Gather, identity::bytes(run))?;
         let counts: Vec<usize> = statuses.iter().map(|status| status.bytes).collect();
         let mut all = vec![];
         for (rank, (count, start)) in counts.iter().zip(starts(&counts)).enumerate() {
             let bytes = received.get(start..start + count).unwrap_or_default();
-            match read_identity(bytes) {
+            match identity::read(bytes) {
                 Some(identity) => all.push(identity),
                 None => return Err(self.failed(&mut gang, rank, "it is no identity of a run")),
             }
@@ -433,7 +440,13 @@ impl Executor for Mpi {
                 // all ranks know; the one that agrees with rank 0 is told of the first that does not
                 gang.state = State::Closed("the ranks of the gang were not started alike".into());
                 let there = if all[self.rank] == all[0] { first } else { 0 };
-                let (what, here, value) = difference(&all[self.rank], &all[there]);
+                let (here, other) = (&all[self.rank], &all[there]);
+                let (what, here, value) = if here.step == other.step {
+                    let order = || ("the order of the settings".into(), "another".into(), "its own".into());
+                    identity::difference(here, other).unwrap_or_else(order)
+                } else {
+                    ("the first step".into(), here.step.to_string(), other.step.to_string())
+                };
                 Err(ExecutorError::Mismatch { what, here, there: format!("{value} on rank {there}") })
             }
         }

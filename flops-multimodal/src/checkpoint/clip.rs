@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use flops_vit::checkpoint::Source;
-use flops_vit::checkpoint::hf::{self, or_default, side};
+use flops_vit::checkpoint::hf::{self, ModelImages, or_default, side};
 use flops_vit::checkpoint::tensors::{Table, TensorSnapshot, fill, json, of_folder, reshaped, to_theirs};
 use flops_vit::error::CheckpointError;
 use flops_vit::resizing::Filter;
@@ -238,7 +238,8 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
         tokenizer.with_pad_id(end)
     });
     let openai = Resizing { filter: Filter::Bicubic, squash: false, crop: 1.0 };
-    let found = hf::preprocessing_with(&dir, (config.vision.in_chans, config.vision.img_size), complete)?;
+    let images = ModelImages { channels: config.vision.in_chans, side: config.vision.img_size };
+    let found = hf::preprocessing_with(&dir, images, complete)?;
     let (normalization, resizing) = found.unwrap_or((Normalization::CLIP, openai));
     Ok(Opened { model, config, tokenizer, normalization, resizing })
 }
@@ -351,7 +352,7 @@ mod tests {
             (r#"{"rescale_factor": 0}"#, "rescale_factor = 0"),
         ] {
             std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
-            let found = hf::preprocessing(dir.path(), (3, 224)).unwrap_err().to_string();
+            let found = hf::preprocessing(dir.path(), ModelImages { channels: 3, side: 224 }).unwrap_err().to_string();
             assert!(found.contains(expected) && found.contains("preprocessor_config.json"), "{found}");
         }
     }
@@ -366,7 +367,8 @@ mod tests {
             [r"{}", r#"{"size": 224, "crop_size": 224, "do_center_crop": true, "resample": 3, "image_std": null}"#]
         {
             std::fs::write(dir.path().join("preprocessor_config.json"), json).unwrap();
-            let (normalization, resizing) = hf::preprocessing_with(dir.path(), (3, 224), complete).unwrap().unwrap();
+            let (normalization, resizing) =
+                hf::preprocessing_with(dir.path(), ModelImages { channels: 3, side: 224 }, complete).unwrap().unwrap();
             assert_eq!(resizing, openai, "{json}");
             let found = normalization.mean.iter().chain(&normalization.std);
             for (found, expected) in found.zip(Normalization::CLIP.mean.iter().chain(&Normalization::CLIP.std)) {
@@ -375,7 +377,8 @@ mod tests {
         }
         let given = r#"{"size": {"height": 32, "width": 32}, "do_center_crop": false, "resample": 2}"#;
         std::fs::write(dir.path().join("preprocessor_config.json"), given).unwrap();
-        let (_, resizing) = hf::preprocessing_with(dir.path(), (3, 32), complete).unwrap().unwrap();
+        let (_, resizing) =
+            hf::preprocessing_with(dir.path(), ModelImages { channels: 3, side: 32 }, complete).unwrap().unwrap();
         assert_eq!(resizing, Resizing { filter: Filter::Bilinear, squash: true, crop: 1.0 });
     }
 

@@ -18,6 +18,7 @@ use super::channels::check_channels;
 use super::file::json;
 use super::import::{Opened, fill_from};
 use super::names::{Naming, hf_model_type};
+pub use super::preprocessor::ModelImages;
 use super::preprocessor::{self, HfPreprocessor};
 use super::pretrained::Pretrained;
 use super::tensors::{TensorSnapshot, to_pytorch};
@@ -153,16 +154,13 @@ impl HfConfig {
 
 /// Reads normalisation and resizing from a folder's `preprocessor_config.json`, if there is one.
 ///
-/// The model takes so many `channels`, 1 or 3, of square images of this `side`.
+/// What it makes must be `images`, those of the model.
 ///
 /// # Errors
 /// [`VitError::Checkpoint`] where the file cannot be read or parsed, has means for another number of
 /// channels, makes images of another size, or has a key that is not known and may change them.
-pub fn preprocessing(
-    dir: &Path,
-    (channels, side): (usize, usize),
-) -> Result<Option<(Normalization, Resizing)>, VitError> {
-    preprocessing_with(dir, (channels, side), |_| ())
+pub fn preprocessing(dir: &Path, images: ModelImages) -> Result<Option<(Normalization, Resizing)>, VitError> {
+    preprocessing_with(dir, images, |_| ())
 }
 
 /// Like [`preprocessing`], where `change` turns the settings of another image processor into those
@@ -172,7 +170,7 @@ pub fn preprocessing(
 /// Those of [`preprocessing`].
 pub fn preprocessing_with(
     dir: &Path,
-    (channels, side): (usize, usize),
+    images: ModelImages,
     change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
 ) -> Result<Option<(Normalization, Resizing)>, VitError> {
     let path = dir.join("preprocessor_config.json");
@@ -182,7 +180,7 @@ pub fn preprocessing_with(
         change(&mut settings);
         let settings = serde_json::from_value::<HfPreprocessor>(settings.into());
         let settings = settings.map_err(|e| CheckpointError::Setting(format!("a setting is not understood: {e}")))?;
-        settings.both((channels, side))
+        settings.both(images)
     };
     match json(&path).and_then(read) {
         Ok(both) => Ok(Some(both)),
@@ -208,14 +206,14 @@ pub(super) fn open<B: Backend>(
     config.validate()?;
     check_channels("num_channels", &config).map_err(|why| in_file("config.json", why))?;
     let mut said = vec![];
-    let input = (config.in_chans, config.img_size);
-    let preprocessing = match preprocessing(dir, input)? {
+    let images = ModelImages { channels: config.in_chans, side: config.img_size };
+    let preprocessing = match preprocessing(dir, images)? {
         Some(found) => found,
         None => {
             said.push(
                 "there is no preprocessor_config.json: images are prepared by the defaults of ViTImageProcessor".into(),
             );
-            HfPreprocessor::default().both(input).map_err(|why| in_file("preprocessor_config.json", why))?
+            HfPreprocessor::default().both(images).map_err(|why| in_file("preprocessor_config.json", why))?
         }
     };
     let (normalization, resizing) = preprocessing;

@@ -53,6 +53,15 @@ const WITHOUT_EFFECT: [&str; 12] = [
     "return_tensors",
 ];
 
+/// The images that a model takes: squares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelImages {
+    /// Channels, 1 or 3.
+    pub channels: usize,
+    /// Pixels of a side.
+    pub side: usize,
+}
+
 /// A size, in any of the forms that versions of `transformers` have written.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(untagged)]
@@ -102,19 +111,20 @@ impl Default for HfPreprocessor {
 }
 
 impl HfPreprocessor {
-    /// Returns both for a model of so many channels and of square images of this side.
-    pub fn both(&self, (channels, side): (usize, usize)) -> Result<(Normalization, Resizing), CheckpointError> {
+    /// Returns both for the images of a model.
+    pub fn both(&self, images: ModelImages) -> Result<(Normalization, Resizing), CheckpointError> {
         self.check_keys()?;
-        let both = (self.normalization(channels)?, self.resizing()?);
+        let both = (self.normalization(images.channels)?, self.resizing()?);
         let (name, last) = if self.do_center_crop && self.crop_size.is_some() {
             ("crop_size", self.crop_size)
         } else {
             ("size", self.size)
         };
         match last.map(HfSize::side).transpose()? {
-            Some(found) if found != side as f32 => Err(CheckpointError::Setting(format!(
-                "{name} = {found}, and image_size of the model is {side}; the images would not fit the model: \
-                 correct one of them"
+            Some(found) if found != images.side as f32 => Err(CheckpointError::Setting(format!(
+                "{name} = {found}, and image_size of the model is {}; the images would not fit the model: \
+                 correct one of them",
+                images.side
             ))),
             _ => Ok(both),
         }

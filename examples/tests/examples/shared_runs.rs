@@ -96,6 +96,21 @@ fn the_summary_tells_what_workers_did() {
     assert!(!run.join("workers/1/model.safetensors").exists());
 }
 
+/// `program --workers 2 | head -1`: the run is whole, and so is its summary.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_ends_no_shared_run() {
+    let dir = folder();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let args = with(&["--workers", "2", "--plain", "--artifact-dir", "run"]);
+    let mut program = Command::new(crate::example(NAME));
+    let output = program.args(args).current_dir(dir.path()).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.as_ref()), (Some(141), ""));
+    assert_eq!(summary(&dir.path().join("run"))["workers"]["joins"], 2);
+}
+
 #[test]
 fn a_shared_run_is_resumed_by_any_number_of_workers() {
     let dir = folder();

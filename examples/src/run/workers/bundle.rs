@@ -156,12 +156,17 @@ mod tests {
         let (_from, from) = run(3);
         let (_to, to) = run(7);
         let bytes = pack(&from, 3).unwrap();
+        // results of an earlier run would not belong to this one
+        for name in ["adapters.safetensors", "summary.json"] {
+            fs::write(to.path(name), "of another run").unwrap();
+        }
         assert_eq!(install(&to, &bytes, &settings(0.1), &[]).unwrap(), 3);
         assert_eq!(to.checkpoints(), [3]);
         for name in names(3) {
             assert!(fs::read(from.path(&name)).unwrap() == fs::read(to.path(&name)).unwrap(), "{name}");
         }
         assert!(!to.path(STAGE).exists());
+        assert!(!to.path("adapters.safetensors").exists() && !to.path("summary.json").exists());
     }
 
     #[test]

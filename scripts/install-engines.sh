@@ -22,6 +22,8 @@ for engine in $engines; do
     nats)
         # Debian puts it into /usr/sbin, which may not be in the path of a user
         if ! has nats-server && [ ! -x /usr/sbin/nats-server ]; then packages="$packages nats-server"; fi
+        # tests make certificates with it
+        if ! has openssl; then packages="$packages openssl"; fi
         ;;
     mpi)
         if ! has mpirun; then packages="$packages openmpi-bin"; fi

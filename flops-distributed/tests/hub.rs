@@ -1,16 +1,17 @@
 //! The hub: strangers, hostile frames, lost workers, lost hubs, and workers in processes.
 
 mod common;
+mod fake;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Net, reference};
-use flops_distributed::hub::{Hub, HubClient, HubOptions, Starter, TOKEN};
+use flops_distributed::hub::{Hub, HubClient, HubOptions, TOKEN};
 use flops_distributed::{DistributedError, Elastic, ElasticOptions, Entry, Key, Log, RoundKey, SumMode, WorkerStats};
 use flops_executor::ExecutorError;
 use flops_executor::RoundPhase;
@@ -123,22 +124,6 @@ fn strangers_and_hostile_frames_are_kept_out() {
 }
 
 #[test]
-fn the_token_is_handed_on_in_a_file_of_its_owner() {
-    let hub = hub();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("token");
-    hub.write_token(&path).unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), token(&hub));
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-    let message = hub.write_token(&path).unwrap_err().to_string();
-    assert!(message.contains(&path.display().to_string()), "{message}");
-}
-
-#[test]
 fn workers_that_leave_and_that_are_lost_are_told_apart() {
     let hub = hub();
     let watcher = hub.connect("watcher").unwrap();
@@ -187,10 +172,14 @@ fn a_hub_that_ends_or_hangs_is_lost_after_a_limit() {
     assert!(start.elapsed() < Duration::from_secs(2));
 }
 
-/// A worker in a process of its own: run by the tests below, and nothing otherwise.
+/// A worker in a process of its own.
 #[test]
+#[ignore = "started by the other tests"]
 fn worker_process() {
-    let Some(log) = HubClient::from_env("child").unwrap() else { return };
+    let Some(log) = HubClient::from_env("child").unwrap() else {
+        println!("nothing to do: the other tests start this one");
+        return;
+    };
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
     let sum_mode = std::env::var("SUM_MODE").unwrap().parse().unwrap();
     let (abort_at, min_workers) = (number("ABORT_AT"), number("WORKERS").unwrap_or(1));
@@ -220,12 +209,16 @@ fn worker_process() {
     std::fs::write(path, format!("{:016x}\n{stats}", net.hash())).unwrap();
 }
 
-fn child(result: &Path, sum_mode: SumMode) -> Command {
+fn child(hub: &Hub, result: &Path, sum_mode: SumMode) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "worker_process", "--nocapture"]).env("RESULT", result);
-    command.env("SUM_MODE", sum_mode.name()).stdout(std::process::Stdio::null());
-    command.stderr(std::process::Stdio::null());
+    command.args(["--exact", "worker_process", "--ignored", "--nocapture"]).envs(hub.environment());
+    command.env("RESULT", result).env("SUM_MODE", sum_mode.name()).stdout(Stdio::null()).stderr(Stdio::null());
     command
+}
+
+/// Waits for processes; whether each ended well.
+fn ends(children: Vec<Child>) -> Vec<bool> {
+    children.into_iter().map(|mut child| child.wait().unwrap().success()).collect()
 }
 
 fn results(dir: &Path, workers: usize) -> Vec<(String, WorkerStats)> {
@@ -245,16 +238,16 @@ fn processes_that_abort_change_nothing() {
         let sum_mode = SumMode::ALL[number % 3];
         let dir = tempfile::tempdir().unwrap();
         let start = Instant::now();
-        let mut starter = Starter::start(hub(), 3, |index| {
-            let mut command = child(&dir.path().join(index.to_string()), sum_mode);
+        let hub = hub();
+        let start_worker = |index: usize| {
+            let mut command = child(&hub, &dir.path().join(index.to_string()), sum_mode);
             command.env("WORKERS", "3");
             if index == 1 {
                 command.env("ABORT_AT", at.to_string());
             }
-            command
-        })
-        .unwrap();
-        let ends: Vec<bool> = starter.wait().unwrap().iter().map(|status| status.success()).collect();
+            command.spawn().unwrap()
+        };
+        let ends = ends((0..3).map(start_worker).collect());
         assert_eq!(ends, [true, false, true], "job {at}");
         let results = results(dir.path(), 3);
         assert_eq!(results.len(), 2);
@@ -263,8 +256,8 @@ fn processes_that_abort_change_nothing() {
             assert_eq!((stats.joins, stats.refused), (3, 0));
             assert!(stats.losses >= 1 && stats.bytes_sent > 0 && stats.bytes_received > 0, "{stats:?}");
         }
-        soon("all have left", || starter.hub().stats().workers == 0);
-        let stats = starter.hub().stats();
+        soon("all have left", || hub.stats().workers == 0);
+        let stats = hub.stats();
         assert_eq!((stats.workers, stats.joins, stats.losses, stats.refused), (0, 3, 1, 0));
         assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
     }
@@ -275,23 +268,16 @@ fn processes_that_abort_change_nothing() {
 fn processes_join_late() {
     let expected = format!("{:016x}", reference(STEPS).hash());
     let dir = tempfile::tempdir().unwrap();
-    let mut starter = Starter::start(hub(), 2, |index| {
-        if index == 1 {
-            thread::sleep(Duration::from_millis(40));
-        }
-        child(&dir.path().join(index.to_string()), SumMode::Gradients)
-    })
-    .unwrap();
-    starter.wait().unwrap();
-    let mut late = child(&dir.path().join("2"), SumMode::Gradients);
-    assert!(late.envs(starter.hub().environment()).status().unwrap().success());
+    let hub = hub();
+    let worker = |index: usize| child(&hub, &dir.path().join(index.to_string()), SumMode::Gradients).spawn().unwrap();
+    let first = worker(0);
+    thread::sleep(Duration::from_millis(40));
+    assert_eq!(ends(vec![first, worker(1)]), [true, true]);
+    assert_eq!(ends(vec![worker(2)]), [true]);
     let results = results(dir.path(), 3);
     assert_eq!(results.len(), 3);
     assert!(results.iter().all(|(hash, _)| *hash == expected));
     assert_eq!((results[2].1.jobs_run, results[2].1.rounds), (0, 4 * (STEPS - 2)));
-    assert!(
-        Starter::start(hub(), 1, |_| Command::new("/no/such/program")).unwrap_err().to_string().contains("/no/such")
-    );
 }
 
 /// A worker can tell a run that has begun from one that it would begin.

@@ -2,18 +2,20 @@
 #![cfg(feature = "mpi")]
 
 mod fake;
+#[path = "fake/steps.rs"]
+mod steps;
 
 use std::env;
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fake::{Fake, Fate};
+use fake::{Fake, identity};
 use flops_distributed::{Mpi, MpiOptions, SumMode};
-use flops_executor::{Executor, ExecutorError, JobFailure, Jobs, Round, RoundPhase, RunIdentity, Threads};
+use flops_executor::{Executor, ExecutorError, JobFailure, RoundPhase, Threads};
+use steps::{hash, round, skip};
 
 /// What a rank is to do, and where it writes what came of it.
 const CASE: &str = "FLOPS_TEST_CASE";
@@ -42,7 +44,7 @@ fn gang(case: &str, ranks: usize) -> Option<Ended> {
         command.stderr(Stdio::null());
     }
     let Ok(mut child) = command.spawn() else {
-        eprintln!("skipped: mpirun is not installed");
+        skip("mpirun");
         return None;
     };
     let success = ends(&mut child, case, start);
@@ -64,45 +66,43 @@ fn ends(child: &mut Child, case: &str, start: Instant) -> bool {
     }
 }
 
-fn round(step: u64, phase: RoundPhase, jobs: usize) -> Round {
-    Round::new((step, 0), phase, step ^ 0xD16E57, jobs)
+/// Rounds of all kinds, and a hash of what they gave.
+fn six_steps(executor: &dyn Executor) -> Result<String, ExecutorError> {
+    Ok(format!("{:016x}", steps::steps(executor, 6, 1000, &mut |_, _| Ok(()))?))
 }
 
-fn identity(sigma: &str, weights: u64) -> RunIdentity {
-    RunIdentity::new(vec![("space".into(), "weights".into()), ("sigma".into(), sigma.into())], (3, weights))
+/// What happens when a job runs.
+#[derive(Clone, Copy)]
+enum Fate {
+    Fails,
+    MayPass,
+    Panics,
+    Aborts,
+    /// It takes so long.
+    Sleeps(Duration),
 }
 
-/// Rounds of some steps, and a hash of what they gave.
-fn steps(executor: &dyn Executor) -> Result<String, ExecutorError> {
-    let mut hash = 0;
-    for step in 0..6 {
-        for (phase, jobs) in [
-            (RoundPhase::Clean, 8),
-            (RoundPhase::SiteCheck, 1),
-            (RoundPhase::Pilot, 16),
-            (RoundPhase::PilotUpdate, 16),
-            (RoundPhase::Query, 8),
-            (RoundPhase::Update, 8),
-            (RoundPhase::Query, 2),
-            (RoundPhase::Update, 2),
-            (RoundPhase::Update, 1),
-        ] {
-            let round = round(step, phase, jobs);
-            let mut fake = Fake::new(round, 1000);
-            executor.run(&round, &mut fake)?;
-            hash = fake::mix(hash ^ fake.hash().expect("all jobs are done"));
+impl Fate {
+    fn befall(self, job: usize) -> Result<(), JobFailure> {
+        let failure = |may_pass| JobFailure { why: format!("leaf {job} fails"), may_pass };
+        match self {
+            Self::Fails => return Err(failure(false)),
+            Self::MayPass => return Err(failure(true)),
+            Self::Panics => panic!("leaf {job} panics"),
+            Self::Aborts => std::process::abort(),
+            Self::Sleeps(time) => thread::sleep(time),
         }
-        executor.verify(step, hash)?;
+        Ok(())
     }
-    Ok(format!("{hash:016x}"))
 }
 
 /// A round with fates of its leaves.
 fn fated(gang: &Mpi, step: u64, fates: &[(usize, Fate)]) -> String {
     let round = round(step, RoundPhase::Update, 8);
-    let mut fake = Fake { fates: fates.to_vec(), ..Fake::new(round, 100) };
+    let mut hook = |_: &_, job| fates.iter().find(|(of, _)| *of == job).map_or(Ok(()), |(_, fate)| fate.befall(job));
+    let mut fake = Fake { hook: Some(&mut hook), ..Fake::new(round, 100) };
     match gang.run(&round, &mut fake) {
-        Ok(()) => format!("{:016x}", fake.hash().expect("all jobs are done")),
+        Ok(()) => format!("{:016x}", hash(&mut fake).expect("all jobs are done")),
         Err(why) => format!("{why} ({})", why.may_pass()),
     }
 }
@@ -124,7 +124,7 @@ fn play(case: &str, note: &dyn Fn(usize, String)) {
     match case {
         "scalars" | "gradients" | "short" | "auto" => {
             assert!(Mpi::start(MpiOptions::default()).is_err(), "MPI starts once");
-            let told = gang.begin(&identity("0.1", 7)).and_then(|()| steps(&gang));
+            let told = gang.begin(&identity("0.1", (3, 7))).and_then(|()| six_steps(&gang));
             let stats = gang.stats();
             assert!(case != "gradients" || size == 1 || stats.bytes_received > 10_000, "{stats:?}");
             tell(told);
@@ -144,9 +144,9 @@ fn play(case: &str, note: &dyn Fn(usize, String)) {
         "kinds" => note(rank, fated(&gang, 0, &[])),
         "settings" | "weights" => {
             let sigma = if last && case == "settings" { "0.2" } else { "0.1" };
-            let told = gang.begin(&identity(sigma, u64::from(last && case == "weights")));
+            let told = gang.begin(&identity(sigma, (3, u64::from(last && case == "weights"))));
             tell(told.map(|()| "alike".into()));
-            tell(steps(&gang));
+            tell(six_steps(&gang));
         }
         "diverged" => tell(gang.verify(100, u64::from(last)).map(|()| "alike".into())),
         "leaves" if last => note(rank, fated(&gang, 0, &[])),
@@ -176,76 +176,7 @@ fn play(case: &str, note: &dyn Fn(usize, String)) {
             let mine = if rank == 0 { bytes.clone() } else { vec![9] };
             tell(gang.broadcast(mine).map(|told| format!("{}", told == bytes)));
         }
-        "speed" => speed(&gang, &|told| note(rank, told)),
         _ => unreachable!("{case}"),
-    }
-}
-
-/// Median and mean seconds of rounds.
-fn timed(executor: &dyn Executor, phase: RoundPhase, jobs: usize, values: usize, work: u64, rounds: u64) -> (f64, f64) {
-    let mut seconds = vec![];
-    for step in 0..rounds {
-        let round = round(step, phase, jobs);
-        let mut busy = Busy { values: vec![1.0; values], work, round };
-        let start = Instant::now();
-        executor.run(&round, &mut busy).unwrap();
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    (seconds[seconds.len() / 2], seconds.iter().sum::<f64>() / rounds as f64)
-}
-
-/// Work of a leaf, as turns of a loop: about 5 ms.
-const WORK: u64 = 4_000_000;
-
-/// Times of rounds, and a calculation that is shared.
-fn speed(gang: &Mpi, note: &dyn Fn(String)) {
-    let (median, mean) = timed(gang, RoundPhase::Query, 2, 0, 0, 2000);
-    note(format!("empty round: median {:.1} us, mean {:.1} us", 1e6 * median, 1e6 * mean));
-    let (median, mean) = timed(gang, RoundPhase::Update, 8, 300_000, 0, 300);
-    let speed = 1.2 / median;
-    note(format!("sum of 300,000 f32: median {:.0} us, mean {:.0} us, {speed:.0} MB/s", 1e6 * median, 1e6 * mean));
-    let (median, mean) = timed(gang, RoundPhase::Update, 8, 300_000, WORK, 60);
-    note(format!("8 leaves of work and that sum: median {:.2} ms, mean {:.2} ms", 1e3 * median, 1e3 * mean));
-}
-
-/// Jobs that keep a core busy, and whose sums cost an addition.
-#[derive(Debug)]
-struct Busy {
-    values: Vec<f32>,
-    /// Turns of a loop for each leaf: the same work, however many share a core.
-    work: u64,
-    round: Round,
-}
-
-impl Jobs for Busy {
-    fn run(&mut self, jobs: Range<usize>) -> Result<(), JobFailure> {
-        for leaf in jobs {
-            let worked = (0..self.work).fold(leaf as u64, |hash, turn| fake::mix(hash ^ turn));
-            std::hint::black_box(worked);
-        }
-        Ok(())
-    }
-
-    fn has(&self, _: Range<usize>) -> bool {
-        true
-    }
-
-    fn pack(&mut self, jobs: Range<usize>) -> Result<Vec<u8>, JobFailure> {
-        let values =
-            if self.round.is_sum() { &self.values[..] } else { &self.values[..jobs.len().min(self.values.len())] };
-        Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
-    }
-
-    fn unpack(&mut self, _: Range<usize>, bytes: &[u8]) -> Result<(), JobFailure> {
-        for (value, bytes) in self.values.iter_mut().zip(bytes.chunks_exact(4)) {
-            *value += f32::from_le_bytes(bytes.try_into().unwrap());
-        }
-        Ok(())
-    }
-
-    fn max_bytes(&self, _: Range<usize>) -> usize {
-        4 * self.values.len()
     }
 }
 
@@ -253,7 +184,10 @@ impl Jobs for Busy {
 #[test]
 #[ignore = "started by the other tests"]
 fn rank() {
-    let (Ok(case), Some(folder)) = (env::var(CASE), env::var_os(FOLDER)) else { return };
+    let (Ok(case), Some(folder)) = (env::var(CASE), env::var_os(FOLDER)) else {
+        println!("nothing to do: the other tests start this one");
+        return;
+    };
     play(&case, &|rank, told| {
         let path = Path::new(&folder).join(format!("{rank}"));
         let before = fs::read_to_string(&path).unwrap_or_default();
@@ -263,7 +197,7 @@ fn rank() {
 
 #[test]
 fn any_number_of_ranks_gives_the_same_bits() {
-    let alone = format!("{}\n", steps(&Threads).unwrap());
+    let alone = format!("{}\n", six_steps(&Threads).unwrap());
     for (case, ranks) in [
         ("gradients", 1),
         ("gradients", 2),
@@ -289,8 +223,9 @@ fn any_number_of_ranks_gives_the_same_bits() {
 fn a_sum_in_another_order_has_other_bits() {
     let round = round(1, RoundPhase::Update, 8);
     let mut fake = Fake::new(round, 1000);
+    let in_sequence = (0..8).map(|job| fake.leaf(job)).reduce(fake::add).unwrap();
     Threads.run(&round, &mut fake).unwrap();
-    assert_ne!(fake.hash().unwrap(), fake.hash_in_sequence());
+    assert_ne!(hash(&mut fake).unwrap(), fake::hash(&in_sequence));
 }
 
 #[test]
@@ -318,8 +253,8 @@ fn ranks_that_differ_are_an_error_on_all() {
     for (case, all) in [
         ("rounds", "the round of this worker is step "),
         ("kinds", "the round of this worker is "),
-        ("settings", "the setting sigma of this worker is 0."),
-        ("weights", "the hash of the weights of this worker is 0"),
+        ("settings", "sigma of this worker is 0."),
+        ("weights", "the hash of the first weights of this worker is 0"),
         ("diverged", "the weights of worker 2 before step 100 differ"),
     ] {
         let Some(ended) = gang(case, 3) else { return };
@@ -367,17 +302,4 @@ fn a_rank_that_dies_or_never_comes_ends_the_gang() {
 fn rank_0_gives_its_bytes_to_all() {
     let Some(ended) = gang("broadcast", 3) else { return };
     assert_eq!(ended.ranks, ["true\n"; 3]);
-}
-
-/// `cargo test --release --features mpi --test mpi -- --ignored --nocapture times`
-#[test]
-#[ignore = "a measurement"]
-fn times() {
-    for ranks in [2, 4] {
-        // the same work before each gang: other programs may take their part of the machine
-        let (median, mean) = timed(&Threads, RoundPhase::Update, 8, 300_000, WORK, 60);
-        println!("one process, 8 leaves: median {:.2} ms, mean {:.2} ms", 1e3 * median, 1e3 * mean);
-        let Some(ended) = gang("speed", ranks) else { return };
-        println!("{ranks} ranks\n{}", ended.ranks[0]);
-    }
 }

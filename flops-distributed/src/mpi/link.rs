@@ -100,6 +100,9 @@ pub(super) struct Answer {
     pub seconds: f64,
 }
 
+/// The time that MPI has to start, at least.
+const START: Duration = Duration::from_secs(60);
+
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoAnswer {
@@ -154,7 +157,8 @@ impl Link {
             drop(universe);
         };
         thread::Builder::new().name("mpi".into()).spawn(run).map_err(|_| NoAnswer::Ended)?;
-        let (rank, size) = started.recv_timeout(limit)?;
+        // hosts may have to be reached first
+        let (rank, size) = started.recv_timeout(limit.max(START))?;
         Ok(Self { rank, size, requests: Some(requests), answers, limit })
     }
 

@@ -109,7 +109,7 @@ impl Mpi {
             |why: String, remedy: &str| DistributedError::Server { server: "MPI".into(), why, remedy: remedy.into() };
         let link = Link::start(limit, max_message).map_err(|why| match why {
             NoAnswer::Late => {
-                let why = format!("it has not started within {limit:?}");
+                let why = format!("it has not started within a minute, or {limit:?}");
                 failed(why, "see that mpirun reaches all its hosts, and that all ranks start the same program")
             }
             NoAnswer::Ended => {

@@ -9,8 +9,11 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 has_libclang() {
     if [ -n "${LIBCLANG_PATH:-}" ]; then return 0; fi
-    for file in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so* /usr/local/lib/libclang*.so*; do
-        if [ -e "$file" ]; then return 0; fi
+    # not libclang-cpp, which is another library
+    for folder in /usr/lib/llvm-*/lib /usr/lib/* /usr/lib64 /usr/local/lib; do
+        for file in "$folder"/libclang.so* "$folder"/libclang-[0-9]*.so*; do
+            if [ -e "$file" ]; then return 0; fi
+        done
     done
     return 1
 }

@@ -41,6 +41,29 @@ struct Perturb<'a, B: Backend> {
     site: usize,
     /// Noise that the device makes; the parameters take theirs in turn.
     numbers: Option<DeviceNoise<B>>,
+    /// What the host draws for an antithetic pair, where it is kept for the second query.
+    pair: Option<&'a mut Drawn>,
+}
+
+/// The drawn values of a query, by trained parameter.
+#[derive(Default)]
+struct Drawn(Vec<Vec<f32>>);
+
+impl Drawn {
+    /// Those of the query with the opposite sign.
+    fn negate(&mut self) {
+        self.0.iter_mut().flatten().for_each(|value| *value = -*value);
+    }
+
+    /// The values of a parameter, which are drawn unless they are there.
+    fn of(&mut self, site: usize, len: usize, draw: impl FnOnce(&mut [f32])) -> &[f32] {
+        if self.0.len() == site {
+            let mut values = vec![0f32; len];
+            draw(&mut values);
+            self.0.push(values);
+        }
+        &self.0[site]
+    }
 }
 
 impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
@@ -48,27 +71,32 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
         let (noise, query, of, site) = (self.noise, self.query, self.of, self.site);
         let Some((_, lift)) = of.parameters.get(site).filter(|(id, _)| *id == param.id) else { return param };
         self.site += 1;
-        let draw = |len: usize, values: &mut [f32]| {
+        let (numbers, pair, len) = (&mut self.numbers, &mut self.pair, lift.drawn());
+        let draw = |values: &mut [f32]| {
             noise.perturb(site, &[RowKey { position: SHARED, query }], len, |_, start, noise| {
-                values[start..].iter_mut().zip(noise).for_each(|(v, e)| *v += e);
+                add(&mut values[start..], noise);
             });
         };
-        param.map(|value| match (lift, &mut self.numbers) {
+        let mut add_noise = |values: &mut [f32]| match pair {
+            Some(pair) => add(values, pair.of(site, len, draw)),
+            None => draw(values),
+        };
+        param.map(|value| match (lift, numbers) {
             (Lift::Full(_), Some(numbers)) => {
                 let shape = value.dims();
                 numbers.add(value, shape)
             }
-            (Lift::Full(len), None) => {
+            (Lift::Full(_), None) => {
                 let shape = value.dims();
-                ops::add_values(value, shape, |values| draw(*len, values))
+                ops::add_values(value, shape, add_noise)
             }
             (Lift::LowRank { .. }, numbers) => {
-                let (shape, len) = (value.dims(), lift.drawn());
+                let shape = value.dims();
                 let drawn = match numbers {
                     Some(numbers) => numbers.take(len).reshape([len]),
                     None => {
                         let mut values = vec![0f32; len];
-                        draw(len, &mut values);
+                        add_noise(&mut values);
                         ops::from_host(values, [len], &value.device())
                     }
                 };
@@ -76,6 +104,11 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
             }
         })
     }
+}
+
+/// Adds the noise to as many values.
+fn add(values: &mut [f32], noise: &[f32]) {
+    values.iter_mut().zip(noise).for_each(|(v, e)| *v += e);
 }
 
 /// The losses of a job's queries, in the order of [`Asked`].
@@ -151,6 +184,9 @@ pub(super) fn losses<B: Backend, M: ForwardModel<B>>(
 }
 
 /// The losses of these jobs. A direction that several of them ask is drawn once.
+///
+/// Behind a prefix passes are short, and drawing takes a good part of the time. There an antithetic
+/// pair is drawn once, and its values are kept from one query to the other.
 fn losses_of<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     (of, before): (&WeightNoise<B>, usize),
@@ -167,26 +203,32 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
             by_query.entry(*query).or_default().push((index, examples));
         }
     }
+    let group = if before > 0 && !noise.on_device { noise.sampling.group() } else { 1 };
     let directions: Vec<_> = by_query.into_iter().collect();
+    let groups: Vec<_> = directions.chunk_by(|(one, _), (next, _)| one / group == next / group).collect();
     let prefixes = jobs.iter().map(|&job| p.prefix(job, before)).collect::<Result<Vec<_>, Error>>()?;
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes, of.clone());
     type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, WeightNoise<B>);
-    let work = |(model, input, target, prefixes, of): &Context<M::Input, M::Target, M, B>, direction: usize| {
-        let (query, parts) = &directions[direction];
-        let key = [RowKey { position: SHARED, query: *query }];
-        let device = of.device.as_ref().filter(|_| noise.on_device);
-        let numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
-        let perturbed = model.clone().map(&mut Perturb { noise, query: *query, of, site: 0, numbers });
-        let mut values = vec![];
-        for (index, examples) in parts {
-            let mut of_part = vec![];
-            for positions in examples.chunks(balanced_chunk(examples.len(), max_rows)) {
-                let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
-                let mut probe = Probe::resume(prefixes[*index].rows(&of_leaf)).with_examples(step.examples(positions));
-                let output = perturbed.forward(input.rows(positions), &mut probe);
-                of_part.push(rows::losses(&perturbed, output, target.rows(positions), positions.len())?);
+    let work = |(model, input, target, prefixes, of): &Context<M::Input, M::Target, M, B>, group: usize| {
+        let (mut drawn, mut values) = (Drawn::default(), vec![]);
+        for (query, parts) in groups[group] {
+            let (key, query) = ([RowKey { position: SHARED, query: *query }], *query);
+            let device = of.device.as_ref().filter(|_| noise.on_device);
+            let numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
+            let pair = (groups[group].len() > 1).then_some(&mut drawn);
+            let perturbed = model.clone().map(&mut Perturb { noise, query, of, site: 0, numbers, pair });
+            for (index, examples) in parts {
+                let mut of_part = vec![];
+                for positions in examples.chunks(balanced_chunk(examples.len(), max_rows)) {
+                    let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
+                    let prefix = prefixes[*index].rows(&of_leaf);
+                    let mut probe = Probe::resume(prefix).with_examples(step.examples(positions));
+                    let output = perturbed.forward(input.rows(positions), &mut probe);
+                    of_part.push(rows::losses(&perturbed, output, target.rows(positions), positions.len())?);
+                }
+                values.push((*index, of_part));
             }
-            values.push((*index, of_part));
+            drawn.negate();
         }
         Ok(values)
     };
@@ -203,7 +245,7 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         };
         values.into_iter().map(of_part).collect()
     };
-    run_placed(directions.len(), &p.places, context, (out, back), work, |_, values| {
+    run_placed(groups.len(), &p.places, context, (out, back), work, |_, values| {
         for (index, parts) in values {
             for part in parts {
                 of_jobs.push((index, part.dims()[0]));
@@ -264,4 +306,54 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     let sum = p.rounds.sum((p.phases.1, &p.round_key(), leaves, true), (&mut run, LeafSum::add), &p.sum_codec())?;
     let squared_score_norms = vec![vec![of.len() as f64]; weights.len()];
     Ok(SpaceGradients { squared_score_norms, ..SpaceGradients::new(0, sum) })
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+
+    use super::*;
+    use crate::estimator::{Estimator, Space, Subspace};
+    use crate::noise::{NoiseLaw, Sampling};
+    use crate::testing::pair::{case, pair};
+    use crate::testing::weights;
+
+    /// The second query of a pair has the bits that it has alone, for every law and subspace.
+    #[test]
+    fn a_pair_that_is_drawn_once_has_the_bits_of_its_queries() {
+        let case = case(&pair(5, true), &[0]);
+        for subspace in
+            [Subspace::Full, Subspace::Random { rank: 1, period: 1 }, Subspace::Orthonormal { rank: 1, period: 2 }]
+        {
+            for law in [NoiseLaw::Gaussian, NoiseLaw::Rademacher, NoiseLaw::Uniform] {
+                let space = Space::weights().with_subspace(subspace).unwrap();
+                let estimator = Estimator { noise: law, sigma: 0.3, seed: 5, ..Estimator::new(space) };
+                let of = WeightNoise::of(&case.model, &case.trained, (&estimator, subspace), 4, false);
+                let noise = NoiseSource {
+                    law,
+                    sampling: Sampling::Antithetic,
+                    sigma: 0.3,
+                    seed: 5,
+                    step: 4,
+                    sites: None,
+                    spans: [].into(),
+                    spread: false,
+                    shared: false,
+                    on_device: false,
+                };
+                let perturbed = |query, pair: Option<&mut Drawn>| {
+                    let mut perturb = Perturb { noise: &noise, query, of: &of, site: 0, numbers: None, pair };
+                    weights(&case.model.clone().map(&mut perturb))
+                };
+                let mut drawn = Drawn::default();
+                let [first, again] = [2, 3].map(|query| {
+                    let values = perturbed(query, Some(&mut drawn));
+                    drawn.negate();
+                    values
+                });
+                assert_eq!([&first, &again], [&perturbed(2, None), &perturbed(3, None)], "{subspace} {law}");
+                assert_ne!(first, again, "{subspace} {law}");
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -156,7 +157,10 @@ impl Drop for Group {
 /// This program as the ranks of a gang, wherever the system puts them.
 fn mpirun(exe: &PathBuf, ranks: usize) -> Command {
     let mut command = Command::new("mpirun");
-    command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).arg(exe);
+    // a rank that waits spins, and must not do so on the core of one that computes
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let to = if ranks <= cores { "core" } else { "none" };
+    command.args(["--oversubscribe", "--bind-to", to, "-n", &ranks.to_string()]).arg(exe);
     // containers have no other user
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command

@@ -15,7 +15,7 @@
 //! 1. [`ForwardModel`] for your module: its forward pass, and a loss for each example.
 //! 2. [`ForwardLearner`] around it, given to burn-train's `Learner` in place of the module.
 //!    Optimizers, schedulers, metrics and checkpointers are Burn's own. Parameters are trained
-//!    unless frozen with `no_grad`.
+//!    unless frozen with `no_grad`. A loop of your own calls its `estimate` and `update`.
 //!
 //! Layers with a method of [`Probe`]: `linear`, `tied_linear`, `layer_norm`, `batch_norm`, `conv2d`
 //! (one group), `embedding`, `param`, `dropout`. Any other Burn module joins by [`Probe::module`] and
@@ -73,9 +73,13 @@
 //!
 //! # Features
 //!
-//! `cuda` and `wgpu` turn on Burn's backends of these names, and make noise there in a kernel of
-//! this crate. Without them any backend works: one that CubeCL drives makes the same values in
-//! Burn's operations, which takes longer.
+//! - `train`, on by default: the seam to burn-train with its metrics, loaders, checkpoints and
+//!   `BackpropLearner`. Without it the crate compiles for `wasm32-unknown-unknown`: a page trains in a
+//!   browser by [`ForwardLearner::estimate`] and [`ForwardLearner::update`], on one thread
+//!   (`examples/web` in the repository).
+//! - `cuda` and `wgpu` turn on Burn's backends of these names, and make noise there in a kernel of
+//!   this crate. Without them any backend works: one that CubeCL drives makes the same values in
+//!   Burn's operations, which takes longer.
 #![deny(missing_docs)]
 
 pub mod allocator;
@@ -120,7 +124,7 @@ pub use model::ForwardModel;
 pub use noise::{NoiseLaw, Placement, Sampling};
 pub use probe::Probe;
 pub use recipe::Recipe;
-pub use train::{
-    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, InnerBatcher, Monitor, StepOutput, StepReport,
-};
+#[cfg(feature = "train")]
+pub use train::{BackpropLearner, EpochLoader, InnerBatcher};
+pub use train::{EstimatedStep, ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport};
 pub use variance::VarianceSource;

@@ -14,6 +14,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::error::Error;
 use crate::ops;
 
+/// Whether this system starts threads; a browser starts none, and jobs run one after another.
+const HAS_THREADS: bool = !cfg!(all(target_family = "wasm", target_os = "unknown"));
+
 /// A worker's share of the CPU cores.
 ///
 /// Burn's CPU backends split matrix products over all threads of the current pool. Each worker runs
@@ -54,11 +57,11 @@ pub(crate) fn is_on_gpu<B: Backend, M: Module<B>>(model: &M) -> bool {
     model.devices().first().is_some_and(ops::is_gpu::<B>)
 }
 
-/// Number of threads that run passes of a model: `threads` on a CPU, one on a GPU.
+/// Number of threads that run passes of a model: `threads` on a CPU, one on a GPU or in a browser.
 ///
 /// On a GPU each thread would have a queue and memory of its own.
 pub(crate) fn num_workers<B: Backend, M: Module<B>>(model: &M, threads: usize) -> usize {
-    if is_on_gpu::<B, M>(model) { 1 } else { threads }
+    if is_on_gpu::<B, M>(model) || !HAS_THREADS { 1 } else { threads }
 }
 
 /// Rows of each pass where `rows` are split into the fewest passes of at most `max_rows`.
@@ -87,7 +90,7 @@ pub(crate) fn run_ordered<C: Clone + Send, T: Send>(
     mut take: impl FnMut(usize, T) + Send,
 ) -> Result<(), Error> {
     let workers = threads.min(jobs);
-    if workers <= 1 {
+    if workers <= 1 || !HAS_THREADS {
         for job in 0..jobs {
             take(job, work(&context, job)?);
         }
@@ -123,7 +126,7 @@ pub(crate) fn run_placed<C: Clone + Send, T: Send>(
     work: impl Fn(&C, usize) -> Result<T, Error> + Sync,
     take: impl FnMut(usize, T) + Send,
 ) -> Result<(), Error> {
-    let (Some(&home), true) = (places.devices.first(), places.devices.len() > 1) else {
+    let (Some(&home), true) = (places.devices.first(), places.devices.len() > 1 && HAS_THREADS) else {
         return run_ordered(jobs, places.threads, context, work, take);
     };
     let used = &places.devices[..places.devices.len().min(jobs)];

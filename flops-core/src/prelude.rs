@@ -16,7 +16,7 @@ pub use crate::noise::{NoiseLaw, Placement, Sampling};
 pub use crate::probe::Probe;
 pub use crate::recipe::Recipe;
 pub use crate::site;
-pub use crate::train::{
-    BackpropLearner, EpochLoader, ForwardConfig, ForwardLearner, InnerBatcher, Monitor, StepOutput, StepReport,
-};
+#[cfg(feature = "train")]
+pub use crate::train::{BackpropLearner, EpochLoader, InnerBatcher};
+pub use crate::train::{ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport};
 pub use crate::variance::VarianceSource;

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use burn::module::ParamId;
 use burn::prelude::*;
+use web_time::Instant;
 
 use super::clean_leaf::{CleanMemory, LeafMasks, LeafTrace};
 use super::clean_passes::{CleanLeaves, CutPasses};

@@ -1,8 +1,7 @@
 //! From a clean pass and an allocation to a gradient estimate.
 
-use std::time::Instant;
-
 use burn::prelude::*;
+use web_time::Instant;
 
 use super::activation::QueryFindings;
 use super::clean::CleanPass;

@@ -58,7 +58,8 @@ pub struct Estimator {
     ///
     /// On a CPU a pass has fewer rows where the outputs of its layers would not fit the cache.
     pub max_rows: usize,
-    /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it.
+    /// Threads that evaluate chunks of queries, at least 1. The result does not depend on it. A browser
+    /// has one, whatever it says.
     pub threads: usize,
     /// Leaves, the contiguous parts that the examples of a batch are cut into: a power of two up to
     /// 1,024, at least the number of workers of an [executor](crate::Executor), otherwise 1.

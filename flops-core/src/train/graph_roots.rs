@@ -20,7 +20,7 @@ pub(super) fn free_graph_roots(updates: u64) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use burn::nn::LinearConfig;
     use burn::optim::SgdConfig;

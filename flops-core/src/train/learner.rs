@@ -1,15 +1,14 @@
-//! The learner that burn-train drives: a [`TrainStep`] that replaces autodiff.
+//! The learner: what a step estimates, and what an update commits.
 //!
-//! `step` works on the inner (`valid()`) model, on a backend where no graph can exist. `optimize`
+//! `estimate` works on the inner (`valid()`) model, on a backend where no graph can exist. `update`
 //! applies Burn's optimizer and commits what the step learned: λ, running variances, the ledger.
 
 use std::sync::Arc;
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay};
-use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
+use burn::optim::{GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
 use super::config::ForwardConfig;
 use super::diagnostics::{Bounds, Diagnostics};
@@ -35,10 +34,11 @@ use crate::variance::VarianceSource;
 
 /// Trains a [`ForwardModel`] from forward passes alone.
 ///
-/// It goes into burn-train's `Learner` like any model. Parameters that require a gradient are
-/// trained; freeze the others with `no_grad`. `B` is an autodiff backend in training, because
-/// burn-train asks for one, but no graph is ever recorded on it. A module at a site has one of its own
-/// on the inner backend ([`Probe::module`](crate::Probe::module)).
+/// It goes into burn-train's `Learner` like any model. In a loop of your own, [`estimate`](Self::estimate)
+/// and [`update`](Self::update) are a step; they return errors, and need no burn-train. Parameters that
+/// require a gradient are trained; freeze the others with `no_grad`. `B` is an autodiff backend in
+/// training, because Burn's optimizers ask for one, but no graph is ever recorded on it. A module at a
+/// site has one of its own on the inner backend ([`Probe::module`](crate::Probe::module)).
 ///
 /// Clones share the [`Monitor`], cached prefixes and the check of sites, and nothing else: the clones
 /// of a sweep train side by side, each with its own steps. [`apart`](Self::apart) gives a clone its
@@ -51,9 +51,9 @@ use crate::variance::VarianceSource;
 /// burn-train's methods return no `Result`. Without an interrupter ([`Monitor::stop_with`]) these
 /// panic with an error that [never passes](Error::may_pass):
 ///
-/// - [`TrainStep::optimize`], where a step had such an error, for example for a layer that is not
+/// - `TrainStep::optimize`, where a step had such an error, for example for a layer that is not
 ///   called through the probe; [`check`](Self::check) returns that error before training;
-/// - [`InferenceStep::step`], where no update has told it, or the parts of a batch differ in length.
+/// - `InferenceStep::step`, where no update has told it, or the parts of a batch differ in length.
 ///
 /// With an interrupter training stops in an orderly way, and [`Monitor::error`] has the error.
 ///
@@ -73,7 +73,6 @@ use crate::variance::VarianceSource;
 /// #     }
 /// # }
 /// use burn::optim::AdamConfig;
-/// use burn::train::TrainStep;
 /// use flops_core::allocator::Neyman;
 /// use flops_core::{Batch, ForwardConfig, ForwardLearner, QueryBudget};
 ///
@@ -83,12 +82,12 @@ use crate::variance::VarianceSource;
 /// let config = ForwardConfig::new(QueryBudget::new(20, 1)?).with_seed(7);
 /// let learner = ForwardLearner::new(model, Neyman, config)?;
 ///
-/// // burn-train does this with every batch, which lies on the backend without a graph
+/// // a step of a plain loop; batches lie on the backend without a graph
 /// let input = Tensor::<Flex, 2>::ones([2, 4], &device);
 /// let batch = Batch { ids: vec![0, 1], input, target: Tensor::zeros([2], &device) };
 /// let mut optimizer = AdamConfig::new().init();
-/// let output = learner.step(batch);
-/// let learner = learner.optimize::<AB, _>(&mut optimizer, 1e-3, output.grads);
+/// let step = learner.estimate(&batch)?;
+/// let learner = learner.update(&mut optimizer, 1e-3, step.grads)?;
 /// assert_eq!(learner.state().step, 1);
 /// # Ok::<(), flops_core::Error>(())
 /// ```
@@ -102,7 +101,7 @@ pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     #[module(skip)]
     config: Arc<ForwardConfig>,
     #[module(skip)]
-    monitor: Monitor,
+    pub(super) monitor: Monitor,
     #[module(skip)]
     pub(super) pending: PendingSteps,
     #[module(skip)]
@@ -213,29 +212,25 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
     ///
     /// `has_gradients` tells whether there is anything to update it with. Gradients of a step that
     /// another clone has committed are applied all the same.
-    fn commit(&mut self, lr: f64, has_gradients: bool) -> bool
+    ///
+    /// # Errors
+    /// The first of those that [`update`](Self::update) has. The monitor has recorded all of them.
+    pub(super) fn commit(&mut self, lr: f64, has_gradients: bool) -> Result<bool, Error>
     where
         A: Allocator<B>,
     {
-        self.monitor.give_up();
         free_graph_roots(self.state.value.step);
-        let pending = match self.pending.take() {
-            Ok(pending) => pending,
-            Err(error) => {
-                self.monitor.note(error);
-                self.monitor.give_up();
-                return false;
-            }
-        };
+        let pending = self.pending.take().inspect_err(|error| self.monitor.record(error))?;
         let state = &mut self.state.value;
         if pending.is_empty() {
             state.step += u64::from(has_gradients);
-            return has_gradients;
+            return Ok(has_gradients);
         }
         state.step += 1;
-        let mut failed = pending.iter().all(|p| p.failed);
+        let failed = pending.iter().all(|p| p.failed);
         state.failed_steps = if failed { state.failed_steps + 1 } else { 0 };
         let mut observed = None::<Observation>;
+        let mut errors = vec![];
         for p in pending {
             for (phase, queries, cost) in p.costs {
                 state.ledger.add(phase, queries, cost.rows, cost.elapsed);
@@ -257,10 +252,7 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
                 Some(Ok(update)) => {
                     self.allocator = self.allocator.clone().apply(*update, &Shown::new(&p.shown));
                 }
-                Some(Err(_)) => {
-                    self.monitor.note(Error::ForeignUpdate { allocator: self.allocator.name() });
-                    failed = true;
-                }
+                Some(Err(_)) => errors.push(Error::ForeignUpdate { allocator: self.allocator.name() }),
                 None => {}
             }
         }
@@ -270,15 +262,24 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         self.monitor.set_lr(lr);
         if steps >= self.config.max_failed_steps {
             let evidence = format!("no finite loss in {steps} steps in a row");
-            self.monitor.note(Error::Diverged { evidence, sigma, lr });
+            errors.push(Error::Diverged { evidence, sigma, lr });
         }
-        self.monitor.give_up();
-        !failed
+        errors.iter().for_each(|error| self.monitor.record(error));
+        errors.into_iter().next().map_or(Ok(!failed), Err)
     }
 }
 
+/// The estimate of a step, before its update.
+#[non_exhaustive]
+pub struct EstimatedStep<P: Backend> {
+    /// The gradients by parameter; empty if no loss was finite, and the model stays as it is.
+    pub grads: GradientsParams,
+    /// Losses and figures.
+    pub output: StepOutput<P>,
+}
+
 /// A batch of what `M` takes on the backend without a graph.
-type InnerBatch<B, M> = Batch<
+pub(super) type InnerBatch<B, M> = Batch<
     <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Input,
     <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Target,
 >;
@@ -301,6 +302,57 @@ where
     pub fn check(&self, batch: &InnerBatch<B, M>) -> Result<(), Error> {
         let apart = Monitor::default();
         self.run(batch, &self.pending.earlier(), (&apart, &Threads)).map(drop)
+    }
+
+    /// Estimates the gradients of a batch, on the backend without a graph.
+    ///
+    /// What the step learned waits for the next [`update`](Self::update). Several steps may come before
+    /// it: add up their gradients.
+    ///
+    /// # Errors
+    /// Where settings are unusable, the batch is empty or its parts differ in length, some losses are
+    /// not finite, or the model fails. After an error that [may pass](Error::may_pass) training can go
+    /// on with another batch.
+    pub fn estimate(&self, batch: &InnerBatch<B, M>) -> Result<EstimatedStep<B::InnerBackend>, Error>
+    where
+        M: ModuleDisplay,
+        A: Allocator<B>,
+    {
+        let mut earlier = self.pending.earlier();
+        let met = self.workers.meet(self.state.value.step, &self.config, self.allocator.name(), self);
+        let run = |()| self.run(batch, &earlier, (&self.monitor, self.workers.executor()));
+        let outcome = met.and_then(run).inspect_err(|error| {
+            self.pending.push(None);
+            self.monitor.record(error);
+        })?;
+        let StepOutcome { grads, item, pending, report } = outcome;
+        earlier.add(&pending);
+        self.pending.push(Some(pending));
+        earlier.ledger.merge(&self.state.value.ledger);
+        self.monitor.set_ledger(earlier.ledger);
+        if let Some(report) = report {
+            self.monitor.report(report);
+        }
+        Ok(EstimatedStep { grads, output: item })
+    }
+
+    /// Updates the model by the gradients, and commits what the steps since the last update learned.
+    ///
+    /// `lr` is the learning rate.
+    ///
+    /// # Errors
+    /// - [`Error::Diverged`] where too many steps in a row had no finite loss
+    ///   ([`max_failed_steps`](ForwardConfig::max_failed_steps));
+    /// - [`Error::ForeignUpdate`] where the allocator cannot take an update that it made itself;
+    /// - [`Error::MultiDevice`] where clones of this learner have stepped, and not itself.
+    pub fn update<O>(mut self, optimizer: &mut O, lr: f64, grads: GradientsParams) -> Result<Self, Error>
+    where
+        A: Allocator<B>,
+        Self: AutodiffModule<B>,
+        O: Optimizer<Self, B>,
+    {
+        let updates = self.commit(lr, !grads.is_empty())?;
+        Ok(if updates { optimizer.step(lr, self, grads) } else { self })
     }
 
     /// One step, after those `earlier` ones that wait for the same update.
@@ -329,91 +381,23 @@ where
     }
 }
 
-impl<B, M, A> TrainStep for ForwardLearner<B, M, A>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B> + ModuleDisplay + 'static,
-    M::InnerModule: ForwardModel<B::InnerBackend>,
-    A: AutodiffModule<B> + Allocator<B>,
-    A::InnerModule: Allocator<B::InnerBackend, Update = A::Update>,
-{
-    type Input = Batch<
-        <M::InnerModule as ForwardModel<B::InnerBackend>>::Input,
-        <M::InnerModule as ForwardModel<B::InnerBackend>>::Target,
-    >;
-    type Output = StepOutput<B::InnerBackend>;
-
-    fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
-        let mut earlier = self.pending.earlier();
-        let met = self.workers.meet(self.state.value.step, &self.config, self.allocator.name(), self);
-        let run = |()| self.run(&batch, &earlier, (&self.monitor, self.workers.executor()));
-        match met.and_then(run) {
-            Ok(StepOutcome { grads, item, pending, report }) => {
-                earlier.add(&pending);
-                self.pending.push(Some(pending));
-                earlier.ledger.merge(&self.state.value.ledger);
-                self.monitor.set_ledger(earlier.ledger);
-                if let Some(report) = report {
-                    self.monitor.report(report);
-                }
-                TrainOutput { grads, item }
+impl<B: Backend, M: ForwardModel<B>, A: Module<B>> ForwardLearner<B, M, A> {
+    /// Evaluates a batch by an unperturbed pass, from cached prefixes where there are any.
+    ///
+    /// # Errors
+    /// Where the batch is empty or its parts differ in length, or the model fails.
+    pub fn evaluate(&self, batch: Batch<M::Input, M::Target>) -> Result<StepOutput<B>, Error> {
+        let run = || {
+            batch.check()?;
+            let estimator = &self.config.estimator;
+            let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
+            let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);
+            match self.model.failure() {
+                Some(why) => Err(Error::Model { why }),
+                None => Ok(output),
             }
-            Err(error) => {
-                self.pending.push(None);
-                self.monitor.note(error);
-                TrainOutput { grads: GradientsParams::new(), item: StepOutput::failed(batch.ids.len()) }
-            }
-        }
-    }
-
-    fn optimize<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
-        mut self,
-        optim: &mut O,
-        lr: f64,
-        grads: GradientsParams,
-    ) -> Self
-    where
-        Self: AutodiffModule<B1>,
-    {
-        if self.commit(lr, !grads.is_empty()) { optim.step(lr, self, grads) } else { self }
-    }
-
-    fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
-        mut self,
-        optim: &mut O,
-        lr: f64,
-        grads: MultiGradientsParams,
-    ) -> Self
-    where
-        Self: AutodiffModule<B1>,
-    {
-        let has_gradients = grads.grads.iter().any(|(grads, _)| !grads.is_empty());
-        if self.commit(lr, has_gradients) { optim.step_multi(lr, self, grads) } else { self }
-    }
-}
-
-impl<B, M, A> InferenceStep for ForwardLearner<B, M, A>
-where
-    B: Backend,
-    M: ForwardModel<B> + ModuleDisplay + 'static,
-    A: Module<B> + ModuleDisplay + 'static,
-{
-    type Input = Batch<M::Input, M::Target>;
-    type Output = StepOutput<B>;
-
-    fn step(&self, batch: Self::Input) -> Self::Output {
-        let is_sound = batch.check().map_err(|error| self.monitor.note(error)).is_ok();
-        // an accumulation that an epoch leaves incomplete has no update that would tell
-        self.monitor.give_up();
-        if !is_sound {
-            return StepOutput::failed(batch.ids.len());
-        }
-        let estimator = &self.config.estimator;
-        let (rows, cache) = (estimator.clean_rows(&self.model), &self.prefixes.evaluation);
-        let output = infer_cached(&self.model, &batch, rows, estimator.threads, cache);
-        if let Some(why) = self.model.failure() {
-            self.monitor.note(Error::Model { why });
-        }
-        StepOutput::clean(&self.model, output, batch.target)
+        };
+        let output = run().inspect_err(|error| self.monitor.record(error))?;
+        Ok(StepOutput::clean(&self.model, output, batch.target))
     }
 }

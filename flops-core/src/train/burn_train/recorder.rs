@@ -35,7 +35,7 @@ use burn::train::metric::store::EventStoreClient;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::checksum::{self, ChecksumError};
-use super::files::write_atomic;
+use crate::train::files::write_atomic;
 
 /// The extension of the files.
 pub const EXTENSION: &str = "mpk";

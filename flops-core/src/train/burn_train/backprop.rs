@@ -8,15 +8,15 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
-use super::monitor::Monitor;
-use super::output::StepOutput;
-use super::prefixes::PrefixCaches;
 use crate::batch::{Batch, Rows};
 use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
 use crate::model::ForwardModel;
 use crate::persist::Persist;
 use crate::probe::{PrefixCache, Probe, StepKey};
+use crate::train::monitor::Monitor;
+use crate::train::output::StepOutput;
+use crate::train::prefixes::PrefixCaches;
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss.
 ///
@@ -25,7 +25,7 @@ use crate::probe::{PrefixCache, Probe, StepKey};
 /// followed by its update. A [batch normalisation](Probe::batch_norm) uses its running statistics.
 ///
 /// # Panics
-/// burn-train's methods return no `Result`. As with [`ForwardLearner`](super::ForwardLearner), the
+/// burn-train's methods return no `Result`. As with [`ForwardLearner`](crate::ForwardLearner), the
 /// update or the evaluation panics after a batch whose parts differ in length, unless the
 /// [monitor](Self::monitor) has an interrupter.
 #[derive(Module, Debug)]

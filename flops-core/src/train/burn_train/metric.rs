@@ -9,7 +9,7 @@ use burn::train::metric::{
     SerializedEntry,
 };
 
-use super::output::{StepOutput, StepStats};
+use crate::train::output::{StepOutput, StepStats};
 
 /// Input of the metrics of forward-only training.
 pub struct StatsInput(pub Option<StepStats>);

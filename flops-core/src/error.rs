@@ -189,12 +189,31 @@ pub enum Error {
     },
     /// Layers that are called in some passes, and not in others.
     #[error(
-        "the layers called through the probe differ between two passes of one step, from that of {path} on; \
-         call the same layers in the same order whatever the rows, and multiply what a row does not use by 0"
+        "the layers called through the probe differ between two passes of one step, from that of {path} on: \
+         {few} calls that get noise in one, {many} in the other; call the same layers in the same order \
+         whatever the rows, and multiply what a row does not use by 0 (run an episode that ends early to its \
+         last step, and mask the steps behind its end), or use the weight space, where calls do not count"
     )]
     SitesVary {
         /// The path of the parameter of the first layer that differs.
         path: String,
+        /// Sites of the pass with fewer of them.
+        few: usize,
+        /// Sites of the other pass.
+        many: usize,
+    },
+    /// A layer that is called several times in a pass, with activation noise on all sites at once.
+    #[error(
+        "the layer of {path} is called {calls} times in a pass, and the joint placement perturbs all calls at \
+         once: the inputs of later calls then depend on the noise of earlier ones, and the gradient would be \
+         formed from the clean inputs; use the single placement, whose inputs are the clean ones, or the \
+         weight or low-rank space, which need no inputs (a rollout wants one of these two)"
+    )]
+    RepeatedCalls {
+        /// The path of the layer's parameter.
+        path: String,
+        /// Calls of the layer in a pass.
+        calls: usize,
     },
     /// A pass that returns another number of rows than it was given.
     #[error(

@@ -9,7 +9,7 @@
 use burn::prelude::*;
 
 use super::context::{EstimateContext, SpaceGradients};
-use super::per_query::{self, Job, JobGradients};
+use super::per_query::{self, Job, JobGradients, Record};
 use super::query_weights::WeightedQueries;
 use crate::control_variate::{Prediction, ResidualMoments, SiteObservation};
 use crate::error::Error;
@@ -34,9 +34,9 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
 ) -> Result<SpaceGradients<B>, Error> {
     let (noise, prediction, max_rows) = (&p.noise, p.prediction.map(|p| &**p), p.max_rows);
     let batch = weighted.weights.len();
-    let form = |job: &Job<'_>, record: &dyn Fn(&[usize]) -> Vec<Recorded<B>>| {
+    let form = |job: &Job<'_>, record: &Record<'_, B>| {
         let Job { positions, rows, weights, .. } = job;
-        let sites = record(positions);
+        let sites = record(positions)?;
         let (mut gradients, mut norms) = (Gradients::default(), Vec::with_capacity(sites.len()));
         let mut observed = prediction.map(Prediction::observe);
         let mut numbers = None;

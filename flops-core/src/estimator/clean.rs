@@ -13,8 +13,9 @@ use super::clean_passes::{CleanLeaves, CutPasses};
 use super::estimate::PassCost;
 use super::leaves::LeafStages;
 use super::rounds::Rounds;
-use super::rows::{self, check_len, check_sites};
+use super::rows::{self, check_len, check_repeats, check_sites};
 use super::settings::Estimator;
+use super::space::Space;
 use crate::batch::{Batch, Rows};
 use crate::control_variate::Prediction;
 use crate::error::Error;
@@ -202,7 +203,8 @@ impl Estimator {
     ///
     /// # Errors
     /// Where settings are unusable, the batch is empty or its parts differ in length, the model
-    /// cannot answer, or it breaks the [row contract](crate::Probe#rows).
+    /// cannot answer, or it breaks the [row contract](crate::Probe#rows). [`Error::RepeatedCalls`], where
+    /// activation noise falls on all calls of a layer at once.
     pub fn clean<'a, B: Backend, M: ForwardModel<B>>(
         &'a self,
         model: &'a M,
@@ -268,6 +270,9 @@ impl Estimator {
             }
         }
         let (reached, sites, _) = structure.unwrap_or_default();
+        if matches!(self.space, Space::Activation { .. }) && !late {
+            check_repeats(model, &sites)?;
+        }
         let output = M::Output::cat(outputs);
         let (losses, target) = match model.couple(&output, &batch.target) {
             Some(target) => {

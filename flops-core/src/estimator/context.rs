@@ -20,7 +20,7 @@ use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
 use crate::parallel::Places;
 use crate::parameters::parameters;
-use crate::probe::{Gradients, Prefix, StepKey};
+use crate::probe::{Gradients, Prefix, StepKey, TracedSite};
 
 /// What the query pass and the update pass of a space need.
 pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
@@ -44,8 +44,8 @@ pub(super) struct EstimateContext<'a, B: Backend, M: ForwardModel<B>> {
     pub max_rows: usize,
     pub on_host: bool,
     pub places: Places,
-    /// Sites of the step.
-    pub sites: usize,
+    /// The sites of the step, in order.
+    pub sites: Arc<[TracedSite]>,
 }
 
 impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
@@ -85,7 +85,7 @@ impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
             prediction: self.prediction.map(|prediction| &**prediction),
             examples: self.batch.ids.len(),
             leaves: self.stages.len(),
-            sites: self.sites,
+            sites: self.sites.len(),
         }
     }
 }

@@ -40,6 +40,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
     /// - [`Error::NothingTrained`]: no parameter is trained.
     /// - [`Error::NotSites`]: a trained parameter is not called through the probe (activation and
     ///   low-rank space).
+    /// - [`Error::SitesVary`]: a query, or the update, calls other layers than the clean pass.
     /// - [`Error::Model`]: the model cannot answer.
     pub fn estimate(&self, allocation: &Allocation, step: u64) -> Result<Estimate<B>, Error> {
         self.estimate_with_seed(self.estimator.seed, allocation, step)
@@ -81,7 +82,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             leaves: &self.leaves,
             rounds: self.rounds,
             phases,
-            sites: self.sites.len(),
+            sites: self.sites.as_slice().into(),
             key: self.key(),
             allocation,
             noise: self.noise(seed, step),

@@ -12,6 +12,8 @@
 //! second moments that allocators see are then short by the same factor (1 + 2/d_in)(1 + 2/d_out)
 //! for all examples at rank 1.
 //!
+//! A layer that is called again in a pass is one site: all of its calls see the same E.
+//!
 //! Vectors (biases, the scale and shift of a normalisation) get full noise of their own, the same
 //! for all tokens of a row. Looked-up rows of an embedding and bare parameters are perturbed as in
 //! the activation space. The weight of a convolution is a matrix from patches to channels.
@@ -19,7 +21,7 @@
 use burn::prelude::*;
 
 use super::context::{EstimateContext, SpaceGradients};
-use super::per_query::{self, Job, JobGradients};
+use super::per_query::{self, Job, JobGradients, Record};
 use super::query_weights::WeightedQueries;
 use crate::error::Error;
 use crate::model::ForwardModel;
@@ -36,14 +38,14 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     rank: usize,
 ) -> Result<SpaceGradients<B>, Error> {
     let noise = &p.noise;
-    let form = |job: &Job<'_>, record: &dyn Fn(&[usize]) -> Vec<Recorded<B>>| {
+    let form = |job: &Job<'_>, record: &Record<'_, B>| {
         // the shapes of the sites, which one example tells, are enough where no gradient depends on
         // rows
-        let (mut sites, mut recorded) = (record(&job.positions[..1]), 1);
+        let (mut sites, mut recorded) = (record(&job.positions[..1])?, 1);
         let is_constant = |site: &Recorded<B>| site.site.is_constant() && site.mask.is_none();
         let needs_all = |site: &Recorded<B>| site.site.weight_noise().is_none() && !is_constant(site);
         if job.positions.len() > 1 && sites.iter().any(needs_all) {
-            sites = record(job.positions);
+            sites = record(job.positions)?;
             recorded += job.positions.len();
         }
         let mut gradients = Gradients::default();

@@ -32,6 +32,8 @@ mod low_rank;
 mod padding;
 mod per_query;
 mod query_weights;
+#[cfg(test)]
+mod repeated;
 mod rounds;
 mod rows;
 mod settings;

@@ -15,8 +15,8 @@ use super::leaf_sum::LeafSum;
 use super::leaves::leaf;
 use super::query_weights::WeightedQueries;
 use super::rounds::Codec;
-use super::rows::check_failure;
 use super::rows::losses as row_losses;
+use super::rows::{check_expected, check_failure};
 use crate::batch::Rows;
 use crate::control_variate::{Observation, PredictedRows};
 use crate::error::Error;
@@ -217,7 +217,7 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         let queries = &starts_of[*index][*start].queries;
         chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &queries[j][range.clone()])
     };
-    let (trained, key) = (p.trained.clone(), p.key);
+    let (trained, key, sites) = (p.trained.clone(), p.key, &p.sites);
     let prefixes_of = |(&leaf, starts): (&usize, &Vec<Start>)| -> Result<Vec<Prefix>, Error> {
         starts.iter().map(|start| p.prefix(leaf, start.stages)).collect()
     };
@@ -232,8 +232,10 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
         let query = Query::new(rows.clone(), noise.clone(), prediction.cloned(), rank);
         let mut probe = Probe::query(trained.clone(), prefixes[*index][*start].rows(&of_leaf), query)
-            .with_examples(key.examples(positions));
+            .with_examples(key.examples(positions))
+            .with_expected(sites.clone());
         let mut output = model.forward(input.rows(positions), &mut probe);
+        check_expected(model, sites, &probe)?;
         // what no noise reaches, as where a layer's output is not used, has a row per example
         if output.check_rows(rows.len()).is_err() && output.check_rows(positions.len()).is_ok() {
             output = output.rows(&rows.datum);
@@ -304,6 +306,9 @@ pub(super) struct Job<'a> {
     pub shares: Vec<f64>,
 }
 
+/// Records the sites of examples, named by their positions.
+pub(super) type Record<'a, B> = dyn Fn(&[usize]) -> Result<Vec<Recorded<B>>, Error> + 'a;
+
 /// What a job gives.
 pub(super) struct JobGradients<B: Backend> {
     pub gradients: Gradients<B>,
@@ -331,7 +336,7 @@ impl<B: Backend> JobGradients<B> {
 pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     weighted: &WeightedQueries,
-    form: impl Fn(&Job<'_>, &dyn Fn(&[usize]) -> Vec<Recorded<B>>) -> Result<JobGradients<B>, Error> + Sync,
+    form: impl Fn(&Job<'_>, &Record<'_, B>) -> Result<JobGradients<B>, Error> + Sync,
 ) -> Result<SpaceGradients<B>, Error> {
     let (n, leaves) = (weighted.weights.len(), p.stages.len());
     let mut run = |leaves: &[usize], take: &mut (dyn FnMut(usize, LeafSum<B>) + Send)| {
@@ -347,7 +352,7 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
 fn gradients_of<B: Backend, M: ForwardModel<B>>(
     p: &EstimateContext<'_, B, M>,
     WeightedQueries { weights, survived, .. }: &WeightedQueries,
-    form: &(impl Fn(&Job<'_>, &dyn Fn(&[usize]) -> Vec<Recorded<B>>) -> Result<JobGradients<B>, Error> + Sync),
+    form: &(impl Fn(&Job<'_>, &Record<'_, B>) -> Result<JobGradients<B>, Error> + Sync),
     (leaves, take): (&[usize], &mut (dyn FnMut(usize, LeafSum<B>) + Send)),
 ) -> Result<(), Error> {
     let n = weights.len();
@@ -374,7 +379,7 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
             take(leaf, LeafSum::default());
         }
     }
-    let (trained, key) = (p.trained.clone(), p.key);
+    let (trained, key, sites) = (p.trained.clone(), p.key, &p.sites);
     let prefixes = leaves.iter().map(|&leaf| p.prefix(leaf, before)).collect::<Result<Vec<_>, Error>>()?;
     let firsts: Vec<usize> = leaves.iter().map(|&leaf| p.stages.range(leaf).start).collect();
     let context = (p.model.clone(), p.batch.input.clone(), prefixes);
@@ -388,10 +393,12 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
         };
         let record = |positions: &[usize]| {
             let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
-            let mut probe =
-                Probe::record(trained.clone(), prefixes[*index].rows(&of_leaf)).with_examples(key.examples(positions));
+            let mut probe = Probe::record(trained.clone(), prefixes[*index].rows(&of_leaf))
+                .with_examples(key.examples(positions))
+                .with_expected(sites.clone());
             model.forward(input.rows(positions), &mut probe);
-            probe.recorded()
+            check_expected(model, sites, &probe)?;
+            Ok(probe.recorded())
         };
         let mut formed = form(&job, &record)?;
         formed.gradients.retain(&trained); // a site may add those of frozen parameters

@@ -9,6 +9,18 @@ use crate::model::ForwardModel;
 use crate::parameters::path;
 use crate::probe::{Probe, RowFault, TracedSite};
 
+/// Whether noise on all calls at once may fall on a layer that is called again.
+///
+/// # Errors
+/// [`Error::RepeatedCalls`].
+pub(super) fn check_repeats<B: Backend, M: ForwardModel<B>>(model: &M, sites: &[TracedSite]) -> Result<(), Error> {
+    let calls = |site: &TracedSite| sites.iter().filter(|other| other.layer == site.layer).count();
+    sites.iter().find(|site| calls(site) > 1).map_or(Ok(()), |site| {
+        let path = path::<B, M>(model, Some(ParamId::from(site.key.parameter())));
+        Err(Error::RepeatedCalls { path, calls: calls(site) })
+    })
+}
+
 /// Whether the model had an answer to all it was asked.
 pub(super) fn check_failure<B: Backend, M: ForwardModel<B>>(model: &M) -> Result<(), Error> {
     model.failure().map_or(Ok(()), |why| Err(Error::Model { why }))
@@ -72,6 +84,23 @@ pub(super) fn check_probe<B: Backend, M: ForwardModel<B>>(
     Err(error)
 }
 
+/// Whether a pass that follows the clean pass had its sites.
+///
+/// # Errors
+/// [`Error::SitesVary`].
+pub(super) fn check_expected<B: Backend, M: ForwardModel<B>>(
+    model: &M,
+    sites: &[TracedSite],
+    probe: &Probe<B>,
+) -> Result<(), Error> {
+    probe.check_expected().map_err(|(first, got)| {
+        // behind the last one there is only that one to name
+        let named = sites.get(first).or(sites.last());
+        let path = path::<B, M>(model, named.map(|site| ParamId::from(site.key.parameter())));
+        Error::SitesVary { path, few: got.min(sites.len()), many: got.max(sites.len()) }
+    })
+}
+
 /// Whether two passes, each with its number of rows, saw the same sites.
 ///
 /// # Errors
@@ -85,7 +114,10 @@ pub(super) fn check_sites<B: Backend, M: ForwardModel<B>>(
         let name = |site: &TracedSite| path::<B, M>(model, Some(ParamId::from(site.key.parameter())));
         let (a, b) = match (a.get(i), b.get(i)) {
             (Some(a), Some(b)) if a.key == b.key => (a, b),
-            (Some(site), _) | (_, Some(site)) => return Err(Error::SitesVary { path: name(site) }),
+            (Some(site), _) | (_, Some(site)) => {
+                let (few, many) = (a.len().min(b.len()), a.len().max(b.len()));
+                return Err(Error::SitesVary { path: name(site), few, many });
+            }
             (None, None) => return Ok(()),
         };
         if a.coordinates != b.coordinates {

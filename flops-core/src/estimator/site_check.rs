@@ -16,6 +16,7 @@ use burn::tensor::FloatDType;
 use super::clean::CleanPass;
 use super::rows::check_failure;
 use super::rows::{self, check_probe, check_sites};
+use super::space::Space;
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
@@ -59,14 +60,16 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let index = rows_to_check(self.batch.ids.len(), self.largest_chunk());
         let (input, target) = (self.batch.input.rows(&index), self.batch.target.rows(&index));
         let examples = self.key().examples(&index);
-        let check = SiteCheck { model: self.model, input, target, examples, trained: &trained, rows: index.len() };
+        let by_layer = matches!(self.estimator.space, Space::LowRank { .. });
+        let (model, trained, rows) = (self.model, &trained, index.len());
+        let check = SiteCheck { model, input, target, examples, trained, rows, by_layer };
         let (clean, kept) = check.keep()?;
         check_sites(self.model, (&self.sites, self.largest_chunk()), (&kept.sites, index.len()))?;
         if let Some((parameter, difference)) = kept.mismatch {
             return Err(Error::ModuleDiffers { path: path::<B, M>(self.model, parameter), difference });
         }
         let check = PinnedCheck { check, kept };
-        let moved = check.losses(&trained)?;
+        let moved = check.losses(trained)?;
         if !differ(&moved, &clean, 0.0) {
             return Ok(());
         }
@@ -120,6 +123,8 @@ struct SiteCheck<'a, B: Backend, M: ForwardModel<B>> {
     examples: PassExamples,
     trained: &'a Arc<HashSet<ParamId>>,
     rows: usize,
+    /// Whether the calls of a layer are one site.
+    by_layer: bool,
 }
 
 impl<B: Backend, M: ForwardModel<B>> SiteCheck<'_, B, M> {
@@ -136,7 +141,8 @@ impl<B: Backend, M: ForwardModel<B>> SiteCheck<'_, B, M> {
 
     /// The clean losses, and the outputs of the sites.
     fn keep(&self) -> Result<(Vec<f64>, SiteOutputs<B>), Error> {
-        let probe = Probe::keep(self.trained.clone()).with_row_check(self.rows, true);
+        let probe =
+            Probe::keep(self.trained.clone()).with_sites_by_layer(self.by_layer).with_row_check(self.rows, true);
         let (losses, probe) = self.losses(self.model, probe)?;
         Ok((losses, probe.kept()))
     }

@@ -62,6 +62,9 @@ pub enum Space {
     /// On the weights of the trained layers, of low rank, independent for every query of every
     /// example.
     ///
+    /// All calls of a layer in a pass share the noise of its weights, so that a recurrence or an
+    /// episode is perturbed as a whole.
+    ///
     /// It needs layers that are called through the probe (EGGROLL). Embeddings, bare parameters,
     /// and layers without [`WeightNoise`](crate::probe::WeightNoise) get noise on their output.
     LowRank {

@@ -18,6 +18,10 @@ use crate::names::named_enum;
 #[non_exhaustive]
 pub enum Placement {
     /// On all sites at once.
+    ///
+    /// In the activation space gradients use clean inputs, and those of a query differ: by O(σ) in a
+    /// smooth model, by anything behind a decision such as an argmax. Layers that are called again in
+    /// a pass are refused there.
     Joint,
     /// On one site, drawn anew for every direction, with weight 1/(B·A_j·p_s).
     ///

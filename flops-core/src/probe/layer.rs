@@ -137,7 +137,9 @@ pub trait Site<B: Backend>: Send + 'static {
 ///
 /// A weight W `[left, right]` becomes W + σ·A·B/√r for each row. Any two-dimensional view of the
 /// weight will do, as long as all methods use the same one: a convolution's is `[patch, channels]`.
-/// A layer has one such matrix; call [`Probe::site`](super::Probe::site) twice for two.
+/// A layer has one such matrix; call [`Probe::site`](super::Probe::site) twice for two, each time with
+/// the parameters of that one. Calls with the same parameters and the same type of site are calls of one
+/// layer, and share their noise.
 ///
 /// Vectors, such as a bias or a scale, get noise of their own, the same for all tokens of a row.
 /// Their order is the layer's choice, the same in all methods.

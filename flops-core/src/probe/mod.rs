@@ -51,6 +51,7 @@ pub use prefix_cache::PrefixCache;
 pub(crate) use query::Query;
 pub(crate) use recorded::Recorded;
 pub use rows::QueryRows;
+use site_key::{Call, LayerId};
 pub use site_key::{SiteKey, TracedSite};
 use stages::unbox;
 pub(crate) use stages::{Prefix, Stages};
@@ -150,6 +151,12 @@ pub struct Probe<B: Backend> {
     width: usize,
     /// The row contract, in passes that check it.
     check: Option<RowCheck>,
+    /// Whether the pass takes the calls of a layer for one site, where noise falls on weights.
+    by_layer: bool,
+    /// The sites of the clean pass, in passes that follow it.
+    expected: Arc<[TracedSite]>,
+    /// The first site that is not the expected one.
+    astray: Option<usize>,
 }
 
 impl<B: Backend> Probe<B> {
@@ -209,6 +216,9 @@ impl<B: Backend> Probe<B> {
             alike: None,
             fault: None,
             check: None,
+            by_layer: false,
+            expected: Arc::default(),
+            astray: None,
             stage: 0,
             site: 0,
             dropouts: 0,
@@ -242,6 +252,25 @@ impl<B: Backend> Probe<B> {
     /// The first tensor that broke the row contract.
     pub(crate) fn row_fault(&self) -> Option<RowFault> {
         self.check.as_ref().and_then(RowCheck::fault)
+    }
+
+    /// A pass that takes the calls of a layer for one site, where noise falls on its weights.
+    pub(crate) fn with_sites_by_layer(self, by_layer: bool) -> Self {
+        Self { by_layer, ..self }
+    }
+
+    /// A pass that follows a clean pass with these sites.
+    pub(crate) fn with_expected(self, sites: Arc<[TracedSite]>) -> Self {
+        Self { expected: sites, ..self }
+    }
+
+    /// Whether the pass, which has ended, had the expected sites.
+    ///
+    /// # Errors
+    /// The number of the first site that differs, and the number of sites that there were.
+    pub(crate) fn check_expected(&self) -> Result<(), (usize, usize)> {
+        let short = (self.site < self.expected.len()).then_some(self.site);
+        self.astray.or(short).map_or(Ok(()), |first| Err((first, self.site)))
     }
 
     /// The outputs of the sites of a pass that keeps them.
@@ -374,6 +403,23 @@ impl<B: Backend> Probe<B> {
         }
     }
 
+    /// The site of the next call of a layer.
+    fn next_site(&mut self, layer: LayerId) -> Call {
+        let (known, follows): (&[TracedSite], _) = match &self.mode {
+            Mode::Trace { sites, .. } => (sites, false),
+            _ => (&self.expected, !self.expected.is_empty()),
+        };
+        let call = Call::next(layer, known, self.site);
+        if let Call::First(index) = call {
+            let fits = known.get(index).is_some_and(|site| site.layer.has_parameters_of(layer));
+            if follows && !fits {
+                self.astray.get_or_insert(index);
+            }
+            self.site += 1;
+        }
+        call
+    }
+
     /// Makes the output of a layer a site; this is how a layer of your own joins (see [`Site`]).
     ///
     /// Returns the output, perturbed in a query. The closure makes the [`Site`] from the clean
@@ -381,6 +427,10 @@ impl<B: Backend> Probe<B> {
     /// low-rank space it is called in every query, too: the input then has a row per example or one
     /// per query ([`QueryRows::repeat`]).
     /// Its argument holds the ids of the trained parameters, for [`trained_id`].
+    ///
+    /// A layer may be called several times in a pass, as in a recurrence. Noise on outputs is another
+    /// for every call. Noise of low rank on weights is the same for all calls with the same parameters
+    /// and the same type `S`: they are one site.
     ///
     /// # Shapes
     /// - output: `[rows, …]`, or `[1, …]` for what does not depend on the input
@@ -394,19 +444,24 @@ impl<B: Backend> Probe<B> {
         if !self.is_site(parameters) {
             return output;
         }
-        let index = self.site;
-        self.site += 1;
         if let Some(check) = &self.check {
             check.site(parameters, &output.dims());
         }
+        let layer = LayerId::of::<S>(parameters);
+        let (index, again) = match self.next_site(layer) {
+            Call::First(index) => (index, false),
+            Call::Again(index) => (index, true),
+        };
         let mask = self.mask.clone().filter(|mask| mask.covers(&output.dims()));
         let layout = Layout::new(&output.dims(), self.alike, mask.is_some());
         match &mut self.mode {
             Mode::Inference => output,
+            // the first call of a layer tells what there is to know
+            Mode::Trace { .. } | Mode::Record { .. } if again => output,
             Mode::Trace { reached, sites, masks, .. } => {
-                let shape = output.dims();
-                let key = SiteKey::next(parameters, sites);
-                sites.push(TracedSite { key, rows: shape[0], coordinates: layout.len(), layout });
+                let mut traced = TracedSite::next((parameters, layer), sites, (output.dims()[0], layout));
+                traced.is_layer = self.by_layer && site(&self.trained).weight_noise().is_some();
+                sites.push(traced);
                 masks.push(mask);
                 reached.extend(parameters.iter().filter(|id| self.trained.contains(id)));
                 output
@@ -419,7 +474,9 @@ impl<B: Backend> Probe<B> {
                 output
             }
             Mode::Keep(outputs) => {
-                outputs.keep(parameters, &output, site(&self.trained).mismatch());
+                let site = site(&self.trained);
+                let is_layer = self.by_layer && site.weight_noise().is_some();
+                outputs.keep((parameters, layer, is_layer), &output, &site);
                 output
             }
             Mode::Pinned(outputs) => outputs.pin(index, output),

@@ -3,13 +3,14 @@
 use burn::module::ParamId;
 use burn::prelude::*;
 
+use super::layer::Site;
 use super::layout::Layout;
-use super::site_key::{SiteKey, TracedSite};
+use super::site_key::{Call, LayerId, TracedSite};
 
 /// Outputs of the sites of a pass, in order.
 #[derive(Clone)]
 pub(crate) struct SiteOutputs<B: Backend> {
-    /// What a tracing pass would see of them.
+    /// What a tracing pass would see of them: a site for each output, or, by layer, for several.
     pub sites: Vec<TracedSite>,
     /// Flattened.
     outputs: Vec<Tensor<B, 1>>,
@@ -25,14 +26,23 @@ impl<B: Backend> Default for SiteOutputs<B> {
 }
 
 impl<B: Backend> SiteOutputs<B> {
-    /// Keeps the output of the next site, and notes its [mismatch](super::Site::mismatch).
-    pub fn keep<const D: usize>(&mut self, parameters: &[ParamId], output: &Tensor<B, D>, mismatch: Option<f64>) {
-        let mismatch = mismatch.map(|difference| (parameters.first().copied(), difference));
+    /// Keeps the output of the next call, and notes the [mismatch](super::Site::mismatch) of its site.
+    ///
+    /// - is_layer: whether all calls of the layer are one site
+    pub fn keep<const D: usize>(
+        &mut self,
+        (parameters, layer, is_layer): (&[ParamId], LayerId, bool),
+        output: &Tensor<B, D>,
+        site: &dyn Site<B>,
+    ) {
+        let mismatch = site.mismatch().map(|difference| (parameters.first().copied(), difference));
         self.mismatch = self.mismatch.or(mismatch);
         let shape = output.dims();
-        let key = SiteKey::next(parameters, &self.sites);
-        let layout = Layout::new(&shape, None, false);
-        self.sites.push(TracedSite { key, rows: shape[0], coordinates: layout.len(), layout });
+        if let Call::First(_) = Call::next(layer, &self.sites, self.sites.len()) {
+            let layout = Layout::new(&shape, None, false);
+            let site = TracedSite::next((parameters, layer), &self.sites, (shape[0], layout));
+            self.sites.push(TracedSite { is_layer, ..site });
+        }
         self.outputs.push(output.clone().reshape([shape.iter().product::<usize>()]));
     }
 

@@ -254,7 +254,7 @@ fn accidents_of_equal_counts_are_found() {
     // passes of three rows and of two
     for (rows, most) in [(3, 256), (5, 3)] {
         let vary = all(Way::Vary, Space::activation(), rows, most);
-        assert!(matches!(vary, Err(Error::SitesVary { path }) if path == "model.mix.weight"));
+        assert!(matches!(vary, Err(Error::SitesVary { path, .. }) if path == "model.mix.weight"));
     }
     let flat = all(Way::FlatRow, Space::activation(), 1, 256).unwrap_err();
     let (few, many) = (TOKENS * DIM, 2 * TOKENS * DIM);

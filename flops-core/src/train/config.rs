@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::allocator::QueryBudget;
 use crate::error::Error;
 use crate::estimator::{Estimator, Normalisation, Space};
+use crate::losses::STEP_SIGMA;
 use crate::noise::{NoiseLaw, Sampling};
 use crate::variance::VarianceSource;
 
@@ -112,6 +113,16 @@ impl ForwardConfig {
     pub fn with_sigma(mut self, sigma: f64) -> Self {
         self.estimator.sigma = sigma;
         self
+    }
+
+    /// Sets Gaussian noise and the σ to begin with where the loss has steps,
+    /// [`STEP_SIGMA`](crate::losses::STEP_SIGMA).
+    ///
+    /// The estimate is then that of the gradient of the smoothed loss. Call it behind a recipe: each
+    /// of them brings a σ for smooth losses.
+    #[must_use]
+    pub fn for_steps(self) -> Self {
+        self.with_noise(NoiseLaw::Gaussian).with_sigma(STEP_SIGMA)
     }
 
     /// Sets the seed of noise and allocation.

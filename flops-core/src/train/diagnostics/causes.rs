@@ -12,6 +12,8 @@ use crate::train::report::StepReport;
 const COUNTED: usize = 20;
 /// Share of queries without effect from which on the loss is taken not to move.
 const UNMOVED: f64 = 0.9;
+/// σ that suits most losses with steps: weights and activations are of the order of 1.
+const STEP_SIGMAS: (f64, f64) = (0.1, 0.5);
 /// Share of queries moved by rounding alone from which on rounding is the cause.
 const ROUNDED: f64 = 0.05;
 /// Ratio of the loss's last place to σ from which on rounding is the cause.
@@ -81,7 +83,12 @@ impl Causes {
         Some(if rounded < ROUNDED * queries && last_place < COARSE * sigma {
             format!(
                 "{percent:.0} % of the queries leave the loss exactly as it is at sigma = {sigma}: the \
-                 loss has steps, and the noise does not reach over them; raise sigma, or use a smoother loss"
+                 loss has steps, and the noise does not reach over them; {}or use a smoother loss",
+                if sigma < STEP_SIGMAS.0 {
+                    format!("raise sigma (try {} to {}), ", STEP_SIGMAS.0, STEP_SIGMAS.1)
+                } else {
+                    "raise sigma further, train more parameters, ".to_string()
+                }
             )
         } else if loss.abs() >= LARGE {
             format!(

@@ -121,7 +121,11 @@ fn slow_convergence_under_an_optimal_allocation() {
 #[test]
 fn queries_that_do_not_move_the_loss() {
     let still = |r: &mut StepReport| r.changes.unmoved = 1200;
-    only(Signature::UnmovedLoss, &["94 %", "the loss has steps", "raise sigma"], still);
+    only(Signature::UnmovedLoss, &["94 %", "the loss has steps", "raise sigma (try 0.1 to 0.5)"], still);
+    only(Signature::UnmovedLoss, &["the loss has steps", "raise sigma further", "smoother"], |r| {
+        still(r);
+        r.sigma = 0.2;
+    });
     only(Signature::UnmovedLoss, &["loss of 1.000e6", "subtract a constant"], |r| {
         still(r);
         r.loss = 1e6;

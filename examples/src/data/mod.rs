@@ -2,3 +2,4 @@
 
 pub mod pairs;
 pub mod shots;
+pub mod wine;

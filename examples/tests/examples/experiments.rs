@@ -126,6 +126,57 @@ fn inspect_allocation() {
     assert!(crate::fail("inspect_allocation", dir.path(), &bad).contains("'best'"));
 }
 
+/// Few episodes: every method learns something, none is done.
+#[test]
+fn cartpole() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--seeds", "2", "--episodes", "400"];
+    let summary = summary("cartpole", dir.path(), &flags, &["returns.svg", "returns.csv"]);
+    for method in ["weights", "lowrank:1", "openai-es"] {
+        let of = &summary["methods"][method];
+        assert_eq!(of["runs"], 2, "{summary}");
+        assert_eq!(of["last_return"].as_array().unwrap().len(), 2, "{summary}");
+    }
+    let looks = fs::read_to_string(dir.path().join("run/returns.csv")).unwrap();
+    let best = looks.lines().skip(1).map(|line| line.split(',').nth(4).unwrap().parse::<f64>().unwrap());
+    // an untrained policy lasts 10 to 40 steps
+    assert!(best.fold(0.0, f64::max) > 60.0, "{looks}");
+    let more = [&flags[..2], &["--episodes", "60", "--methods", "activation"]].concat();
+    let refused = crate::fail("cartpole", dir.path(), &[&["--artifact-dir", "bad"], more.as_slice()].concat());
+    assert!(refused.contains("calls that get noise") && refused.contains("mask"), "{refused}");
+    for (flag, value) in
+        [("--seeds", "0"), ("--episodes", "0"), ("--batch-size", "0"), ("--lr", "2"), ("--threads", "0")]
+    {
+        let error = crate::fail("cartpole", dir.path(), &[flag, value]);
+        assert!(error.contains(&format!("{flag} {value}")), "{error}");
+    }
+    assert!(crate::fail("cartpole", dir.path(), &["--methods", "reinforce"]).contains("openai-es"));
+    assert!(crate::fail("cartpole", dir.path(), &["--sigma", "0"]).contains("sigma = 0"));
+    assert!(crate::fail("cartpole", dir.path(), &["--queries", "0"]).contains("queries_per_datum = 0"));
+}
+
+#[test]
+fn imbalanced() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--seeds", "2", "--epochs", "4", "--steps", "4"];
+    let summary = summary("imbalanced", dir.path(), &flags, &["macro_f1.svg", "scores.csv"]);
+    let ways = &summary["ways"];
+    for way in ["start", "cross-entropy", "weighted", "macro-f1"] {
+        let f1 = ways[way]["test_macro_f1"]["mean"].as_f64().unwrap();
+        // to call all wines ordinary is worth 30 %
+        assert!((25.0..80.0).contains(&f1), "{way}: {summary}");
+    }
+    let passes = |way: &str| ways[way]["passes"]["mean"].as_f64().unwrap();
+    assert!(passes("start") == 0.0 && passes("weighted") == passes("cross-entropy"), "{summary}");
+    // to within a batch of 64 wines, of three passes each
+    assert!((0.0..192.0).contains(&(passes("cross-entropy") - passes("macro-f1"))), "{summary}");
+    for (flag, value) in [("--seeds", "0"), ("--epochs", "0"), ("--steps", "0"), ("--lr", "2")] {
+        let error = crate::fail("imbalanced", dir.path(), &[flag, value]);
+        assert!(error.contains(&format!("{flag} {value}")), "{error}");
+    }
+    assert!(crate::fail("imbalanced", dir.path(), &["--sigma", "-1"]).contains("sigma"));
+}
+
 /// Every method once, and then again: finished runs are not repeated.
 #[test]
 fn deep_scopes() {

@@ -216,7 +216,9 @@ impl Trial<'_> {
             epoch += 1;
             for part in wines.chunks(BATCH) {
                 let done = spent >= passes;
-                if let Some(way) = way.filter(|_| done || spent >= next) {
+                // no look just before the last one
+                let looks = done || (spent >= next && spent + passes / (2 * LOOKS as u64) < passes);
+                if let Some(way) = way.filter(|_| looks) {
                     self.look(way, spent, &learner.model);
                     next += (passes / LOOKS as u64).max(1);
                 }

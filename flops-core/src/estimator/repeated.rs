@@ -204,7 +204,7 @@ fn inputs_of_a_single_call_are_the_clean_ones() {
     }
     let joint = estimator(Space::activation().with_placement(Placement::Joint).unwrap());
     let refused = joint.clean(&model, &batch, &trained).err().unwrap();
-    assert_eq!(refused, Error::RepeatedCalls { path: "policy.weight".into(), calls: 2 });
+    assert_eq!(refused, Error::RepeatedCalls { path: "model.policy.weight".into(), calls: 2 });
     let message = refused.to_string();
     assert!(
         ["policy.weight", "2 times", "single placement", "weight or low-rank space"]
@@ -261,7 +261,7 @@ fn an_episode_that_ends_early_is_an_error_or_no_matter() {
                 Ok(estimate) => assert!(vector(&model, &estimate)[0].is_finite()),
                 Err(error) => {
                     let Error::SitesVary { path, few, many } = &error else { panic!("{error}") };
-                    assert!(path == "policy.weight" && *few < 4 && *many == 4, "{error}");
+                    assert!(path == "model.policy.weight" && *few < 4 && *many == 4, "{error}");
                     assert!(error.to_string().contains("mask the steps behind its end"), "{error}");
                     assert!(each_call && !error.may_pass());
                 }

@@ -261,6 +261,32 @@ pub enum Error {
     /// A model without a trained parameter.
     #[error("the model has no trained parameter; leave some of them unfrozen")]
     NothingTrained,
+    /// A scheme in which weights cannot be kept.
+    #[error(
+        "weights cannot be kept in the scheme {scheme}: use integers of 2, 4 or 8 bits (Q8S, Q4S, Q2S, or with F), \
+         scales in f32, one for a parameter or for a block along its last axis, such as WeightScheme::Int8"
+    )]
+    QuantScheme {
+        /// The scheme.
+        scheme: String,
+    },
+    /// A model without a parameter that could be quantized.
+    #[error(
+        "no parameter of the model can be quantized ({report}); freeze matrices with no_grad, or choose a scheme \
+         whose blocks divide their last axes, such as int8-tensor"
+    )]
+    NothingQuantized {
+        /// What was found.
+        report: String,
+    },
+    /// A record of another quantized model.
+    #[error(
+        "the record does not fit the quantized model: {why}; quantize the model with the settings of the saved one"
+    )]
+    QuantizedRecord {
+        /// How they differ.
+        why: String,
+    },
     /// Examples whose unperturbed loss is not finite, though training has not diverged.
     #[error(
         "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or \

@@ -27,6 +27,8 @@
 //!   the step share. A layer's own `forward` would not drop anything: it runs as in inference.
 //! - **Batch normalisation.** [`Probe::batch_norm`] goes by the running statistics and leaves them
 //!   as they are.
+//! - **Quantized weights.** [`quantize::quantize_frozen`] keeps frozen matrices as integers of 8 or 4
+//!   bits. [`quantize`] trains weights on such a grid too, or their scales alone.
 //!
 //! [`prelude`] has the names that this takes. `examples/examples/custom_model.rs` in the repository
 //! does both from end to end; `docs/method.md` has the mathematics.
@@ -101,6 +103,7 @@ mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;
+pub mod quantize;
 pub mod random;
 pub mod recipe;
 pub mod site_tracker;

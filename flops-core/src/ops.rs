@@ -85,6 +85,13 @@ pub(crate) fn add_values<B: Backend, const D: usize>(
     add_rounded(x, values)
 }
 
+/// Returns a quantized tensor as floats, and any other one as it is.
+///
+/// Burn rounds once more where it transposes or slices a tensor whose scales belong to blocks.
+pub(crate) fn unpacked<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    if matches!(x.dtype(), DType::QFloat(_)) { x.dequantize() } else { x }
+}
+
 /// Returns `x` plus values of equal or higher precision, rounded once to the precision of `x`.
 pub(crate) fn add_rounded<B: Backend, const D: usize>(x: Tensor<B, D>, values: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = x.dtype();

@@ -163,7 +163,9 @@ mod tests {
     use super::*;
     use crate::config::ViTConfig;
     use burn::backend::{Autodiff, Flex};
-    use burn::module::ModuleVisitor;
+    use burn::module::{AutodiffModule, ModuleVisitor, Quantizer};
+    use burn::tensor::quantization::{Calibration, QuantStore};
+    use flops_core::quantize::{WeightScheme, quantize_frozen};
 
     type AB = Autodiff<Flex>;
 
@@ -263,6 +265,31 @@ mod tests {
         let (names, params) = trained("full");
         assert_eq!(names.len(), 4 + 3 * 16 + 4);
         assert_eq!(params, Module::num_params(&model()));
+    }
+
+    /// Burn's quantizer on all matrices leaves the 9 trained vectors of 14 parameters.
+    #[test]
+    fn quantizing_leaves_the_scope_as_it_is() {
+        struct Matrices(Quantizer);
+        impl<B: Backend> ModuleMapper<B> for Matrices {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+                if D > 1 { self.0.map_float(param) } else { param }
+            }
+        }
+        let names = |module: &dyn Fn(&mut Trainable)| {
+            let mut seen = Trainable::default();
+            module(&mut seen);
+            seen.names
+        };
+        let tail = model().with_scope(Scope::ClsTail).unwrap();
+        let before = names(&|seen| tail.visit(seen));
+        assert_eq!(before.len(), 14);
+        let scheme = WeightScheme::Int8Tensor.scheme().with_store(QuantStore::Native);
+        let mut burn = Matrices(Quantizer { calibration: Calibration::MinMax, scheme });
+        let lost = ViT::<AB>::from_inner(tail.valid().map(&mut burn));
+        assert_eq!(names(&|seen| lost.visit(seen)).len(), 9);
+        let kept = quantize_frozen(tail, scheme).unwrap();
+        assert_eq!(names(&|seen| kept.visit(seen)), before);
     }
 
     const ADAPTERS: [&str; 4] =

@@ -3,6 +3,7 @@
 use burn::module::{AutodiffModule, ModuleDisplay};
 use burn::prelude::*;
 use flops_core::ForwardModel;
+use flops_core::quantize::Quantized;
 use flops_vit::{Sites, ViT};
 
 use crate::backend::{AB, B};
@@ -29,5 +30,14 @@ impl Classifier for ViT<AB> {
 
     fn at_sites(self, sites: Sites) -> Option<Self> {
         Some(self.with_sites(sites))
+    }
+}
+
+/// Quantized weights have no backward pass: such a model is trained from forward passes alone.
+impl Classifier for Quantized<AB, ViT<AB>> {
+    type Plain = Quantized<B, ViT<B>>;
+
+    fn at_sites(self, _: Sites) -> Option<Self> {
+        None
     }
 }

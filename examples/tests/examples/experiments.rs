@@ -246,3 +246,35 @@ fn deep_scopes_from_scratch() {
     assert!(bad.contains("choose from mlp, cnn, vit"), "{bad}");
     assert!(crate::fail("deep_scopes", dir.path(), &["--networks", "mlp"]).contains("--from-scratch"));
 }
+
+#[test]
+fn quantized() {
+    let dir = folder();
+    let flags = [TINY.as_slice(), &["--seeds", "2", "--steps", "12", "--queries", "4", "--looks", "2"]].concat();
+    // the tiny model is mostly narrower than a block
+    let schemes =
+        [flags.as_slice(), &["--schemes", "int8-tensor,int4-tensor", "--trained-scheme", "int4-tensor"]].concat();
+    let summary = summary("quantized", dir.path(), &schemes, &["quantized.svg", "quantized.csv"]);
+    let rows = summary["methods"].as_array().unwrap();
+    let of =
+        |method: &str| rows.iter().find(|r| r["method"] == method).unwrap_or_else(|| panic!("{method}: {summary}"));
+    let bytes = |method: &str| of(method)["bytes"].as_f64().unwrap();
+    assert_eq!(rows.len(), 7);
+    for row in rows {
+        assert!((0.0..=100.0).contains(&row["accuracy_percent"]["mean"].as_f64().unwrap()), "{row}");
+    }
+    let [float, int8, int4] = ["float", "int8-tensor frozen", "int4-tensor frozen"].map(bytes);
+    let trained = bytes("int4-tensor trained, stochastic");
+    assert!(float > int8 && int8 > int4 && int4 > trained, "{summary}");
+    // error feedback keeps a float for each trained value of a matrix
+    let feedback = of("int4-tensor trained, error-feedback");
+    assert_eq!(feedback["bytes"].as_f64().unwrap() - feedback["residual_bytes"].as_f64().unwrap(), trained);
+    assert!(of("int4-tensor scales")["trained"].as_f64() < of("float")["trained"].as_f64());
+    let csv = fs::read_to_string(dir.path().join("run/quantized.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 7 * 2 * 2);
+    let bad = [TINY.as_slice(), &["--schemes", "int3"]].concat();
+    let line = crate::fail("quantized", dir.path(), &bad);
+    assert!(line.contains("int3") && line.contains("int8, int4, int8-tensor, int4-tensor"), "{line}");
+    assert!(crate::fail("quantized", dir.path(), &["--steps", "0"]).contains("--steps 0"));
+    assert!(crate::fail("quantized", dir.path(), &["--unpack", "never"]).contains("each-pass"));
+}

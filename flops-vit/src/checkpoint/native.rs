@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use burn::module::{ModuleVisitor, Param};
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn_store::{HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore};
 use flops_core::train::files::write_atomic;
 
@@ -69,7 +71,7 @@ impl<B: Backend> Pretrained<B> {
     /// `path` and renamed, so that a failure leaves the previous file.
     ///
     /// # Errors
-    /// [`VitError::Save`] where the card does not fit the model or a weight is not finite,
+    /// [`VitError::Save`] where the card does not fit the model, or a weight is not finite or quantized,
     /// [`VitError::Write`] where the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), VitError> {
         write_bytes(to_bytes(self, None), path)
@@ -89,6 +91,7 @@ impl<B: Backend> Pretrained<B> {
 fn to_bytes<B: Backend>(pretrained: &Pretrained<B>, half: Option<HalfPrecisionAdapter>) -> Result<Vec<u8>, String> {
     let Pretrained { model, card } = pretrained;
     card.fits(model)?;
+    check_floats(model)?;
     let merged = model.has_adapters().then(|| model.clone().merged());
     let model = merged.as_ref().unwrap_or(model);
     let described = serde_json::to_string(card).map_err(|e| e.to_string())?;
@@ -100,6 +103,38 @@ fn to_bytes<B: Backend>(pretrained: &Pretrained<B>, half: Option<HalfPrecisionAd
     }
     check_finite(&model.collect(None, stored, false)).map_err(|e| e.to_string())?;
     store_bytes(model, store)
+}
+
+/// Checks that no parameter is a quantized tensor of Burn: these files hold floats.
+fn check_floats<B: Backend>(model: &ViT<B>) -> Result<(), String> {
+    #[derive(Default)]
+    struct Find {
+        path: Vec<String>,
+        quantized: Option<String>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Find {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if matches!(param.val().dtype(), DType::QFloat(_)) {
+                self.quantized.get_or_insert_with(|| self.path.join("."));
+            }
+        }
+    }
+    let mut find = Find::default();
+    model.visit(&mut find);
+    find.quantized.map_or(Ok(()), |path| {
+        Err(format!(
+            "{path} is quantized, and this file holds floats; save flops_core::quantize::Quantized::dequantized(), or \
+             a record of the quantized model with a recorder of Burn"
+        ))
+    })
 }
 
 /// Returns the parameters of the model that the store selects, as a file.

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
 use burn::prelude::*;
+use burn::tensor::quantization::QuantStore;
 use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, SafetensorsStore};
+use flops_core::quantize::{QuantizeConfig, WeightScheme};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
@@ -308,4 +310,19 @@ fn saving_is_reproducible_byte_by_byte() {
     // a random order of the metadata would not be the same 20 times in a row
     assert!((0..20).all(|_| bytes() == first));
     assert!(load::<Flex>(&path, &Default::default()).is_ok());
+}
+
+/// These files hold floats: a model with Burn's quantized tensors is refused, and its floats are not.
+#[test]
+fn quantized_models_are_saved_as_floats() {
+    let (_dir, path) = file("model.safetensors", b"");
+    let config = QuantizeConfig::new(WeightScheme::Int8Tensor);
+    let quantized = config.quantize(model()).unwrap().dequantized();
+    pretrained_of(&quantized).save(&path).unwrap();
+    assert_eq!(values(&load::<Flex>(&path, &Default::default()).unwrap().model), values(&quantized));
+    let scheme = config.scheme.with_store(QuantStore::Native);
+    let mut mlp = model();
+    mlp.blocks[0].fc1.weight = mlp.blocks[0].fc1.weight.map(|weight| weight.quantize_dynamic(&scheme));
+    let error = pretrained_of(&mlp).save(&path).unwrap_err().to_string();
+    assert!(error.contains("blocks.0.fc1.weight is quantized") && error.contains("dequantized()"), "{error}");
 }

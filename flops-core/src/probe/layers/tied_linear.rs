@@ -45,7 +45,7 @@ impl<B: Backend> Probe<B> {
         let tokens = all_tokens / shape[0].max(1);
         self.record_cost(tokens * d_in * d_out, tokens * d_out);
         let flat: Tensor<B, 2> = x.reshape([all_tokens, d_in]);
-        let y = flat.clone().matmul(weight.val().transpose()).reshape(shape);
+        let y = flat.clone().matmul(ops::unpacked(weight.val()).transpose()).reshape(shape);
         self.site(&[weight.id], y, |trained| LinearSite {
             x: flat.reshape([shape[0], tokens, d_in]).cast(ops::accum_dtype::<B>()),
             d_out,

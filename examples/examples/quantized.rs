@@ -46,7 +46,7 @@ struct Args {
     /// The parameters that are trained.
     #[arg(long, default_value_t = Scope::ClsTail)]
     scope: Scope,
-    /// Steps of each run [default: 300, with --full 1,000].
+    /// Steps of each run [default: 120, with --full 1,000].
     #[arg(long)]
     steps: Option<usize>,
     /// Images of a step.
@@ -87,7 +87,7 @@ impl Args {
     }
 
     fn steps(&self) -> usize {
-        self.steps.unwrap_or(if self.experiment.full { 1000 } else { 300 })
+        self.steps.unwrap_or(if self.experiment.full { 1000 } else { 120 })
     }
 
     /// Returns what is compared.

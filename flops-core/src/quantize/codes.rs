@@ -107,6 +107,13 @@ impl Codes {
         self.scales.len()
     }
 
+    /// Whether the last axis fills whole words.
+    ///
+    /// Burn takes the rest of a word that 8-bit integers leave open for values.
+    pub fn fills_words(&self) -> bool {
+        self.shape.last().is_some_and(|side| side.is_multiple_of(32 / self.grid.bits))
+    }
+
     /// Bytes of words and scales.
     pub fn bytes(&self) -> usize {
         4 * (self.words.len() + self.scales.len())

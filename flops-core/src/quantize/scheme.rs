@@ -99,7 +99,8 @@ pub enum Unpack {
     EachStep,
     /// In every pass, by Burn, a layer at a time.
     ///
-    /// A step holds no float copy of the frozen weights. On Burn's CPU backends a pass of few rows
+    /// A step holds no float copy of the frozen weights, but of those whose last axis does not fill
+    /// whole words of 32 bits. On Burn's CPU backends a pass of few rows
     /// takes several times as long, because each unpacks the whole weight. Where a scale belongs to a
     /// block, Burn rounds a transposed weight once more: [`Probe::tied_linear`](crate::Probe::tied_linear)
     /// unpacks it first.

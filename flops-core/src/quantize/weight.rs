@@ -70,7 +70,7 @@ pub(super) enum Form {
 impl Form {
     /// The form in a model without a graph.
     pub fn in_passes<B: Backend>(weight: &Weight<B>, unpack: Unpack) -> Self {
-        let is_plain = !weight.trained && weight.scales.is_none();
+        let is_plain = !weight.trained && weight.scales.is_none() && weight.codes.fills_words();
         if is_plain && unpack == Unpack::EachPass { Self::Packed } else { Self::Float }
     }
 }

@@ -130,7 +130,7 @@ impl fmt::Display for Method {
         match self {
             Self::Float => f.write_str("float"),
             Self::Frozen(scheme) => write!(f, "{scheme} frozen"),
-            Self::Grid(scheme, rounding) => write!(f, "{scheme} trained, {rounding}"),
+            Self::Grid(scheme, rounding) => write!(f, "{scheme} {rounding}"),
             Self::Scales(scheme) => write!(f, "{scheme} scales"),
         }
     }

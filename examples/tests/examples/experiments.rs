@@ -264,10 +264,10 @@ fn quantized() {
         assert!((0.0..=100.0).contains(&row["accuracy_percent"]["mean"].as_f64().unwrap()), "{row}");
     }
     let [float, int8, int4] = ["float", "int8-tensor frozen", "int4-tensor frozen"].map(bytes);
-    let trained = bytes("int4-tensor trained, stochastic");
+    let trained = bytes("int4-tensor stochastic");
     assert!(float > int8 && int8 > int4 && int4 > trained, "{summary}");
     // error feedback keeps a float for each trained value of a matrix
-    let feedback = of("int4-tensor trained, error-feedback");
+    let feedback = of("int4-tensor error-feedback");
     assert_eq!(feedback["bytes"].as_f64().unwrap() - feedback["residual_bytes"].as_f64().unwrap(), trained);
     assert!(of("int4-tensor scales")["trained"].as_f64() < of("float")["trained"].as_f64());
     let csv = fs::read_to_string(dir.path().join("run/quantized.csv")).unwrap();

@@ -15,51 +15,30 @@
 #[macro_use]
 extern crate flops_report;
 
+mod args;
 mod openai_es;
+mod pole;
 mod report;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::optim::AdamConfig;
 use burn::prelude::*;
 use burn::train::TrainStep;
-use clap::Parser;
 use flops_core::prelude::*;
-use flops_core::random::keyed_rng;
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::cli;
-use flops_examples::experiment::{ExperimentArgs, Progress};
-use rand::RngExt;
-use report::{Look, Method};
+use flops_examples::experiment::Progress;
 
-/// Steps of an episode at most.
-const STEPS: usize = 500;
+use args::{Args, Method};
+use pole::{STEPS, State, starts, step};
+use report::Look;
+
 /// Mean return from which on the task counts as solved.
 const SOLVED: f64 = 475.0;
-
-/// Position, velocity, angle and angular velocity.
-type State = [f32; 4];
-
-/// A step of `CartPole-v1` of Gymnasium (Barto, Sutton and Anderson 1983); `None` where the pole falls or
-/// the cart leaves the track.
-fn step([x, v, angle, spin]: State, right: bool) -> Option<State> {
-    let (gravity, total_mass, pole_mass_length, length, dt) = (9.8, 1.1, 0.05, 0.5, 0.02);
-    let (sin, cos) = angle.sin_cos();
-    let push = (if right { 10.0 } else { -10.0 } + pole_mass_length * spin * spin * sin) / total_mass;
-    let turn = (gravity * sin - cos * push) / (length * (4.0 / 3.0 - 0.1 * cos * cos / total_mass));
-    let pull = push - pole_mass_length * turn * cos / total_mass;
-    let next = [x + dt * v, v + dt * pull, angle + dt * spin, spin + dt * turn];
-    (next[0].abs() <= 2.4 && next[2].abs() <= 12f32.to_radians()).then_some(next)
-}
-
-/// Starts of episodes, each number within 0.05 of 0.
-fn starts(seed: u64, round: u64, n: usize) -> Vec<State> {
-    let mut rng = keyed_rng([seed, round, 0, 0]);
-    (0..n).map(|_| [0; 4].map(|_| rng.random_range(-0.05f32..0.05))).collect()
-}
 
 fn tensor<B: Backend>(states: &[State], device: &B::Device) -> Tensor<B, 2> {
     Tensor::from_data(TensorData::new(states.concat(), [states.len(), 4]), device)
@@ -117,57 +96,6 @@ impl<B: Backend> ForwardModel<B> for Policy<B> {
 fn mean_return(model: &Policy<B>, starts: &[State], device: &Device) -> f64 {
     let returns = model.forward(tensor(starts, device), &mut Probe::clean());
     returns.mean().into_scalar().elem()
-}
-
-/// Balance a pole with a policy trained by forward passes only.
-#[derive(Parser, Debug)]
-#[command(name = "cartpole", version)]
-struct Args {
-    #[command(flatten)]
-    experiment: ExperimentArgs,
-    /// Methods: spaces of the noise (weights, lowrank:R), and openai-es.
-    #[arg(long, value_delimiter = ',', default_values = ["weights", "lowrank:1", "openai-es"])]
-    methods: Vec<Method>,
-    /// Episodes of a run at most [default: 20,000, with --full 100,000].
-    #[arg(long)]
-    episodes: Option<u64>,
-    /// Episodes of a batch.
-    #[arg(long, default_value_t = 2)]
-    batch_size: usize,
-    /// Queries of each.
-    #[arg(long, default_value_t = 16)]
-    queries: usize,
-    /// Smoothing scale: returns have steps.
-    #[arg(long, default_value_t = flops_core::losses::STEP_SIGMA)]
-    sigma: f64,
-    /// That of openai-es, which does best with less.
-    #[arg(long, default_value_t = 0.1)]
-    es_sigma: f64,
-    /// Adam's learning rate, of all methods.
-    #[arg(long, default_value_t = 0.1)]
-    lr: f64,
-}
-
-impl Args {
-    fn episodes(&self) -> u64 {
-        self.episodes.unwrap_or(if self.experiment.full { 100_000 } else { 20_000 })
-    }
-
-    fn config(&self, space: Space, seed: u64) -> Result<ForwardConfig> {
-        let budget = QueryBudget::new(self.queries, 1)?;
-        let config = ForwardConfig::new(budget).with_space(space).for_steps().with_sigma(self.sigma);
-        let config = config.with_sampling(Sampling::Antithetic).with_seed(seed);
-        Ok(config.with_threads(self.experiment.threads()?))
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!(!self.methods.is_empty(), "--methods: give at least one");
-        ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 episode");
-        ensure!(self.episodes() > 0, "--episodes 0: use at least 1");
-        ensure!(self.es_sigma > 0.0 && self.es_sigma.is_finite(), "--es-sigma {}: use a number above 0", self.es_sigma);
-        ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
-        Ok(self.config(Space::weights(), 0)?.validate()?)
-    }
 }
 
 /// Trains until the policy is solved or the episodes are spent, and calls `look` on the way.

@@ -8,7 +8,8 @@ use flops_core::random::keyed_rng;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::{Args, STEPS, State, starts, step};
+use crate::args::Args;
+use crate::pole::{STEPS, State, starts, step};
 
 const HIDDEN: usize = 16;
 /// A row for each hidden unit: 4 weights, a bias, and 2 weights to the actions; then the actions' biases.

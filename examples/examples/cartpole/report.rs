@@ -1,53 +1,15 @@
 //! What the program says of its runs: a table, a picture, and the files.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::Result;
-use flops_core::Space;
 use flops_examples::experiment::{Spread, print_table};
 use flops_examples::plot::{Panel, Series, panels};
 use flops_examples::run::artifacts::Artifacts;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Map, json};
 
-use super::Args;
-
-/// What trains a policy.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Method {
-    /// This library, with noise in a space.
-    Noise(Space),
-    /// The hand-written baseline.
-    OpenAiEs,
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Noise(space) => space.fmt(f),
-            Self::OpenAiEs => f.write_str("openai-es"),
-        }
-    }
-}
-
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        if name == "openai-es" {
-            return Ok(Self::OpenAiEs);
-        }
-        name.parse().map(Self::Noise).map_err(|error| format!("{error}, or openai-es"))
-    }
-}
-
-impl Serialize for Method {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
+use crate::args::{Args, Method};
 
 /// A look at a run: a row of `returns.csv`.
 #[derive(Clone, Debug, Serialize)]

@@ -174,7 +174,7 @@ fn imbalanced() {
         let error = crate::fail("imbalanced", dir.path(), &[flag, value]);
         assert!(error.contains(&format!("{flag} {value}")), "{error}");
     }
-    assert!(crate::fail("imbalanced", dir.path(), &["--sigma", "-1"]).contains("sigma"));
+    assert!(crate::fail("imbalanced", dir.path(), &["--sigma", "0"]).contains("sigma = 0"));
 }
 
 /// Every method once, and then again: finished runs are not repeated.

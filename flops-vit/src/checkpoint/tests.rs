@@ -322,7 +322,7 @@ fn quantized_models_are_saved_as_floats() {
     assert_eq!(values(&load::<Flex>(&path, &Default::default()).unwrap().model), values(&quantized));
     let scheme = config.scheme.with_store(QuantStore::Native);
     let mut mlp = model();
-    mlp.blocks[0].fc1.weight = mlp.blocks[0].fc1.weight.map(|weight| weight.quantize_dynamic(&scheme));
+    mlp.blocks[0].fc1.weight = mlp.blocks[0].fc1.weight.clone().map(|weight| weight.quantize_dynamic(&scheme));
     let error = pretrained_of(&mlp).save(&path).unwrap_err().to_string();
     assert!(error.contains("blocks.0.fc1.weight is quantized") && error.contains("dequantized()"), "{error}");
 }

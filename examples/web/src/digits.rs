@@ -110,7 +110,8 @@ mod tests {
         for digits in [&train, &test] {
             for label in 0..CLASSES {
                 let share = digits.iter().filter(|digit| digit.label == label).count() as f64 / digits.len() as f64;
-                assert!((0.07..0.13).contains(&share), "{share} of {label}");
+                // every fifth of the file does not have all classes alike
+                assert!((0.06..0.15).contains(&share), "{share} of {label}");
             }
             let mut pixels = digits.iter().flat_map(|digit| digit.pixels);
             assert!(pixels.all(|ink| (0.0..=1.0).contains(&ink)));

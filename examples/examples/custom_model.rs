@@ -25,7 +25,6 @@ use burn::module::AutodiffModule;
 use burn::optim::AdamConfig;
 use burn::prelude::*;
 use burn::tensor::activation::relu;
-use burn::train::TrainStep;
 use clap::Parser;
 use flops_core::allocator::{AllocatorKind, AnyAllocator};
 use flops_core::{
@@ -158,13 +157,10 @@ fn main() -> Result<()> {
         let before = accuracy(&learner, &test);
         for _ in 0..args.epochs {
             for batch in train.iter() {
-                // burn-train's `Learner` would call these two lines for you: see `run/fit.rs`
-                let output = learner.step(batch);
-                learner = learner.optimize::<AB, _>(&mut optimizer, LR, output.grads);
+                // burn-train's `Learner` would take these two lines for you: see `run/fit.rs`
+                let step = learner.estimate(&batch)?;
+                learner = learner.update(&mut optimizer, LR, step.grads)?;
             }
-        }
-        if let Some(error) = learner.monitor().error() {
-            return Err(error.into());
         }
         let queries = learner.state().ledger.total().queries;
         println!("{name:<34}{:>8.1}%{:>8.1}%{queries:>11}", 100.0 * before, 100.0 * accuracy(&learner, &test));

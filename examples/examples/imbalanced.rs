@@ -245,13 +245,10 @@ impl Trial<'_> {
             if step.is_multiple_of((steps / LOOKS).max(1)) {
                 self.look("macro-f1", passes, &learner.model);
             }
-            let output = learner.step(batch(&self.train, &self.device));
-            if let Some(error) = learner.monitor().error() {
-                return Err(error.into());
-            }
+            let estimated = learner.estimate(&batch(&self.train, &self.device))?;
             // falls to nothing, for what is left of the noise
             let lr = self.args.lr * (1.0 - step as f64 / steps as f64);
-            learner = learner.optimize::<AB, _>(&mut optimizer, lr, output.grads);
+            learner = learner.update(&mut optimizer, lr, estimated.grads)?;
             passes = learner.state().ledger.total().row_forwards;
         }
         self.look("macro-f1", passes, &learner.model);

@@ -27,7 +27,6 @@ use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::optim::AdamConfig;
 use burn::prelude::*;
-use burn::train::TrainStep;
 use flops_core::prelude::*;
 use flops_examples::backend::{self, AB, B, Device};
 use flops_examples::cli;
@@ -111,11 +110,8 @@ fn train(args: &Args, space: Space, seed: u64, look: &mut dyn FnMut(u64, &Policy
     for round in 0.. {
         let states = starts(seed, 1 + round, args.batch_size);
         let ids = (0..args.batch_size as u64).map(|i| round * args.batch_size as u64 + i).collect();
-        let output = learner.step(Batch { ids, input: tensor(&states, &device), target: () });
-        if let Some(error) = learner.monitor().error() {
-            return Err(error.into());
-        }
-        learner = learner.optimize::<AB, _>(&mut optimizer, args.lr, output.grads);
+        let step = learner.estimate(&Batch { ids, input: tensor(&states, &device), target: () })?;
+        learner = learner.update(&mut optimizer, args.lr, step.grads)?;
         let episodes = learner.state().ledger.total().row_forwards;
         if !look(episodes, &learner.model.valid()) || episodes >= args.episodes() {
             return Ok(());

@@ -14,7 +14,6 @@ use super::rounds::Rounds;
 use super::rows::check_failure;
 use super::rows::{self, check_probe, check_sites};
 use super::settings::Estimator;
-use super::space::Space;
 use crate::batch::{Batch, Rows};
 use crate::error::Error;
 use crate::executor::{ExecutorError, RoundPhase};
@@ -70,7 +69,6 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
     ) -> Result<(), Error> {
         let estimator = self.estimator;
         let (late, sites) = (estimator.is_single_site(), estimator.space.is_independent());
-        let by_layer = matches!(estimator.space, Space::LowRank { .. });
         let key = StepKey { seed: estimator.seed, step: self.step, ids: &self.batch.ids };
         let passes: Vec<(Range<usize>, Passes)> =
             leaves.iter().map(|&l| self.range(l)).map(|r| (r.clone(), (self.cut)(r))).collect();
@@ -91,7 +89,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanLeaves<'_, B, M> {
             let index = &rows[job];
             let mut probe = Probe::trace(self.trained.clone(), passes[leaf].prefix(pass), late)
                 .with_examples(key.examples(index))
-                .with_sites_by_layer(by_layer)
+                .with_sites_by_layer(estimator.space.is_by_layer())
                 .with_row_check(index.len(), sites);
             let output = model.forward(input.rows(index), &mut probe);
             check_probe(model, &mut probe, index.len())?;

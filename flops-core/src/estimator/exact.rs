@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::control_variate::Prediction;
 use crate::model::ForwardModel;
 use crate::noise::script::{for_all, mean};
-use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, Span};
+use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling, Span, source};
 use crate::probe::Probe;
 use crate::random::derive_seed;
 use crate::testing::pair::{Case, Pair, assert_close, case, pair};
@@ -146,19 +146,8 @@ fn noise_of_low_rank_on_an_output_is_its_own_score() {
     let clean = estimator.clean(&model, &batch, &trained).unwrap();
     let estimate = clean.estimate(&Allocation::of(&[1]), 3).unwrap();
     let mut noise = [0f32; 2];
-    NoiseSource {
-        law: NoiseLaw::Uniform,
-        sampling: Sampling::OneSided,
-        sigma: 0.5,
-        seed: derive_seed(&[7, id]),
-        step: 3,
-        sites: None,
-        spans: Default::default(),
-        spread: false,
-        shared: false,
-        on_device: false,
-    }
-    .draw(0, 0, 0, None, &mut noise);
+    let source = source(NoiseLaw::Uniform, Sampling::OneSided);
+    NoiseSource { sigma: 0.5, seed: derive_seed(&[7, id]), step: 3, ..source }.draw(0, 0, 0, None, &mut noise);
     let gradient = estimate.gradient(&model.table.weight).unwrap().into_data().to_vec::<f32>().unwrap();
     assert_eq!(gradient[..4], [0.0; 4], "other words");
     let (a, b) = (gradient[4] * noise[1], gradient[5] * noise[0]);

@@ -16,7 +16,6 @@ use burn::tensor::FloatDType;
 use super::clean::CleanPass;
 use super::rows::check_failure;
 use super::rows::{self, check_probe, check_sites};
-use super::space::Space;
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
@@ -60,7 +59,7 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         let index = rows_to_check(self.batch.ids.len(), self.largest_chunk());
         let (input, target) = (self.batch.input.rows(&index), self.batch.target.rows(&index));
         let examples = self.key().examples(&index);
-        let by_layer = matches!(self.estimator.space, Space::LowRank { .. });
+        let by_layer = self.estimator.space.is_by_layer();
         let (model, trained, rows) = (self.model, &trained, index.len());
         let check = SiteCheck { model, input, target, examples, trained, rows, by_layer };
         let (clean, kept) = check.keep()?;

@@ -108,6 +108,11 @@ impl Space {
         !matches!(self, Self::Weights { .. })
     }
 
+    /// Whether the calls of a layer in a pass share the noise of its weights, and are one site.
+    pub(crate) fn is_by_layer(self) -> bool {
+        matches!(self, Self::LowRank { .. })
+    }
+
     /// On how many layers the noise of a query falls, where the space has the choice.
     #[must_use]
     pub fn placement(self) -> Option<Placement> {

@@ -12,8 +12,8 @@ use crate::allocator::{Allocation, Allocator, AllocatorKind, AnyAllocator, Datum
 use crate::batch::{Batch, Rows};
 use crate::error::Error;
 use crate::model::ForwardModel;
-use crate::noise::forced;
 use crate::noise::{NoiseLaw, NoiseSource, Placement, Sampling};
+use crate::noise::{forced, source};
 use crate::parallel::balanced_chunk;
 use crate::probe::Probe;
 use crate::testing::{AB, B, Zoo, ZooBatch, flat, plain, true_gradient, zoo, zoo_batch};
@@ -204,18 +204,8 @@ fn cost_weighted_queries_meet_the_budget_in_passes() {
     let (mut cost, queries) = (0.0, 24);
     let mut counts = vec![0usize; 6];
     for step in 0..300 {
-        let noise = NoiseSource {
-            shared: false,
-            law: NoiseLaw::Rademacher,
-            sampling: Sampling::OneSided,
-            sigma: 1.0,
-            seed: 1,
-            step,
-            sites: Some(sites.clone()),
-            spans: Default::default(),
-            spread: true,
-            on_device: false,
-        };
+        let source = source(NoiseLaw::Rademacher, Sampling::OneSided);
+        let noise = NoiseSource { seed: 1, step, sites: Some(sites.clone()), spread: true, ..source };
         for position in 0..12 {
             let mut own = vec![0usize; 6];
             for q in 0..queries {

@@ -211,7 +211,10 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
     type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, WeightNoise<B>);
     let work = |(model, input, target, prefixes, of): &Context<M::Input, M::Target, M, B>, group: usize| {
         let (mut drawn, mut values) = (Drawn::default(), vec![]);
-        for (query, parts) in groups[group] {
+        for (index, (query, parts)) in groups[group].iter().enumerate() {
+            if index > 0 {
+                drawn.negate();
+            }
             let (key, query) = ([RowKey { position: SHARED, query: *query }], *query);
             let device = of.device.as_ref().filter(|_| noise.on_device);
             let numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
@@ -228,7 +231,6 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
                 }
                 values.push((*index, of_part));
             }
-            drawn.negate();
         }
         Ok(values)
     };
@@ -314,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::estimator::{Estimator, Space, Subspace};
-    use crate::noise::{NoiseLaw, Sampling};
+    use crate::noise::{NoiseLaw, Sampling, source};
     use crate::testing::pair::{case, pair};
     use crate::testing::weights;
 
@@ -329,18 +331,7 @@ mod tests {
                 let space = Space::weights().with_subspace(subspace).unwrap();
                 let estimator = Estimator { noise: law, sigma: 0.3, seed: 5, ..Estimator::new(space) };
                 let of = WeightNoise::of(&case.model, &case.trained, (&estimator, subspace), 4, false);
-                let noise = NoiseSource {
-                    law,
-                    sampling: Sampling::Antithetic,
-                    sigma: 0.3,
-                    seed: 5,
-                    step: 4,
-                    sites: None,
-                    spans: [].into(),
-                    spread: false,
-                    shared: false,
-                    on_device: false,
-                };
+                let noise = NoiseSource { sigma: 0.3, ..source(law, Sampling::Antithetic) };
                 let perturbed = |query, pair: Option<&mut Drawn>| {
                     let mut perturb = Perturb { noise: &noise, query, of: &of, site: 0, numbers: None, pair };
                     weights(&case.model.clone().map(&mut perturb))

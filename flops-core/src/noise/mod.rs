@@ -34,5 +34,7 @@ pub(crate) use device::{DeviceNoise, makes_noise};
 pub use law::NoiseLaw;
 pub use placement::Placement;
 pub use sampling::Sampling;
+#[cfg(test)]
+pub(crate) use source::tests::source;
 pub(crate) use source::{Fall, NoiseSource, RowKey, SHARED};
 pub(crate) use span::Span;

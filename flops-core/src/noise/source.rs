@@ -282,10 +282,11 @@ impl NoiseSource {
 }
 
 #[cfg(test)]
-pub(in crate::noise) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in crate::noise) fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
+    /// A source without sites and spans.
+    pub(crate) fn source(law: NoiseLaw, sampling: Sampling) -> NoiseSource {
         NoiseSource {
             law,
             sampling,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::module::{ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_store::{HalfPrecisionAdapter, IdentityAdapter, ModuleAdapter, ModuleSnapshot, SafetensorsStore};
@@ -107,32 +106,13 @@ fn to_bytes<B: Backend>(pretrained: &Pretrained<B>, half: Option<HalfPrecisionAd
 
 /// Checks that no parameter is a quantized tensor of Burn: these files hold floats.
 fn check_floats<B: Backend>(model: &ViT<B>) -> Result<(), String> {
-    #[derive(Default)]
-    struct Find {
-        path: Vec<String>,
-        quantized: Option<String>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Find {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
-        }
-
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if matches!(param.val().dtype(), DType::QFloat(_)) {
-                self.quantized.get_or_insert_with(|| self.path.join("."));
-            }
-        }
-    }
-    let mut find = Find::default();
-    model.visit(&mut find);
-    find.quantized.map_or(Ok(()), |path| {
+    let tensors = model.collect(None, None, false);
+    let quantized = tensors.iter().find(|tensor| matches!(tensor.dtype, DType::QFloat(_)));
+    quantized.map_or(Ok(()), |tensor| {
         Err(format!(
-            "{path} is quantized, and this file holds floats; save flops_core::quantize::Quantized::dequantized(), or \
-             a record of the quantized model with a recorder of Burn"
+            "{} is quantized, and this file holds floats; save flops_core::quantize::Quantized::dequantized(), or \
+             a record of the quantized model with a recorder of Burn",
+            tensor.full_path()
         ))
     })
 }

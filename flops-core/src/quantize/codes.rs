@@ -102,6 +102,12 @@ impl Codes {
         self.shape.iter().product()
     }
 
+    /// Whether all integers of a block are 0: values so small that they have no scale.
+    pub fn has_zero_block(&self) -> bool {
+        let codes = self.codes();
+        codes.chunks(self.grid.values_of_a_scale(codes.len())).any(|block| block.iter().all(|&code| code == 0))
+    }
+
     /// Number of scales.
     pub fn num_scales(&self) -> usize {
         self.scales.len()

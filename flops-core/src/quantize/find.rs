@@ -77,6 +77,7 @@ impl<B: Backend> ModuleVisitor<B> for Find<'_, B> {
             let values: Vec<f32> = value.into_data().iter::<f32>().collect();
             if values.iter().all(|value| value.is_finite()) {
                 match Codes::quantize(&values, &shape, (self.config.scheme, dtype)) {
+                    Ok(codes) if trained && codes.has_zero_block() => kept = Some(Kept::Zeros),
                     Ok(codes) => {
                         let scales = trained && self.config.trained == TrainedWeights::Scales;
                         self.weights.push(Weight {

@@ -26,6 +26,9 @@ pub enum Kept {
     Vector,
     /// The blocks of the scheme do not divide its last axis.
     Indivisible,
+    /// It is trained, and all values of a block are zero, as in the second matrix of a new LoRA. Such a
+    /// block has no grid that an update could move on.
+    Zeros,
     /// Its values are not finite.
     NotFinite,
     /// It has been quantized before.
@@ -38,6 +41,7 @@ impl fmt::Display for Kept {
             Self::Trained => "trained",
             Self::Vector => "no matrix",
             Self::Indivisible => "last axis not divisible by the block",
+            Self::Zeros => "trained, and a block of zeros has no grid",
             Self::NotFinite => "values not finite",
             Self::Quantized => "quantized before",
         })
@@ -69,7 +73,7 @@ impl fmt::Display for QuantizeReport {
     /// `20 parameters quantized; floats: 14 (trained), 30 (no matrix)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} parameters quantized", self.quantized().count())?;
-        let reasons = [Kept::Trained, Kept::Vector, Kept::Indivisible, Kept::NotFinite, Kept::Quantized];
+        let reasons = [Kept::Trained, Kept::Vector, Kept::Indivisible, Kept::Zeros, Kept::NotFinite, Kept::Quantized];
         let counts = reasons.map(|why| (self.kept(why).count(), why)).into_iter().filter(|(count, _)| *count > 0);
         let counts: Vec<String> = counts.map(|(count, why)| format!("{count} ({why})")).collect();
         if counts.is_empty() { Ok(()) } else { write!(f, "; floats: {}", counts.join(", ")) }

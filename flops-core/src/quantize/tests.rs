@@ -295,6 +295,24 @@ fn nothing_trained_is_lost_and_every_float_has_a_reason() {
     let table = Embedding { weight: net(1).table.weight.map(|w| w * f32::NAN) };
     let broken = quantize_frozen(Net { table, ..net(1) }, WeightScheme::Int8).unwrap();
     assert_eq!(broken.report().kept(Kept::NotFinite).count(), 1);
+    // a trained block of zeros would never leave zero; a frozen one is what it is
+    let without_first_row = |weight: Tensor<AB, 2>| {
+        let weight = weight.detach();
+        let zeros = weight.clone().slice([0..1, 0..32]).zeros_like();
+        weight.slice_assign([0..1, 0..32], zeros).require_grad()
+    };
+    let zeros = || {
+        let with = |linear: Linear<AB>| Linear { weight: linear.weight.map(without_first_row), ..linear };
+        let head = with(net(1).head);
+        assert!(head.weight.is_require_grad());
+        Net { head, ..net(1) }
+    };
+    for trained in [TrainedWeights::Grid, TrainedWeights::Scales] {
+        let model = config(trained).quantize(zeros()).unwrap();
+        let kept: Vec<_> = model.report().kept(Kept::Zeros).map(|p| p.path.as_str()).collect();
+        assert_eq!((kept, names(&model)), (vec!["head.weight"], before.clone()), "{trained}");
+    }
+    assert_eq!(quantize_frozen(zeros().no_grad(), WeightScheme::Int4).unwrap().report().kept(Kept::Zeros).count(), 0);
     let error = quantize_frozen(net(1).out.no_grad(), WeightScheme::Int8).unwrap_err().to_string();
     assert!(error.contains("1 (last axis not divisible by the block)") && error.contains("int8-tensor"), "{error}");
 }

@@ -297,9 +297,9 @@ fn nothing_trained_is_lost_and_every_float_has_a_reason() {
     assert_eq!(broken.report().kept(Kept::NotFinite).count(), 1);
     // a trained block of zeros would never leave zero; a frozen one is what it is
     let without_first_row = |weight: Tensor<AB, 2>| {
-        let weight = weight.detach();
+        let weight = weight.inner();
         let zeros = weight.clone().slice([0..1, 0..32]).zeros_like();
-        weight.slice_assign([0..1, 0..32], zeros).require_grad()
+        Tensor::from_inner(weight.slice_assign([0..1, 0..32], zeros)).require_grad()
     };
     let zeros = || {
         let with = |linear: Linear<AB>| Linear { weight: linear.weight.map(without_first_row), ..linear };

@@ -1,6 +1,7 @@
 //! How a program starts and fails: one line on standard error and exit code 1, never the text of a
 //! panic.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -10,7 +11,7 @@ use crate::output;
 
 /// Parses the command line and runs `main`.
 pub fn run<A: Parser>(main: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    let outcome = match A::try_parse() {
+    let outcome = match parse(std::env::args_os()) {
         Ok(args) => main(args).map_err(|error| format!("{error:#}")),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
         Err(error) => Err(usage(&error.to_string())),
@@ -23,6 +24,12 @@ pub fn run<A: Parser>(main: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
         }
     };
     output::exit_code(code).into()
+}
+
+/// Parses a command line, in which `-1` is a number. The program then says what is wrong with it.
+fn parse<A: Parser>(line: impl IntoIterator<Item = OsString>) -> Result<A, clap::Error> {
+    let matches = A::command().allow_negative_numbers(true).try_get_matches_from(line)?;
+    A::from_arg_matches(&matches)
 }
 
 /// Returns clap's message without its hints on usage and help.
@@ -46,9 +53,11 @@ mod tests {
             #[arg(long)]
             number: usize,
         }
-        let message = Args::try_parse_from(["x", "--number", "many"]).unwrap_err().to_string();
-        let line = one_line(&usage(&message));
-        assert!(line.starts_with("invalid value 'many' for '--number <NUMBER>'"), "{line}");
-        assert!(!line.contains("--help"), "{line}");
+        for number in ["many", "-1"] {
+            let error = parse::<Args>(["x", "--number", number].map(Into::into)).unwrap_err();
+            let line = one_line(&usage(&error.to_string()));
+            assert!(line.starts_with(&format!("invalid value '{number}' for '--number <NUMBER>'")), "{line}");
+            assert!(!line.contains("--help"), "{line}");
+        }
     }
 }

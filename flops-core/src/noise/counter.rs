@@ -7,10 +7,8 @@
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType, TensorData};
 
+use super::hash::INDEX_FACTOR;
 use super::law::NoiseLaw;
-
-/// Factor of the index, 2³²/golden ratio: it spreads the indices of a stream over all 32 bits.
-pub(super) const INDEX_FACTOR: u32 = 0x9e37_79b9;
 
 /// Values that one operation handles at most, unless a single site of all rows needs more.
 ///
@@ -162,13 +160,8 @@ impl<B: Backend> HashedNoise<B> {
     }
 }
 
-/// Hashes `x` with three rounds x ← x(2x + 1) modulo 2³².
-///
-/// The round is the quadratic permutation of the RC6 cipher (Rivest et al. 1998). It is the
-/// non-linear part of a hash that does without exclusive or. Between rounds, the upper half of the
-/// bits is added to the lower half: a product carries every bit into those above it. After the
-/// first round, `add_id` adds the second word of the stream's id. The top bits of the result mix
-/// best.
+/// Hashes `x` as [`hash_of`](super::hash::hash_of) does. After the first round, `add_id` adds the
+/// second word of the stream's id.
 fn hash<B: Backend>(
     x: Tensor<B, 2, Int>,
     add_id: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 2, Int>,
@@ -209,22 +202,9 @@ impl NoiseLaw {
 }
 
 #[cfg(test)]
-pub(in crate::noise) mod tests {
-    use super::*;
+mod tests {
+    use super::super::hash::{halves, hash_of};
     use crate::random::derive_seed;
-
-    /// Splits a stream id into its two words.
-    pub(in crate::noise) fn halves(id: u64) -> [u32; 2] {
-        [id as u32, (id >> 32) as u32]
-    }
-
-    /// The hash in native arithmetic.
-    pub(in crate::noise) fn hash_of(i: u32, [low, high]: [u32; 2]) -> u32 {
-        let round = |x: u32| x.wrapping_mul(x.wrapping_mul(2).wrapping_add(1));
-        let fold = |x: u32| x.wrapping_add(x >> 16);
-        let x = round(i.wrapping_mul(INDEX_FACTOR).wrapping_add(low));
-        round(fold(round(fold(x).wrapping_add(high))))
-    }
 
     /// Checks means over n = 2²⁰ signs of each of 30 streams.
     ///

@@ -227,7 +227,7 @@ impl<K: FusionBackend + Kernels> Kernels for Fusion<K> {
 mod cube {
     use burn_cubecl::cubecl::{self, prelude::*};
 
-    use crate::noise::counter::INDEX_FACTOR;
+    use crate::noise::hash::INDEX_FACTOR;
     use crate::noise::law::NoiseLaw;
 
     #[cube(launch, address_type = "dynamic")]

@@ -288,7 +288,7 @@ pub(crate) mod forced {
 mod tests {
     use super::*;
     use crate::noise::counter::AT_ONCE;
-    use crate::noise::counter::tests::{halves, hash_of};
+    use crate::noise::hash::{halves, hash_of};
     use crate::noise::source::tests::{obey, rows, source};
     use crate::noise::{SHARED, Sampling};
     use crate::probe::QueryRows;

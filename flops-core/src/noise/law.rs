@@ -1,10 +1,10 @@
 //! Noise laws, their scores, and how values are drawn on the host.
 
-use rand::{Rng, RngExt, SeedableRng};
-use rand_distr::StandardNormal;
+use rand::Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
 
+use super::stream::Generator;
 use crate::names::named_enum;
 use crate::ops;
 
@@ -63,18 +63,16 @@ impl NoiseLaw {
     ///
     /// The estimators draw a row of noise on the host in the same way.
     pub fn sample(self, seed: u64, out: &mut [f32]) {
-        self.fill(&mut Xoshiro256PlusPlus::seed_from_u64(seed), 1.0, out);
+        self.fill(&mut Generator::new(seed), 1.0, out);
     }
 
     /// Fills `out` with `scale`·ε.
-    pub(super) fn fill(self, rng: &mut Xoshiro256PlusPlus, scale: f32, out: &mut [f32]) {
+    pub(super) fn fill(self, Generator { rng, gaussian }: &mut Generator, scale: f32, out: &mut [f32]) {
         match self {
-            Self::Gaussian => {
-                for v in out {
-                    let e: f32 = rng.sample(StandardNormal);
-                    *v = scale * e;
-                }
-            }
+            Self::Gaussian => ops::vectorised(
+                #[inline(always)]
+                || gaussian.for_each(out, |v, e| *v = scale * e),
+            ),
             Self::Laplace => {
                 // |ε| = −b·ln(1 − u), u uniform on [0, 1); the sign is a separate bit
                 let b = scale * std::f32::consts::FRAC_1_SQRT_2;
@@ -98,14 +96,12 @@ impl NoiseLaw {
     }
 
     /// Adds `weight`·s(ε) to `out`, for the ε that [`fill`](Self::fill) draws from the same stream.
-    pub(super) fn add_score(self, rng: &mut Xoshiro256PlusPlus, weight: f32, out: &mut [f32]) {
+    pub(super) fn add_score(self, Generator { rng, gaussian }: &mut Generator, weight: f32, out: &mut [f32]) {
         match self {
-            Self::Gaussian => {
-                for v in out {
-                    let e: f32 = rng.sample(StandardNormal);
-                    *v += weight * e;
-                }
-            }
+            Self::Gaussian => ops::vectorised(
+                #[inline(always)]
+                || gaussian.for_each(out, |v, e| *v += weight * e),
+            ),
             Self::Laplace => {
                 let s = weight * std::f32::consts::SQRT_2;
                 for v in out {

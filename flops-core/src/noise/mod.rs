@@ -7,6 +7,7 @@
 //! | `source`, `stream` | the keyed stream of every row |
 //! | `basis` | bases of the subspaces that weight noise lies in |
 //! | `span` | noise that is confined to a few directions of a site |
+//! | `gaussian`, `hash` | Gaussian values on the host, from hashes of a counter |
 //! | `device` | noise generated on a GPU, by one of the two below |
 //! | `counter` | hashes in Burn's operations, for any backend |
 //! | `cubecl` | the same values in one kernel (features `cuda`, `wgpu`) |
@@ -16,8 +17,10 @@ mod counter;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cubecl;
 mod device;
+mod gaussian;
 #[cfg(test)]
 mod golden;
+mod hash;
 mod law;
 mod placement;
 mod sampling;

@@ -3,13 +3,26 @@
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 
+use super::gaussian::Gaussian;
 use super::law::NoiseLaw;
 #[cfg(test)]
 use super::script;
 
-/// The values of one row at one site, in order, from a generator of their own.
+/// What the laws draw from: words, and Gaussian values.
+pub(super) struct Generator {
+    pub rng: Xoshiro256PlusPlus,
+    pub gaussian: Gaussian,
+}
+
+impl Generator {
+    pub fn new(seed: u64) -> Self {
+        Self { rng: Xoshiro256PlusPlus::seed_from_u64(seed), gaussian: Gaussian::new(seed) }
+    }
+}
+
+/// The values of one row at one site, in order, from generators of their own.
 pub(super) struct Stream {
-    rng: Xoshiro256PlusPlus,
+    generator: Generator,
     /// What names the stream, and the values already drawn.
     #[cfg(test)]
     drawn: (u64, u64),
@@ -18,7 +31,7 @@ pub(super) struct Stream {
 impl Stream {
     pub fn new(seed: u64) -> Self {
         Self {
-            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            generator: Generator::new(seed),
             #[cfg(test)]
             drawn: (seed, 0),
         }
@@ -31,7 +44,7 @@ impl Stream {
             out.iter_mut().for_each(|v| *v = scale * script::sign(law, &mut self.drawn));
             return;
         }
-        law.fill(&mut self.rng, scale, out);
+        law.fill(&mut self.generator, scale, out);
     }
 
     /// Adds `weight`·s(ε) of the next values to `out`.
@@ -41,6 +54,6 @@ impl Stream {
             out.iter_mut().for_each(|v| *v += weight * script::sign(law, &mut self.drawn));
             return;
         }
-        law.add_score(&mut self.rng, weight, out);
+        law.add_score(&mut self.generator, weight, out);
     }
 }

@@ -93,6 +93,7 @@ pub mod estimator;
 pub mod inference;
 pub mod ledger;
 mod linalg;
+pub mod lora;
 pub mod losses;
 pub mod model;
 mod names;

@@ -7,7 +7,7 @@ use flops_core::ops::attention;
 
 use crate::config::{Activation, ViTConfig};
 use crate::layers::linear;
-use crate::lora::adapter::{Lora, adapted};
+use crate::lora::Lora;
 
 /// Multi-head self-attention with separate query, key and value layers.
 #[derive(Module, Debug)]
@@ -96,9 +96,9 @@ impl<B: Backend> Block<B> {
     /// - x: `[rows, tokens, embed_dim]`, and so the result
     pub fn forward(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let h = probe.layer_norm(&self.norm1, x.clone());
-        let q = adapted(&self.attn.query, &self.attn.query_lora, h.clone(), probe);
+        let q = probe.linear_with_lora(&self.attn.query, self.attn.query_lora.as_ref(), h.clone());
         let k = probe.linear(&self.attn.key, h.clone());
-        let v = adapted(&self.attn.value, &self.attn.value_lora, h, probe);
+        let v = probe.linear_with_lora(&self.attn.value, self.attn.value_lora.as_ref(), h);
         let a = self.attn.attend(q, k, v, probe);
         let (x, h) = self.project((x, a), probe);
         let h = self.activation.forward(probe.linear(&self.fc1, h));
@@ -112,7 +112,7 @@ impl<B: Backend> Block<B> {
     pub(crate) fn keys_values(&self, x: Tensor<B, 3>, seen: usize, probe: &mut Probe<B>) -> ClassTokenState<B> {
         let h = probe.layer_norm(&self.norm1, x.clone());
         let k = probe.linear(&self.attn.key, h.clone());
-        let v = adapted(&self.attn.value, &self.attn.value_lora, h.clone(), probe);
+        let v = probe.linear_with_lora(&self.attn.value, self.attn.value_lora.as_ref(), h.clone());
         (x.narrow(1, 0, seen), h.narrow(1, 0, seen), k, v)
     }
 
@@ -124,7 +124,7 @@ impl<B: Backend> Block<B> {
     /// - returns: `[rows, seen, embed_dim]`
     pub(crate) fn class_token(&self, state: ClassTokenState<B>, probe: &mut Probe<B>) -> Tensor<B, 3> {
         let state = probe.stage(state, |(x, h, k, v), probe| {
-            let q = adapted(&self.attn.query, &self.attn.query_lora, h, probe);
+            let q = probe.linear_with_lora(&self.attn.query, self.attn.query_lora.as_ref(), h);
             (x, self.attn.attend(q, k, v, probe))
         });
         let state = probe.stage(state, |state, probe| self.project(state, probe));

@@ -11,7 +11,6 @@ use flops_core::{Probe, site};
 
 use crate::block::{Attention, Block};
 use crate::config::{Activation, Pool};
-use crate::lora::adapter::adapted;
 use crate::model::ViT;
 
 /// Images to tokens with positions.
@@ -47,8 +46,8 @@ impl<B: Backend> AttentionBranch<B> {
         let probe = &mut Probe::clean();
         let h = probe.layer_norm(&self.norm, x);
         let k = probe.linear(&self.attn.key, h.clone());
-        let v = adapted(&self.attn.value, &self.attn.value_lora, h.clone(), probe);
-        let q = adapted(&self.attn.query, &self.attn.query_lora, h.narrow(1, 0, seen), probe);
+        let v = probe.linear_with_lora(&self.attn.value, self.attn.value_lora.as_ref(), h.clone());
+        let q = probe.linear_with_lora(&self.attn.query, self.attn.query_lora.as_ref(), h.narrow(1, 0, seen));
         let a = self.attn.attend(q, k, v, probe);
         probe.linear(&self.attn.proj, a)
     }

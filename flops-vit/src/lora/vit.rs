@@ -4,7 +4,7 @@ use burn::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::adapter::Lora;
+use super::Lora;
 use crate::block::{Attention, Block};
 use crate::error::VitError;
 use crate::model::ViT;
@@ -56,13 +56,13 @@ impl<B: Backend> ViT<B> {
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..12].copy_from_slice(b"lora");
         let mut rng = StdRng::from_seed(key);
-        Ok(self.with_adapters(|| Lora::new(d, rank, &mut rng, &device)))
+        Ok(self.with_adapters(|| Lora::new([d; 2], rank, &mut rng, &device)))
     }
 
     /// Puts adapters with lazy parameters on every block, to be filled from a file.
     pub(crate) fn with_lazy_lora(self, rank: usize) -> Result<Self, VitError> {
         let (d, device) = (self.check_rank(rank)?, self.head.weight.device());
-        Ok(self.with_adapters(|| Lora::lazy(d, rank, &device)))
+        Ok(self.with_adapters(|| Lora::lazy([d; 2], rank, &device)))
     }
 
     fn with_adapters(mut self, mut lora: impl FnMut() -> Lora<B>) -> Self {

@@ -151,19 +151,12 @@ pub struct TextEncoder<B: Backend> {
 }
 
 impl<B: Backend> TextEncoder<B> {
-    /// The small BERT shipped with this crate. Its embeddings have length 1. Its vocabulary is the
-    /// words of [`scenes`](crate::data::scenes).
-    ///
-    /// It was pretrained on paraphrases of their captions with `examples/text_pretrain.rs`.
+    /// The small BERT shipped with this crate, see [`bert::shipped`]. Its embeddings have length 1.
     ///
     /// # Errors
     /// If the files in the crate are damaged.
     pub fn shipped(device: &B::Device) -> Result<Self, MultimodalError> {
-        let config = include_bytes!("../weights/scenes_text/config.json");
-        let weights = include_bytes!("../weights/scenes_text/model.safetensors");
-        let tokenizer = include_bytes!("../weights/scenes_text/tokenizer.json");
-        let opened = bert::from_bytes(config, weights, Some(tokenizer), device)?;
-        Self::from_bert(bert::Opened { head: SentenceHead::mean_normalised(), ..opened })
+        Self::from_bert(bert::shipped(device)?)
     }
 
     /// Loads a folder of a BERT sentence encoder such as all-MiniLM-L6-v2, or of `CLIPModel`, with

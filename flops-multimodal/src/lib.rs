@@ -16,6 +16,9 @@
 //!   image-text pairs.
 //! - [`retrieval`]: recall, and zero-shot classification by captions.
 //!
+//! Texts:
+//! - [`text_classifier`]: a sentence encoder with a head, fine-tuned as a whole or by adapters.
+//!
 //! Black boxes:
 //! - [`blackbox`]: a model that only answers queries, in this process or over HTTP, with a cap on
 //!   its queries and a journal of its answers.
@@ -35,6 +38,7 @@ pub mod encoders;
 pub mod error;
 pub mod prompt;
 pub mod retrieval;
+pub mod text_classifier;
 pub mod tokenizer;
 pub mod towers;
 
@@ -46,5 +50,6 @@ pub use encoders::{ImageEncoder, TextEncoder};
 pub use error::MultimodalError;
 pub use prompt::{TextPrompt, VisualPrompt};
 pub use retrieval::{Recall, class_embeddings, zero_shot_accuracy};
+pub use text_classifier::{TextBatch, TextClassifier, TextItem};
 pub use tokenizer::{TextTokenizer, Tokens};
 pub use towers::{Bert, BertConfig, Clip, ClipConfig};

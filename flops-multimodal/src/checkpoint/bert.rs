@@ -193,6 +193,21 @@ pub fn open<B: Backend>(source: &Source, device: &B::Device) -> Result<Opened<B>
     Ok(Opened { model, config, tokenizer, head, max_length, notes: folder.notes })
 }
 
+/// The small BERT shipped with this crate: width 64, two layers. Its vocabulary is the words of
+/// [`scenes`](crate::data::scenes), and its head the mean of the tokens, normalised to length 1.
+///
+/// It was pretrained on paraphrases of their captions with `examples/text_pretrain.rs`.
+///
+/// # Errors
+/// If the files in the crate are damaged.
+pub fn shipped<B: Backend>(device: &B::Device) -> Result<Opened<B>, MultimodalError> {
+    let config = include_bytes!("../../weights/scenes_text/config.json");
+    let weights = include_bytes!("../../weights/scenes_text/model.safetensors");
+    let tokenizer = include_bytes!("../../weights/scenes_text/tokenizer.json");
+    let opened = from_bytes(config, weights, Some(tokenizer), device)?;
+    Ok(Opened { head: SentenceHead::mean_normalised(), ..opened })
+}
+
 /// Loads a BERT encoder from the contents of `config.json`, `model.safetensors` and, if given,
 /// `tokenizer.json`. Its head is that of a folder without further files: the mean of the tokens.
 ///
@@ -244,7 +259,8 @@ fn fill_model<B: Backend>(
 /// atomically.
 ///
 /// # Errors
-/// [`MultimodalError::Save`] if the configuration does not match the model, a weight is not finite
+/// [`MultimodalError::Save`] if the model has [adapters](Bert::with_lora) that are not
+/// [merged](Bert::merged), the configuration does not match the model, a weight is not finite
 /// or too large for f16, or the folder cannot be created. [`MultimodalError::Write`] if a file
 /// cannot be written.
 pub fn save<B: Backend>(
@@ -256,6 +272,9 @@ pub fn save<B: Backend>(
 ) -> Result<(), MultimodalError> {
     let failed = |why: String| MultimodalError::Save { path: dir.to_path_buf(), why };
     config.validate()?;
+    if model.has_adapters() {
+        return Err(failed("the model has adapters, which the format has no place for; merge them first".into()));
+    }
     if let Some(why) = mismatch(model, config) {
         return Err(failed(format!("the configuration does not match the model: {why}")));
     }

@@ -180,15 +180,23 @@ impl<B: Backend> Bert<B> {
         probe: &mut Probe<B>,
     ) -> Tensor<B, 3> {
         let bias = attention_bias(mask.clone(), false);
-        // the words are alike, the [CLS] token is not
-        let alike = |probe: &mut Probe<B>| {
+        Self::over_tokens(&mask, probe, |probe| {
             let mut x = self.embed_text(embeddings, probe);
             for layer in &self.layers {
                 x = layer.forward(x, Some(&bias), probe);
             }
             x
-        };
-        probe.masked(mask, |probe| probe.alike(1, alike))
+        })
+    }
+
+    /// Runs a part of the encoder. Noise stays off padding. The words are alike, the `[CLS]` token is
+    /// not.
+    pub(crate) fn over_tokens<T>(
+        mask: &Tensor<B, 2, Int>,
+        probe: &mut Probe<B>,
+        run: impl FnOnce(&mut Probe<B>) -> T,
+    ) -> T {
+        probe.masked(mask.clone(), |probe| probe.alike(1, run))
     }
 
     /// The last hidden states of texts given as token ids.
@@ -197,7 +205,7 @@ impl<B: Backend> Bert<B> {
     /// - ids and mask: `[rows, tokens]`, at most `context_length` tokens
     /// - returns: `[rows, tokens, embed_dim]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        let embeddings = probe.masked(mask.clone(), |probe| probe.alike(1, |probe| self.token_embeddings(ids, probe)));
+        let embeddings = Self::over_tokens(&mask, probe, |probe| self.token_embeddings(ids, probe));
         self.forward_embedded(embeddings, mask, probe)
     }
 

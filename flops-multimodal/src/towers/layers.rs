@@ -3,6 +3,7 @@
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
+use flops_core::lora::Lora;
 use flops_core::ops::{attention, gelu};
 use flops_core::{Probe, site};
 use flops_vit::Sites;
@@ -83,10 +84,14 @@ pub(crate) struct LayerSizes {
 pub struct EncoderLayer<B: Backend> {
     /// Queries, `[embed_dim, embed_dim]`.
     pub query: Linear<B>,
+    /// The adapter of the queries.
+    pub query_lora: Option<Lora<B>>,
     /// Keys, `[embed_dim, embed_dim]`.
     pub key: Linear<B>,
     /// Values, `[embed_dim, embed_dim]`.
     pub value: Linear<B>,
+    /// The adapter of the values.
+    pub value_lora: Option<Lora<B>>,
     /// Output projection of the attention, `[embed_dim, embed_dim]`.
     pub proj: Linear<B>,
     /// Normalisation of the attention.
@@ -116,8 +121,10 @@ impl<B: Backend> EncoderLayer<B> {
         let square = || linear(d, d, true, device);
         Self {
             query: square(),
+            query_lora: None,
             key: square(),
             value: square(),
+            value_lora: None,
             proj: square(),
             norm1: norm(d, sizes.layer_norm_eps, device),
             fc1: linear(d, hidden, true, device),
@@ -168,7 +175,8 @@ impl<B: Backend> EncoderLayer<B> {
     }
 
     fn attend(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>, probe: &mut Probe<B>) -> Tensor<B, 3> {
-        attend([&self.query, &self.key, &self.value, &self.proj], self.num_heads, x, bias, probe)
+        let adapters = [self.query_lora.as_ref(), self.value_lora.as_ref()];
+        attend([&self.query, &self.key, &self.value, &self.proj], adapters, self.num_heads, (x, bias), probe)
     }
 
     fn mlp(&self, x: Tensor<B, 3>, probe: &mut Probe<B>) -> Tensor<B, 3> {
@@ -186,8 +194,10 @@ struct AttentionBranch<B: Backend> {
     /// The norm in front; `None` where the layer normalises afterwards.
     norm: Option<LayerNorm<B>>,
     query: Linear<B>,
+    query_lora: Option<Lora<B>>,
     key: Linear<B>,
     value: Linear<B>,
+    value_lora: Option<Lora<B>>,
     proj: Linear<B>,
     num_heads: usize,
 }
@@ -197,8 +207,10 @@ impl<B: Backend> AttentionBranch<B> {
         Self {
             norm,
             query: layer.query.clone(),
+            query_lora: layer.query_lora.clone(),
             key: layer.key.clone(),
             value: layer.value.clone(),
+            value_lora: layer.value_lora.clone(),
             proj: layer.proj.clone(),
             num_heads: layer.num_heads,
         }
@@ -215,7 +227,8 @@ impl<B: Backend> AttentionBranch<B> {
             Some(norm) => probe.layer_norm(norm, x),
             None => x,
         };
-        attend([&self.query, &self.key, &self.value, &self.proj], self.num_heads, x, bias.as_ref(), probe)
+        let adapters = [self.query_lora.as_ref(), self.value_lora.as_ref()];
+        attend([&self.query, &self.key, &self.value, &self.proj], adapters, self.num_heads, (x, bias.as_ref()), probe)
     }
 }
 
@@ -251,17 +264,18 @@ impl<B: Backend> MlpBranch<B> {
     }
 }
 
-/// Self-attention by the layers of queries, keys, values and outputs.
+/// Self-attention by the layers of queries, keys, values and outputs, and the adapters of queries and
+/// values.
 fn attend<B: Backend>(
     [query, key, value, proj]: [&Linear<B>; 4],
+    [query_lora, value_lora]: [Option<&Lora<B>>; 2],
     num_heads: usize,
-    x: Tensor<B, 3>,
-    bias: Option<&Tensor<B, 4>>,
+    (x, bias): (Tensor<B, 3>, Option<&Tensor<B, 4>>),
     probe: &mut Probe<B>,
 ) -> Tensor<B, 3> {
-    let q = probe.linear(query, x.clone());
+    let q = probe.linear_with_lora(query, query_lora, x.clone());
     let k = probe.linear(key, x.clone());
-    let v = probe.linear(value, x);
+    let v = probe.linear_with_lora(value, value_lora, x);
     let (k, v, bias) = match bias {
         Some(bias) => {
             let [rows, _, tokens, context] = bias.dims();

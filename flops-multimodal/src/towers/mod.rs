@@ -16,6 +16,8 @@
 //! [`with_sites`](Bert::with_sites) chooses where noise falls: on every layer, or on what each
 //! residual branch adds to the stream.
 //!
+//! [`with_lora`](Bert::with_lora) puts low-rank adapters on the queries and values of a [`Bert`].
+//!
 //! Texts may also be token embeddings ([`Bert::forward_embedded`],
 //! [`TextTower::forward_embedded`]), so that learned prompts can be among them.
 
@@ -23,6 +25,7 @@ mod bert;
 mod clip;
 mod clip_config;
 mod layers;
+mod lora;
 mod sentence;
 
 pub use bert::{Bert, BertConfig};

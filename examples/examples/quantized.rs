@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::AllocatorKind;
@@ -28,7 +28,7 @@ use flops_examples::backend::AB;
 use flops_examples::cli;
 use flops_examples::experiment::{
     Classifier, ExperimentArgs, ImageArgs, Learner, Optim, Progress, Schedule, Spread, Testbed, TestbedArgs, estimate,
-    print_table,
+    print_table, trained_values,
 };
 use flops_examples::plot::{Panel, Series, panels};
 use flops_vit::{Scope, ViT};
@@ -174,19 +174,6 @@ impl ModuleMapper<AB> for FreezeVectors {
         let is_head = self.path.first().is_some_and(|name| name == "head");
         if D == 1 && !is_head { param.set_require_grad(false) } else { param }
     }
-}
-
-/// Returns the number of trained values.
-fn trained_values(model: &impl Module<AB>) -> usize {
-    struct Count(usize);
-    impl ModuleVisitor<AB> for Count {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
-            self.0 += if param.is_require_grad() { param.shape().num_elements() } else { 0 };
-        }
-    }
-    let mut count = Count(0);
-    model.visit(&mut count);
-    count.0
 }
 
 /// Returns the bytes of the parameters, and those of error feedback.

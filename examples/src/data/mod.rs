@@ -2,4 +2,5 @@
 
 pub mod pairs;
 pub mod shots;
+pub mod texts;
 pub mod wine;

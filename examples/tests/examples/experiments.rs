@@ -177,6 +177,51 @@ fn imbalanced() {
     assert!(crate::fail("imbalanced", dir.path(), &["--sigma", "0"]).contains("sigma = 0"));
 }
 
+/// Every method in both scopes; then a file of one's own on a folder of a BERT, and what is wrong with
+/// others.
+#[test]
+fn text() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--seeds", "2", "--row-forwards", "400", "--looks", "2", "--batch-size", "16"];
+    let summary = summary("text", dir.path(), &flags, &["text.svg", "text.csv"]);
+    let runs = summary["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2 * 3);
+    for run in runs {
+        let accuracy = run["test_accuracy_percent"]["mean"].as_f64().unwrap();
+        assert!((20.0..=100.0).contains(&accuracy), "{run}");
+        // lora:4 trains 2 layers × 2 adapters × 2·4·64 values and the head, full everything
+        let trained = if run["scope"] == "lora:4" { 2.0 * 2.0 * 512.0 + 130.0 } else { 72_128.0 + 130.0 };
+        assert_eq!(run["trained"].as_f64().unwrap(), trained, "{run}");
+    }
+    let csv = std::fs::read_to_string(dir.path().join("text.csv")).unwrap();
+    let spent = csv.lines().skip(1).map(|line| line.split(',').nth(5).unwrap().parse::<u64>().unwrap());
+    // the last look of a run is behind its budget by less than the costliest step
+    assert!(spent.max().unwrap() < 400 + 16 * 9, "{csv}");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let lines = ["a small star,b", "a large disc,a", "\"a dotted ring, tiny\",b", "a plain red cross,a"].join("\n");
+    write("own.csv", &format!("text,label\n{lines}\n"));
+    let own = ["--csv", &path("own.csv"), "--scopes", "head", "--methods", "forward"];
+    let quick = ["--seeds", "1", "--row-forwards", "40", "--batch-size", "1", "--looks", "1"];
+    let ran = crate::succeed("text", dir.path(), &[own.as_slice(), &quick].concat());
+    assert!(ran.contains("own.csv in 2 classes") && ran.contains("4 texts"), "{ran}");
+    let fail = |flags: &[&str]| crate::fail("text", dir.path(), flags);
+    write("unlabelled.csv", "text,class\na star,b\n");
+    assert!(fail(&["--csv", &path("unlabelled.csv")]).contains("no column label"));
+    write("foreign.csv", "text,label\nein roter Kreis,a\nein Stern,b\nzwei Sterne,a\ndrei Kreise,b\n");
+    assert!(fail(&["--csv", &path("foreign.csv")]).contains("give one that does by --text FOLDER"));
+    assert!(fail(&["--csv", &path("none.csv")]).contains("none.csv"));
+    assert!(fail(&["--text", &path("none")]).contains("none"));
+    assert!(fail(&["--scopes", "last:3"]).contains("scope = last:3"));
+    assert!(fail(&["--scopes", "lora:65"]).contains("rank = 65"));
+    for (flag, value) in
+        [("--row-forwards", "0"), ("--batch-size", "0"), ("--looks", "0"), ("--test-share", "1"), ("--lr", "2")]
+    {
+        let error = fail(&[flag, value]);
+        assert!(error.contains(&format!("{flag} {value}")), "{error}");
+    }
+}
+
 /// Every method once, and then again: finished runs are not repeated.
 #[test]
 fn deep_scopes() {

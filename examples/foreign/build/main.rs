@@ -1,6 +1,7 @@
 //! Turns `models/network.onnx` into Rust code, which `src/imported.rs` includes.
 
 mod convert;
+mod operators;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +11,10 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed={}", model.display());
     match convert::convert(model, Path::new(&out)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(warning) => {
+            warning.iter().for_each(|warning| println!("cargo::warning={warning}"));
+            ExitCode::SUCCESS
+        }
         Err(why) => {
             println!("cargo::error={why}");
             ExitCode::FAILURE

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use tract_onnx::pb::{AttributeProto, NodeProto};
 use tract_onnx::prelude::{
-    DatumExt, Framework, InferenceModelExt, IntoRunnable, IntoTensor, TValue, TVec, ToDim, TypedRunnableModel, tract_ndarray, tvec,
+    DatumExt, Framework, InferenceModelExt, IntoRunnable, IntoTensor, TValue, TVec, ToDim, TypedRunnableModel,
+    tract_ndarray, tvec,
 };
 use tract_onnx::tract_hir::infer::Factoid;
 
@@ -22,6 +24,24 @@ const TRIED_ROWS: usize = 3;
 
 fn broken(name: &str, why: impl fmt::Display) -> anyhow::Error {
     anyhow!("{name}: this is no ONNX file that tract can run ({why}); {EXPORT}")
+}
+
+/// Leaves out what a forest's leaves add 0 to.
+///
+/// tract 0.23 walks through the entries of all leaves to reach those of one, and skl2onnx writes an
+/// entry for each class: without the zeros a forest of digits is five times as fast.
+fn drop_zeros(node: &mut NodeProto) {
+    let entries = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name);
+    let (Some(weights), Some(trees)) = (entries("class_weights"), entries("class_treeids")) else { return };
+    let (weights, trees) = (&weights.floats, &trees.ints);
+    // a tree without entries would be an error
+    let keeps = |i: usize| weights[i] != 0.0 || i == 0 || trees.get(i) != trees.get(i - 1);
+    let kept: Vec<usize> = (0..weights.len()).filter(|&i| keeps(i)).collect();
+    for attribute in node.attribute.iter_mut().filter(|attribute| attribute.name.starts_with("class_")) {
+        let AttributeProto { ints, floats, .. } = attribute;
+        *ints = kept.iter().filter_map(|&i| ints.get(i).copied()).collect();
+        *floats = kept.iter().filter_map(|&i| floats.get(i).copied()).collect();
+    }
 }
 
 /// A black box: rows of numbers go in, the probability of each class comes out.
@@ -65,15 +85,20 @@ impl Classifier {
 
     fn build(bytes: &[u8], name: &str) -> Result<Self> {
         let onnx = tract_onnx::onnx();
-        let proto = onnx.proto_model_for_read(&mut Cursor::new(bytes)).map_err(|error| broken(name, &error))?;
-        let graph = proto.graph.as_ref().ok_or_else(|| broken(name, "there is no graph in it"))?;
-        ensure!(!graph.node.is_empty(), broken(name, "its graph is empty"));
-        let mut model = onnx.model_for_proto_model(&proto).map_err(|error| broken(name, &error.root_cause()))?;
+        let mut proto = onnx.proto_model_for_read(&mut Cursor::new(bytes)).map_err(|error| broken(name, error))?;
+        let nodes = proto.graph.as_mut().map(|graph| &mut graph.node).filter(|nodes| !nodes.is_empty());
+        let nodes = nodes.ok_or_else(|| broken(name, "it has no graph"))?;
+        nodes.iter_mut().filter(|node| node.op_type == "TreeEnsembleClassifier").for_each(drop_zeros);
+        let mut model = onnx.model_for_proto_model(&proto).map_err(|error| broken(name, error.root_cause()))?;
         let mut names = model.nodes().iter().map(|node| node.op.name().into_owned());
         if let Some(operator) = names.find_map(|name| Some(name.strip_prefix("Unimplemented(")?.replace(')', ""))) {
             bail!("{name}: tract cannot run the operator {operator}; {EXPORT}");
         }
-        ensure!(model.inputs.len() == 1, "{name}: {} inputs; use a model with one, rows of numbers", model.inputs.len());
+        ensure!(
+            model.inputs.len() == 1,
+            "{name}: {} inputs; use a model with one, rows of numbers",
+            model.inputs.len()
+        );
         let fact = model.input_fact(0)?;
         let shape: Vec<_> = fact.shape.dims().map(|dim| dim.concretize().and_then(|dim| dim.to_i64().ok())).collect();
         let [_, Some(features)] = shape[..] else {
@@ -83,7 +108,7 @@ impl Classifier {
         let rows = model.symbols.sym("rows");
         model.set_input_fact(0, f32::fact([rows.to_dim(), features.to_dim()]).into())?;
         let plan = model.into_optimized().and_then(|model| model.into_runnable());
-        let plan = plan.map_err(|error| broken(name, &format!("{error:#}")))?;
+        let plan = plan.map_err(|error| broken(name, format!("{error:#}")))?;
         let mut classifier =
             Self { plan, output: 0, features, classes: 0, rows: AtomicU64::new(0), failure: Mutex::default() };
         classifier.find_probabilities(name)?;
@@ -93,7 +118,7 @@ impl Classifier {
     /// Finds the output whose rows are probabilities, by asking.
     fn find_probabilities(&mut self, name: &str) -> Result<()> {
         let values: Vec<f32> = (0..TRIED_ROWS * self.features).map(|i| (i % 7) as f32 / 7.0).collect();
-        let answers = self.run(&values, TRIED_ROWS).map_err(|error| broken(name, &format!("{error:#}")))?;
+        let answers = self.run(&values, TRIED_ROWS).map_err(|error| broken(name, format!("{error:#}")))?;
         for (output, answer) in answers.iter().enumerate() {
             let Ok(view) = answer.to_plain_array_view::<f32>() else { continue };
             let &[TRIED_ROWS, classes] = view.shape() else { continue };
@@ -103,9 +128,7 @@ impl Classifier {
                 return Ok(());
             }
         }
-        bail!(
-            "{name}: no output has probabilities, [rows, classes] with rows that sum to 1; {EXPORT}"
-        )
+        bail!("{name}: no output has probabilities, [rows, classes] with rows that sum to 1; {EXPORT}")
     }
 
     fn run(&self, values: &[f32], rows: usize) -> Result<TVec<TValue>> {

@@ -4,7 +4,15 @@
 include!(concat!(env!("OUT_DIR"), "/network.rs"));
 
 use burn::module::{ModuleVisitor, Param};
+use burn::tensor::activation::relu;
 use flops_core::{ForwardModel, Probe, cross_entropy};
+
+impl<B: Backend> Model<B> {
+    /// Mean and scale of the pixels, which nothing trains: burn-onnx calls them by numbers.
+    pub fn constants(&self) -> [Tensor<B, 1>; 2] {
+        [self.constant1.val(), self.constant2.val()]
+    }
+}
 
 // ---- weight noise: the generated code as it is ---------------------------------------------------
 
@@ -37,9 +45,10 @@ impl<B: Backend> ForwardModel<B> for Probed<B> {
     type Output = Tensor<B, 2>;
 
     fn forward(&self, pixels: Tensor<B, 2>, probe: &mut Probe<B>) -> Tensor<B, 2> {
-        let Model { constant1: mean, constant2: scale, linear1, linear2, .. } = &self.network;
-        let normalised = (pixels - mean.val().unsqueeze()) / scale.val().unsqueeze();
-        let hidden = burn::tensor::activation::relu(probe.linear(linear1, normalised));
+        let Model { linear1, linear2, .. } = &self.network;
+        let [mean, scale] = self.network.constants();
+        let normalised = (pixels - mean.unsqueeze()) / scale.unsqueeze();
+        let hidden = relu(probe.linear(linear1, normalised));
         probe.linear(linear2, hidden)
     }
 

@@ -101,7 +101,8 @@ pub fn write(folder: &Path, title: &str, curves: &[Curve], summary: &Value) -> R
     let of_way = |way: &str| {
         let runs: Vec<&Curve> = curves.iter().filter(|curve| curve.way == way).collect();
         let most = runs.iter().map(|run| run.looks.len()).min().unwrap_or(0);
-        let mean = move |value: &dyn Fn(&Curve) -> f64| runs.iter().map(|run| value(run)).sum::<f64>() / runs.len() as f64;
+        let mean =
+            move |value: &dyn Fn(&Curve) -> f64| runs.iter().map(|run| value(run)).sum::<f64>() / runs.len() as f64;
         let points = (0..most).map(|i| (mean(&|run| run.looks[i].0 as f64), mean(&|run| run.looks[i].1)));
         Series::new(way, points.collect::<Vec<_>>())
     };
@@ -111,11 +112,8 @@ pub fn write(folder: &Path, title: &str, curves: &[Curve], summary: &Value) -> R
         log: (false, false),
         series: ways.into_iter().map(of_way).collect(),
     };
-    let files = [
-        ("summary.json", format!("{summary:#}\n")),
-        ("accuracy.csv", csv),
-        ("accuracy.svg", panels(title, &[panel])?),
-    ];
+    let files =
+        [("summary.json", format!("{summary:#}\n")), ("accuracy.csv", csv), ("accuracy.svg", panels(title, &[panel])?)];
     for (name, content) in files {
         let file = folder.join(name);
         std::fs::write(&file, content).with_context(|| format!("{}: cannot be written", file.display()))?;

@@ -36,13 +36,17 @@ impl Table {
             for cell in line.split(',') {
                 let value: Option<f32> = cell.trim().parse().ok().filter(|value: &f32| value.is_finite());
                 row.push(value.with_context(|| {
-                    format!("{name}, line {}: {:?} is no number; use numbers alone, without a header", i + 1, cell.trim())
+                    format!(
+                        "{name}, line {}: {:?} is no number; use numbers alone, without a header",
+                        i + 1,
+                        cell.trim()
+                    )
                 })?);
             }
             let label = row.pop().unwrap_or_default();
             ensure!(
                 label >= 0.0 && label.fract() == 0.0,
-                "{name}, line {}: the last column has {label}, which is no label; end each row with its class, 0, 1, …",
+                "{name}, line {}: the last column has {label}, which is no label; end each row with its class",
                 i + 1
             );
             if labels.is_empty() {

@@ -26,19 +26,19 @@ fn probabilities_match_scikit_learn() {
     }
 }
 
-/// Probabilities: 100 steps raise 26 % to 70 % at least (seen: SEEN). Answers alone: to 40 %.
+/// From 41.7 % to 65 % at least, and from right or wrong alone to 48 %.
 #[test]
 fn training_raises_accuracy() {
     let (train, test) = digits::other_camera(digits::load().unwrap()).split();
-    for (answers_only, least) in [(false, 70.0), (true, 40.0)] {
+    for (answers_only, least) in [(false, 65.0), (true, 48.0)] {
         let classifier = Arc::new(Classifier::embedded().unwrap());
         let adapter = Adapter::<AB>::new(classifier.clone(), &train, answers_only, &Default::default());
-        let config = ForwardConfig::new(QueryBudget::new(10, 1).unwrap()).for_steps();
-        let plan = Plan { lr: 0.01, passes: 100 * 64 * 11, seed: 0, threads: 2 };
+        let config = ForwardConfig::new(QueryBudget::new(5, 1).unwrap()).for_steps().with_sigma(0.5);
+        let plan = Plan { lr: 0.02, passes: 50 * 64 * 6, seed: 0, threads: 2 };
         let before = accuracy(&adapter.valid(), &test, 2);
         let run = forward_only(adapter, Neyman, config, plan, (&train, &test)).unwrap();
         let after = accuracy(&run.model.valid(), &test, 2);
-        assert!(before < 35.0 && after > least, "{before} % before, {after} % after");
+        assert!(before < 45.0 && after > least, "{before} % before, {after} % after");
         // every row that training counts is one that the forest was asked about
         let looks = run.looks.len() as u64 + 2;
         let checked = classifier.rows() - run.looks.last().unwrap().0 - looks * test.len() as u64;
@@ -97,7 +97,7 @@ fn the_program_fails_in_a_line_with_code_1() {
     fails(&["--model", "tests/files/five_features.onnx"], five);
     fails(&["--steps", "0"], "--steps 0: use at least 1");
     fails(&["--seeds", "many"], "invalid value 'many'");
-    fails(&["--sigma", "-1"], "sigma");
+    fails(&["--sigma=-1"], "sigma");
     let folder = tempfile::tempdir().unwrap();
     let data = |text: &str| {
         let file = folder.path().join("rows.csv");
@@ -120,8 +120,18 @@ fn the_program_takes_a_model_and_rows_of_the_user() {
     let paths = [&rows, &artifacts].map(|path| path.to_str().unwrap());
     let [rows, out] = paths;
     let output = forest(&[
-        "--model", "tests/files/five_features.onnx", "--data", rows, "--artifact-dir", out, "--seeds", "2",
-        "--steps", "3", "--queries", "2",
+        "--model",
+        "tests/files/five_features.onnx",
+        "--data",
+        rows,
+        "--artifact-dir",
+        out,
+        "--seeds",
+        "2",
+        "--steps",
+        "3",
+        "--queries",
+        "2",
     ]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let read = |name: &str| std::fs::read_to_string(artifacts.join(name)).unwrap();

@@ -4,10 +4,10 @@
 //! cargo run --release --bin forest
 //! ```
 //!
-//! The forest knows 8 × 8 digits, and is right about 94 % of those it was not trained on. On the same
-//! digits from another camera it guesses. A linear layer in front of it learns to undo the change,
-//! from labelled images of the new camera and the forest's answers. No gradient exists: trees are
-//! constant between their thresholds.
+//! The forest knows 8 × 8 digits, and is right about 92.5 % of those it was not trained on. On the
+//! same digits from another camera it is right about 41.7 %. A linear layer in front of it learns to
+//! undo the change, from labelled images of the new camera and the forest's answers. No gradient
+//! exists: trees are constant between their thresholds.
 
 #[macro_use]
 extern crate flops_report;
@@ -56,13 +56,13 @@ struct Args {
     #[arg(long, value_enum, default_value = "probabilities")]
     feedback: Feedback,
     /// Steps of 64 rows.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 300)]
     steps: usize,
     /// Queries of each row and step, on average.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 3)]
     queries: usize,
     /// Smoothing scale, in standard deviations of a feature.
-    #[arg(long, default_value_t = flops_core::losses::STEP_SIGMA)]
+    #[arg(long, default_value_t = 0.5)]
     sigma: f64,
     /// Adam's learning rate at the start.
     #[arg(long, default_value_t = 0.01)]
@@ -122,7 +122,12 @@ fn run(args: Args) -> Result<()> {
         seconds.push(run.seconds);
         curves.push(curve);
     }
-    println!("{} rows to train on, {} to test with; mean ± standard deviation of {} seeds", train.len(), test.len(), end.len());
+    println!(
+        "{} rows to train on, {} to test with; mean ± standard deviation of {} seed(s)",
+        train.len(),
+        test.len(),
+        end.len()
+    );
     let mut rows = vec![
         vec!["as it is".to_string(), text(&start), "0".into(), String::new()],
         vec!["with the trained adapter".into(), text(&end), format!("{:.0}", asked[0]), text(&seconds)],

@@ -33,23 +33,20 @@ struct Args {
     #[command(flatten)]
     common: Common,
     /// Steps of 64 rows and their queries; backpropagation has more steps, from as many rows.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 300)]
     steps: usize,
     /// Queries of each row and step: on average with activation noise, of all rows with weight noise.
     #[arg(long, default_value_t = 10)]
     queries: usize,
-    /// Learning rate of weight noise, of activation noise and of backpropagation.
-    #[arg(long, num_args = 3, value_names = ["WEIGHTS", "ACTIVATIONS", "BACKPROPAGATION"],
-        default_values_t = [0.003, 0.003, 0.003])]
-    lr: Vec<f64>,
+    /// Adam's learning rate at the start, of all ways.
+    #[arg(long, default_value_t = 0.02)]
+    lr: f64,
 }
 
 impl Args {
     fn check(&self) -> Result<()> {
         ensure!(self.steps > 0, "--steps 0: use at least 1");
-        for lr in &self.lr {
-            ensure!(*lr > 0.0 && *lr <= 1.0, "--lr {lr}: use numbers above 0 and at most 1");
-        }
+        ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
         self.config()?.validate()?;
         Ok(())
     }
@@ -87,7 +84,7 @@ fn run(args: Args) -> Result<()> {
     let known = accuracy(&network().valid(), &digits::load()?.split().1, threads);
     let (mut curves, mut seconds) = (vec![], [(); 3].map(|()| vec![]));
     for seed in 0..args.common.seeds {
-        let plan = |way: usize| Plan { lr: args.lr[way], passes: args.passes(), seed, threads };
+        let plan = Plan { lr: args.lr, passes: args.passes(), seed, threads };
         let data = (&train, &test);
         let mut done = |way: usize, looks: Vec<(u64, f64)>, took: f64| {
             let curve = Curve { way: WAYS[way].into(), seed, looks };
@@ -95,15 +92,16 @@ fn run(args: Args) -> Result<()> {
             curves.push(curve);
             seconds[way].push(took);
         };
-        let run = forward_only(network(), Uniform, args.weight_noise()?, plan(0), data)?;
+        let run = forward_only(network(), Uniform, args.weight_noise()?, plan, data)?;
         done(0, run.looks, run.seconds);
         let probed = Probed { network: network() };
-        let run = forward_only(probed, Neyman, args.config()?, plan(1), data)?;
+        let run = forward_only(probed, Neyman, args.config()?, plan, data)?;
         done(1, run.looks, run.seconds);
-        let run = backprop(network(), plan(2), data);
+        let run = backprop(network(), plan, data);
         done(2, run.looks, run.seconds);
     }
-    let (mut rows, mut figures) = (vec![vec!["as it is".into(), format!("{:.1}", curves[0].first()), "0".into(), String::new()]], Map::new());
+    let (mut rows, mut figures) =
+        (vec![vec!["as it is".into(), format!("{:.1}", curves[0].first()), "0".into(), String::new()]], Map::new());
     for (way, seconds) in WAYS.into_iter().zip(&seconds) {
         let runs = || curves.iter().filter(|curve| curve.way == way);
         let accuracy: Vec<f64> = runs().map(Curve::last).collect();
@@ -115,7 +113,12 @@ fn run(args: Args) -> Result<()> {
         );
     }
     rows.push(vec!["on the camera that it knows".into(), format!("{known:.1}"), String::new(), String::new()]);
-    println!("{} rows to train on, {} to test with; mean ± standard deviation of {} seeds", train.len(), test.len(), args.common.seeds);
+    println!(
+        "{} rows to train on, {} to test with; mean ± standard deviation of {} seed(s)",
+        train.len(),
+        test.len(),
+        args.common.seeds
+    );
     print_table(&["", "test accuracy, %", "rows sent through it", "seconds"], &rows);
     let summary = json!({
         "steps": args.steps, "batch": train::BATCH, "queries": args.queries, "lr": args.lr,

@@ -17,6 +17,11 @@ pub mod run;
 
 pub use flops_backend as backend;
 
+/// The program of the README, which the tests run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
+
 /// The version of Burn that the workspace is pinned to.
 pub const BURN_VERSION: &str = "0.21.0";
 

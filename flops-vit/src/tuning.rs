@@ -2,7 +2,7 @@
 //!
 //! They are for AdamW with a cosine decay of the learning rate to zero, and the estimator's
 //! defaults. *Measured* rates were picked from runs of `examples/vit_cifar` on the embedded
-//! digits; the README has the figures. The others are guesses from these: more perturbed
+//! digits; `docs/results.md` has the figures. The others are guesses from these: more perturbed
 //! coordinates, a smaller rate.
 //!
 //! | model | scope | lr | noise on | estimate | σ | measured |

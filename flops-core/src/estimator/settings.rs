@@ -74,7 +74,7 @@ pub struct Estimator {
 impl Estimator {
     /// Rademacher signs, one-sided, σ = 10⁻², 256 rows, one thread.
     ///
-    /// One-sided sampling was picked by measurement (README). Signs, Gaussian and uniform noise
+    /// One-sided sampling was picked by measurement (`docs/results.md`). Signs, Gaussian and uniform noise
     /// showed no difference there, and signs are the cheapest to draw.
     #[must_use]
     pub fn new(space: Space) -> Self {

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 mod clip_align;
 mod closed_pipe;
+mod documents;
 mod evaluate;
 mod experiments;
 mod flaky_server;

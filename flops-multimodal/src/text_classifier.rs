@@ -36,6 +36,9 @@ pub type TextBatch<B> = Batch<(Tensor<B, 2, Int>, Tensor<B, 2, Int>), Tensor<B, 
 ///
 /// Padding is masked: it changes no output, takes no noise and adds nothing to gradients.
 ///
+/// A record holds what is trained. Load it into a model with the same adapters: Burn leaves out those
+/// of a record that the model has no place for, and removes those that the record lacks.
+///
 /// # Example
 /// ```
 /// use burn::backend::{Autodiff, Flex};
@@ -76,7 +79,8 @@ pub struct TextClassifier<B: Backend> {
 impl<B: Backend> TextClassifier<B> {
     /// A classifier of `classes` classes behind the mean of the tokens, everything trained.
     ///
-    /// The head's weights are drawn from N(0, 0.02²) by `seed`, its biases are 0.
+    /// The head's weights are drawn from N(0, 0.02²) by `seed`, its biases are 0. Layers that a sentence
+    /// encoder has behind the pooling are not used.
     ///
     /// # Errors
     /// [`MultimodalError::Config`] for fewer than 2 classes.
@@ -149,7 +153,8 @@ impl<B: Backend> TextClassifier<B> {
     /// The batch may be on another backend, such as the inner one that forward-only steps take.
     ///
     /// # Errors
-    /// If there is no text, one has no token, or the tokenizer is not the encoder's.
+    /// If there is no text, one has no token, a label is not one of the classes, or the tokenizer is not
+    /// the encoder's.
     pub fn batch<C: Backend>(
         &self,
         tokenizer: &TextTokenizer,
@@ -158,6 +163,11 @@ impl<B: Backend> TextClassifier<B> {
     ) -> Result<TextBatch<C>, MultimodalError> {
         let ([positions, _], [vocab_size, _]) =
             (self.encoder.pos_embed.weight.dims(), self.encoder.token_embed.weight.dims());
+        let [_, classes] = self.head.weight.dims();
+        if let Some(item) = items.iter().find(|item| item.label >= classes) {
+            let remedy = "labels count the classes from 0; make a model of more classes";
+            return Err(MultimodalError::Config { field: "label", value: item.label, remedy });
+        }
         let texts: Vec<&str> = items.iter().map(|item| item.text.as_str()).collect();
         let tokens = tokenizer.encode(&texts, self.max_tokens)?;
         tokens.check(positions, vocab_size)?;

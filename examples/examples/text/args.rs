@@ -46,9 +46,9 @@ pub struct Args {
     /// Longest text in tokens; longer ones are truncated [default: what the encoder was made for].
     #[arg(long)]
     pub max_tokens: Option<usize>,
-    /// Share of each class that is for the test.
-    #[arg(long, default_value_t = 0.2)]
-    pub test_share: f64,
+    /// Share of each class that is for the test [default: 0.2]; captions have a test of their own.
+    #[arg(long)]
+    test_share: Option<f64>,
     /// How often a run is measured on its way.
     #[arg(long, default_value_t = 8)]
     pub looks: u64,
@@ -63,9 +63,15 @@ impl Args {
         ensure!(self.row_forwards() > 0, "--row-forwards 0: use at least 1");
         ensure!(self.batch_size > 0, "--batch-size 0: use at least 1 text");
         ensure!((1..=100).contains(&self.looks), "--looks {}: use 1 to 100", self.looks);
-        ensure!(self.max_tokens.is_none_or(|tokens| tokens > 1), "--max-tokens: use at least 2");
-        let share = self.test_share;
+        ensure!(self.batch_size <= 1 << 20, "--batch-size {}: use at most 1,048,576", self.batch_size);
+        ensure!(self.row_forwards() <= 1 << 50, "--row-forwards {}: use at most 2^50", self.row_forwards());
+        if let Some(tokens) = self.max_tokens {
+            ensure!(tokens > 1, "--max-tokens {tokens}: use at least 2");
+        }
+        let share = self.test_share();
         ensure!(share > 0.0 && share < 1.0, "--test-share {share}: use a share above 0 and below 1");
+        let splits = self.csv.is_some() || self.text.is_some();
+        ensure!(self.test_share.is_none() || splits, "--test-share: captions have a test of their own; leave it out");
         if let Some(lr) = self.lr {
             ensure!(lr > 0.0 && lr <= 1.0, "--lr {lr}: use a number above 0 and at most 1");
         }
@@ -76,6 +82,11 @@ impl Args {
     /// Row-forwards of each run.
     pub fn row_forwards(&self) -> u64 {
         self.row_forwards.unwrap_or(if self.experiment.full { 240_000 } else { 60_000 })
+    }
+
+    /// Share of each class that is for the test.
+    pub fn test_share(&self) -> f64 {
+        self.test_share.unwrap_or(0.2)
     }
 
     /// Learning rate of a method, for an encoder of that width.

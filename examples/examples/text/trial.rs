@@ -11,6 +11,7 @@ use flops_examples::backend::{AB, B, Device};
 use flops_examples::data::texts::Texts;
 use flops_examples::experiment::{Schedule, trained_values};
 use flops_multimodal::checkpoint::bert;
+use flops_multimodal::towers::Pooling;
 use flops_multimodal::{Bert, TextClassifier, TextItem, TextTokenizer};
 use flops_vit::{Scope, Sites};
 use rand::seq::SliceRandom;
@@ -31,6 +32,7 @@ const UNKNOWN: f64 = 0.5;
 pub struct Subject {
     encoder: Bert<AB>,
     tokenizer: TextTokenizer,
+    pooling: Pooling,
     max_tokens: usize,
     pub texts: Texts,
     device: Device,
@@ -64,7 +66,14 @@ impl Subject {
         );
         let name = args.text.as_ref().map_or("the shipped encoder".into(), ToString::to_string);
         let name = format!("{what} in {} classes, {name}", texts.classes.len());
-        Ok(Self { encoder: opened.model, tokenizer, max_tokens, texts, device, name })
+        let pooling = match opened.head.pooling.as_slice() {
+            [pooling] => *pooling,
+            several => {
+                println!("the encoder pools its tokens in {} ways; here it is their mean", several.len());
+                Pooling::Mean
+            }
+        };
+        Ok(Self { encoder: opened.model, tokenizer, pooling, max_tokens, texts, device, name })
     }
 
     /// A line on both.
@@ -77,9 +86,13 @@ impl Subject {
         self.encoder.token_embed.weight.dims()[1]
     }
 
-    fn classifier(&self, scope: Scope, sites: Sites, seed: u64) -> Result<TextClassifier<AB>> {
+    /// The classifier of a scope before training.
+    ///
+    /// # Errors
+    /// If the encoder does not have the scope.
+    pub fn classifier(&self, scope: Scope, sites: Sites, seed: u64) -> Result<TextClassifier<AB>> {
         let model = TextClassifier::new(self.encoder.clone(), self.texts.classes.len(), seed)?;
-        let model = model.with_sites(sites).with_max_tokens(self.max_tokens);
+        let model = model.with_pooling(self.pooling).with_sites(sites).with_max_tokens(self.max_tokens);
         let model = match scope {
             Scope::Lora(rank) => model.with_lora(rank, seed)?,
             _ => model,
@@ -155,7 +168,7 @@ impl Trial<'_> {
     /// If a step fails, or a loss is not finite.
     pub fn run(&self, mut tell: impl FnMut(f64, f64)) -> Result<Vec<Look>> {
         let Self { args, subject, scope, method, seed } = self;
-        let (mut train, test) = subject.texts.split(args.test_share, *seed);
+        let (mut train, test) = subject.texts.split(args.test_share(), *seed);
         let sites = method.noise(*scope).map_or(Sites::Linear, |noise| noise.sites);
         let config = method.config(*scope, args.queries, *seed)?.with_threads(args.experiment.threads()?);
         let model = subject.classifier(*scope, sites, *seed)?;

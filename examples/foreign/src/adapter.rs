@@ -46,6 +46,20 @@ impl<B: Backend> Adapter<B> {
     }
 }
 
+impl<B: Backend> Adapter<B> {
+    /// The adapter as lines of CSV: a row of numbers x becomes x·A + b. The rows of A come first, b last.
+    pub fn csv(&self) -> String {
+        let (mean, scale, [features, _]) = (self.mean.val(), self.scale.val(), self.layer.weight.dims());
+        let matrix = self.layer.weight.val() / scale.clone().transpose() * scale.clone();
+        let bias = self.layer.bias.as_ref().map(|bias| bias.val().unsqueeze::<2>() * scale);
+        let moved = mean.clone() - mean.matmul(matrix.clone());
+        let offset = bias.map_or_else(|| moved.clone(), |bias| bias + moved.clone());
+        let values: Vec<f32> = Tensor::cat(vec![matrix, offset], 0).into_data().iter().collect();
+        let line = |row: &[f32]| row.iter().map(f32::to_string).collect::<Vec<_>>().join(",") + "\n";
+        values.chunks(features).map(line).collect()
+    }
+}
+
 impl<B: Backend> ForwardModel<B> for Adapter<B> {
     /// Features `[rows, features]`.
     type Input = Tensor<B, 2>;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +44,16 @@ fn drop_zeros(node: &mut NodeProto) {
     }
 }
 
+/// Refuses classes that are not numbered from 0: a label is the column of its probability.
+fn check_labels(nodes: &[NodeProto], name: &str) -> Result<()> {
+    let attributes = nodes.iter().flat_map(|node| &node.attribute);
+    for labels in attributes.filter(|it| it.name.starts_with("classlabels_int")).map(|it| &it.ints) {
+        let counted = labels.iter().zip(0..).all(|(&label, column)| label == column);
+        ensure!(counted, "{name}: its classes are {labels:?}; train and export it with classes that count from 0");
+    }
+    Ok(())
+}
+
 /// A black box: rows of numbers go in, the probability of each class comes out.
 pub struct Classifier {
     plan: Arc<TypedRunnableModel>,
@@ -78,8 +88,11 @@ impl Classifier {
 
     /// Takes the bytes of an ONNX file; errors call it `name`.
     pub fn new(bytes: &[u8], name: &str) -> Result<Self> {
-        // tract indexes into what a file says of itself
+        // tract indexes into what a file says of itself, and a panic is no line for a user
+        let hook = take_hook();
+        set_hook(Box::new(|_| {}));
         let build = catch_unwind(AssertUnwindSafe(|| Self::build(bytes, name)));
+        set_hook(hook);
         build.unwrap_or_else(|_| Err(broken(name, "tract gave up on it")))
     }
 
@@ -88,6 +101,7 @@ impl Classifier {
         let mut proto = onnx.proto_model_for_read(&mut Cursor::new(bytes)).map_err(|error| broken(name, error))?;
         let nodes = proto.graph.as_mut().map(|graph| &mut graph.node).filter(|nodes| !nodes.is_empty());
         let nodes = nodes.ok_or_else(|| broken(name, "it has no graph"))?;
+        check_labels(nodes, name)?;
         nodes.iter_mut().filter(|node| node.op_type == "TreeEnsembleClassifier").for_each(drop_zeros);
         let mut model = onnx.model_for_proto_model(&proto).map_err(|error| broken(name, error.root_cause()))?;
         let mut names = model.nodes().iter().map(|node| node.op.name().into_owned());
@@ -150,7 +164,9 @@ impl Classifier {
     pub fn ask<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let (device, [rows, _]) = (x.device(), x.dims());
         let values: Vec<f32> = x.into_data().iter().collect();
-        let answer = self.probabilities(&values, rows).unwrap_or_else(|error| {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.probabilities(&values, rows)));
+        let asked = asked.unwrap_or_else(|_| Err(anyhow!("tract gave up on {rows} rows")));
+        let answer = asked.unwrap_or_else(|error| {
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{error:#}"));
             vec![f32::NAN; rows * self.classes]
         });

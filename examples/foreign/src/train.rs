@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, ModuleDisplay};
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
@@ -19,6 +19,8 @@ pub type B = Flex;
 /// The same with gradients, for Burn's optimizers.
 pub type AB = Autodiff<Flex>;
 
+/// The most steps that a program takes.
+pub const MAX_STEPS: usize = 1_000_000;
 /// Rows of a batch.
 pub const BATCH: usize = 64;
 /// Looks at a run, beside the one before it.
@@ -70,12 +72,18 @@ pub struct Run<M> {
 }
 
 /// The share of rows that are classified correctly, in percent.
-pub fn accuracy<M: RowClassifier<B>>(model: &M, table: &Table, threads: usize) -> f64 {
+///
+/// # Errors
+/// If the model could not answer.
+pub fn accuracy<M: RowClassifier<B>>(model: &M, table: &Table, threads: usize) -> Result<f64> {
     let batch = table.all::<B>(&Default::default());
     let answers = infer(model, &batch.input, table.len(), MAX_ROWS, threads).argmax(1);
     let answers: Vec<i64> = answers.into_data().iter().collect();
     let right = answers.iter().zip(&table.labels).filter(|&(&answer, &label)| answer == label as i64);
-    100.0 * right.count() as f64 / table.len() as f64
+    if let Some(why) = model.failure() {
+        bail!("the model failed: {why}");
+    }
+    Ok(100.0 * right.count() as f64 / table.len() as f64)
 }
 
 /// The rows of each step: shuffled anew for each epoch.
@@ -97,12 +105,12 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Looks where it is time to; returns whether everything is spent.
-    fn is_over<M: RowClassifier<B>>(&mut self, spent: u64, model: impl FnOnce() -> M) -> bool {
+    fn is_over<M: RowClassifier<B>>(&mut self, spent: u64, model: impl FnOnce() -> M) -> Result<bool> {
         let over = spent >= self.plan.passes;
         if over || spent >= self.looks.len() as u64 * self.plan.passes / LOOKS {
-            self.looks.push((spent, accuracy(&model(), self.test, self.plan.threads)));
+            self.looks.push((spent, accuracy(&model(), self.test, self.plan.threads)?));
         }
-        over
+        Ok(over)
     }
 }
 
@@ -127,7 +135,7 @@ where
     let mut batches = batches(train.len(), plan.seed);
     loop {
         let spent = learner.state().ledger.total();
-        if watch.is_over(spent.row_forwards, || learner.model.valid()) {
+        if watch.is_over(spent.row_forwards, || learner.model.valid())? {
             let looks = watch.looks;
             return Ok(Run { model: learner.model, looks, queries: spent.queries, seconds: spent.seconds });
         }
@@ -138,7 +146,7 @@ where
 }
 
 /// Trains by backpropagation.
-pub fn backprop<M>(mut model: M, plan: Plan, (train, test): (&Table, &Table)) -> Run<M>
+pub fn backprop<M>(mut model: M, plan: Plan, (train, test): (&Table, &Table)) -> Result<Run<M>>
 where
     M: AutodiffModule<AB> + RowClassifier<AB>,
     M::InnerModule: RowClassifier<B>,
@@ -147,7 +155,7 @@ where
     let mut watch = Watch { plan, test, looks: vec![] };
     let mut batches = batches(train.len(), plan.seed);
     let (mut spent, mut seconds) = (0, 0.0);
-    while !watch.is_over(spent, || model.valid()) {
+    while !watch.is_over(spent, || model.valid())? {
         let started = Instant::now();
         let rows = batches.next().unwrap_or_default();
         let batch = train.batch::<AB>(&rows, &Default::default());
@@ -158,5 +166,5 @@ where
         spent += 3 * rows.len() as u64;
         seconds += started.elapsed().as_secs_f64();
     }
-    Run { model, looks: watch.looks, queries: 0, seconds }
+    Ok(Run { model, looks: watch.looks, queries: 0, seconds })
 }

@@ -79,7 +79,7 @@ fn every_way_of_training_lowers_the_loss() {
     let weights = forward_only(network(), Uniform, weights, plan(3e-3), (train, test)).unwrap().model;
     let probed = Probed { network: network() };
     let activations = forward_only(probed, Neyman, ForwardConfig::new(budget), plan(3e-3), (train, test)).unwrap();
-    let gradients = backprop(network(), plan(3e-3), (train, test)).model;
+    let gradients = backprop(network(), plan(3e-3), (train, test)).unwrap().model;
     let constants = |model: &Model<AB>| -> Vec<f32> {
         model
             .constants()

@@ -214,9 +214,10 @@ fn text() {
     assert!(fail(&["--text", &path("none")]).contains("none"));
     assert!(fail(&["--scopes", "last:3"]).contains("scope = last:3"));
     assert!(fail(&["--scopes", "lora:65"]).contains("rank = 65"));
-    for (flag, value) in
-        [("--row-forwards", "0"), ("--batch-size", "0"), ("--looks", "0"), ("--test-share", "1"), ("--lr", "2")]
-    {
+    assert!(fail(&["--scopes", "head,last:3"]).contains("scope = last:3"));
+    assert!(fail(&["--test-share", "0.5"]).contains("captions have a test of their own"));
+    let zeros = ["--row-forwards", "--batch-size", "--looks"].map(|flag| (flag, "0"));
+    for (flag, value) in zeros.into_iter().chain([("--test-share", "1"), ("--lr", "2"), ("--max-tokens", "1")]) {
         let error = fail(&[flag, value]);
         assert!(error.contains(&format!("{flag} {value}")), "{error}");
     }

@@ -139,7 +139,8 @@ fn padding_that_is_not_masked_raises_the_variance() {
     let [masked, unmasked] = [true, false].map(|masked| {
         let with_graph = text(masked);
         let (model, trained, batch) = (with_graph.valid(), trained_parameters(&with_graph), batch(16));
-        let clean = estimator(Space::activation()).clean(&model, &batch, &trained).unwrap();
+        let estimator = estimator(Space::activation());
+        let clean = estimator.clean(&model, &batch, &trained).unwrap();
         let allocation = Allocation::uniform(EXAMPLES, &QueryBudget::new(6, 1).unwrap());
         let mut means = vec![0.0; EXAMPLES];
         for step in 0..400 {

@@ -105,6 +105,21 @@ fn what_does_not_fit_is_named() {
     let foreign = model(1).batch::<Flex>(&tokenizer, &[item("a large dotted star")], &Default::default());
     assert!(foreign.unwrap_err().to_string().contains("vocabulary of 12"));
     assert!(model(1).batch::<Flex>(&tokenizer, &[], &Default::default()).is_err());
+    let fourth = TextItem { label: 3, ..item("a star") };
+    let outside = model(1).batch::<Flex>(&tokenizer, &[fourth], &Default::default()).unwrap_err().to_string();
+    assert!(outside.contains("label = 3"), "{outside}");
+}
+
+/// As the docs say: a record is loaded into a model with the same adapters.
+#[test]
+fn records_with_adapters_round_trip() {
+    let tuned = grown(model(1).with_lora(2, 1).unwrap());
+    let logits = |model: &TextClassifier<AB>| model.forward(batch::<AB>().input, &mut Probe::clean()).into_data();
+    let record = || tuned.clone().into_record();
+    assert_eq!(logits(&model(5).with_lora(2, 9).unwrap().load_record(record())), logits(&tuned));
+    let without = model(5).load_record(record());
+    assert!(without.encoder.lora_rank().is_none());
+    assert_eq!(model(5).with_lora(2, 9).unwrap().load_record(without.into_record()).encoder.lora_rank(), None);
 }
 
 /// A text has the same logits alone and beside a longer one, and a limit truncates it.
@@ -136,11 +151,11 @@ fn padding_changes_nothing_and_long_texts_are_truncated() {
 ///
 /// Each of the steps allocates 12 queries per text on average, unequally. A projection divided by
 /// the squared norm has mean 1, within 4.5 standard errors (false-failure rate 7·10⁻⁶ for each of the
-/// 10 + 33 parameters). Gradients below a hundredth of the largest are left out: their projections
+/// 10 + 39 parameters). Gradients below a hundredth of the largest are left out: their projections
 /// have no scale of their own. The bias of σ = 10⁻² is O(σ²).
 #[test]
 fn estimates_match_autodiff() {
-    for (scope, sites, steps) in [("lora:2", Sites::Linear, 900), ("full", Sites::Branch, 400)] {
+    for (scope, sites, steps, least) in [("lora:2", Sites::Linear, 900, 8), ("full", Sites::Branch, 400, 20)] {
         let scope: Scope = scope.parse().unwrap();
         let tuned = match scope {
             Scope::Lora(rank) => model(2).with_lora(rank, 3).unwrap(),
@@ -177,7 +192,7 @@ fn estimates_match_autodiff() {
             assert!((mean - 1.0).abs() < 4.5 * se, "{name} in {scope}: {mean} ± {se}");
             assert!(se < 0.25, "{name} in {scope}: standard error {se} says nothing");
         }
-        assert!(checked >= 8, "{checked} of {} parameters have a gradient to speak of", truth.len());
+        assert!(checked >= least, "{checked} of {} parameters have a gradient to speak of", truth.len());
     }
 }
 

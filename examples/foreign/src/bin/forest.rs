@@ -16,16 +16,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::Neyman;
 use flops_core::{ForwardConfig, QueryBudget};
 use flops_foreign::adapter::Adapter;
 use flops_foreign::classifier::Classifier;
-use flops_foreign::report::{Common, Curve, figure, text, write};
+use flops_foreign::report::{Common, Curve, figure, spread, text, write};
 use flops_foreign::table::Table;
-use flops_foreign::train::{AB, Plan, accuracy, forward_only};
+use flops_foreign::train::{AB, MAX_STEPS, Plan, accuracy, forward_only};
 use flops_foreign::{digits, train};
 use flops_report::{print_table, program};
 use serde_json::json;
@@ -48,8 +48,9 @@ struct Args {
     /// An ONNX classifier of your own, for rows of numbers [default: the embedded forest].
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Rows as the classifier sees them now: CSV without a header, the class at the end of each. Every
-    /// fifth row is for testing [default: the embedded digits, by another camera].
+    /// Rows as the classifier sees them now: CSV without a header. At the end of each is its class, the
+    /// column of its probability, from 0. Every fifth row is for testing [default: the embedded digits,
+    /// by another camera].
     #[arg(long)]
     data: Option<PathBuf>,
     /// What is learned from.
@@ -73,7 +74,7 @@ impl Args {
     fn config(&self) -> Result<ForwardConfig> {
         let config = ForwardConfig::new(QueryBudget::new(self.queries, 1)?).for_steps().with_sigma(self.sigma);
         config.validate()?;
-        ensure!(self.steps > 0, "--steps 0: use at least 1");
+        ensure!((1..=MAX_STEPS).contains(&self.steps), "--steps {}: use 1 to {MAX_STEPS}", self.steps);
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
         Ok(config)
     }
@@ -93,6 +94,10 @@ fn check(table: &Table, classifier: &Classifier) -> Result<()> {
     );
     let label = table.labels.iter().max().copied().unwrap_or_default();
     ensure!(label < classes, "the rows have the label {label}, and the model has the classes 0 to {}", classes - 1);
+    let (train, test) = table.split();
+    if let Some(label) = test.labels.iter().find(|label| !train.labels.contains(label)) {
+        bail!("no row to train on has the label {label}; shuffle the rows, of which every fifth is for testing");
+    }
     Ok(())
 }
 
@@ -108,12 +113,15 @@ fn run(args: Args) -> Result<()> {
     let (train, test) = now.split();
     let answers_only = args.feedback == Feedback::Answers;
     let adapter = || Adapter::<AB>::new(classifier.clone(), &train, answers_only, &device);
-    let known = known.map(|known| accuracy(&adapter().valid(), &known.split().1, threads));
+    let known = known.map(|known| accuracy(&adapter().valid(), &known.split().1, threads)).transpose()?;
     let (mut curves, mut start, mut end, mut asked, mut seconds) = (vec![], vec![], vec![], vec![], vec![]);
     for seed in 0..args.common.seeds {
         let passes = (args.steps * train::BATCH * (args.queries + 1)) as u64;
         let plan = Plan { lr: args.lr, passes, seed, threads };
         let run = forward_only(adapter(), Neyman, config.clone(), plan, (&train, &test))?;
+        // the rows that it was asked about are paid for: what they taught is kept at once
+        let file = artifacts.join(format!("adapter-{seed}.csv"));
+        std::fs::write(&file, run.model.csv()).with_context(|| format!("{}: cannot be written", file.display()))?;
         let curve = Curve { way: "adapter".into(), seed, looks: run.looks };
         eprintln!("seed {seed}: {:.1} % → {:.1} %, {:.1} s", curve.first(), curve.last(), run.seconds);
         start.push(curve.first());
@@ -130,12 +138,12 @@ fn run(args: Args) -> Result<()> {
     );
     let mut rows = vec![
         vec!["as it is".to_string(), text(&start), "0".into(), String::new()],
-        vec!["with the trained adapter".into(), text(&end), format!("{:.0}", asked[0]), text(&seconds)],
+        vec!["with the trained adapter".into(), text(&end), format!("{:.0}", spread(&asked).0), text(&seconds)],
     ];
     if let Some(known) = known {
         rows.push(vec!["on the camera that it knows".into(), format!("{known:.1}"), String::new(), String::new()]);
     }
-    print_table(&["", "test accuracy, %", "rows it was asked", "seconds"], &rows);
+    print_table(&["", "test accuracy, %", "rows asked in training", "seconds"], &rows);
     let summary = json!({
         "steps": args.steps, "batch": train::BATCH, "queries": args.queries, "sigma": args.sigma, "lr": args.lr,
         "feedback": format!("{:?}", args.feedback).to_lowercase(),
@@ -143,7 +151,7 @@ fn run(args: Args) -> Result<()> {
         "rows_asked": figure(&asked), "seconds": figure(&seconds),
     });
     write(&artifacts, "An adapter in front of a forest", &curves, &summary)?;
-    println!("{}: summary.json, accuracy.csv, accuracy.svg", artifacts.display());
+    println!("{}: summary.json, accuracy.csv, accuracy.svg, adapter-SEED.csv", artifacts.display());
     Ok(())
 }
 

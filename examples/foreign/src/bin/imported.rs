@@ -21,7 +21,7 @@ use flops_core::allocator::{Neyman, Uniform};
 use flops_core::{ForwardConfig, NoiseLaw, QueryBudget, Sampling, Space};
 use flops_foreign::imported::{Model, Probed, parameters};
 use flops_foreign::report::{Common, Curve, figure, spread, text, write};
-use flops_foreign::train::{AB, Plan, accuracy, backprop, forward_only};
+use flops_foreign::train::{AB, MAX_STEPS, Plan, accuracy, backprop, forward_only};
 use flops_foreign::{digits, train};
 use flops_report::{print_table, program};
 use serde_json::{Map, json};
@@ -45,7 +45,7 @@ struct Args {
 
 impl Args {
     fn check(&self) -> Result<()> {
-        ensure!(self.steps > 0, "--steps 0: use at least 1");
+        ensure!((1..=MAX_STEPS).contains(&self.steps), "--steps {}: use 1 to {MAX_STEPS}", self.steps);
         ensure!(self.lr > 0.0 && self.lr <= 1.0, "--lr {}: use a number above 0 and at most 1", self.lr);
         self.config()?.validate()?;
         Ok(())
@@ -81,7 +81,7 @@ fn run(args: Args) -> Result<()> {
     });
     println!("imported: {trained} values are trained, {constant} are constants of the graph");
     let (train, test) = digits::other_camera(digits::load()?).split();
-    let known = accuracy(&network().valid(), &digits::load()?.split().1, threads);
+    let known = accuracy(&network().valid(), &digits::load()?.split().1, threads)?;
     let (mut curves, mut seconds) = (vec![], [(); 3].map(|()| vec![]));
     for seed in 0..args.common.seeds {
         let plan = Plan { lr: args.lr, passes: args.passes(), seed, threads };
@@ -97,7 +97,7 @@ fn run(args: Args) -> Result<()> {
         let probed = Probed { network: network() };
         let run = forward_only(probed, Neyman, args.config()?, plan, data)?;
         done(1, run.looks, run.seconds);
-        let run = backprop(network(), plan, data);
+        let run = backprop(network(), plan, data)?;
         done(2, run.looks, run.seconds);
     }
     let (mut rows, mut figures) =

@@ -68,7 +68,11 @@ fn a_failed_save_keeps_the_old_files() {
     assert!(error.contains("too large for f16"), "{error}");
     let error = save(&model(), &config().with_depth(3), JSON, dir.path(), false).unwrap_err().to_string();
     assert!(error.contains("depth = 3, the model's is 2"), "{error}");
+    let tuned = model().with_lora(1, 0).unwrap();
+    let error = save(&tuned, &config(), JSON, dir.path(), false).unwrap_err().to_string();
+    assert!(error.contains("merge them first"), "{error}");
     assert_eq!(std::fs::read(dir.path().join("model.safetensors")).unwrap(), before);
+    save(&tuned.merged(), &config(), JSON, dir.path(), false).unwrap();
 }
 
 /// A file with the tensors of another, renamed by `change` and dropped where it returns `None`.

@@ -193,7 +193,7 @@ fn text() {
         let trained = if run["scope"] == "lora:4" { 2.0 * 2.0 * 512.0 + 130.0 } else { 72_128.0 + 130.0 };
         assert_eq!(run["trained"].as_f64().unwrap(), trained, "{run}");
     }
-    let csv = std::fs::read_to_string(dir.path().join("text.csv")).unwrap();
+    let csv = std::fs::read_to_string(dir.path().join("run/text.csv")).unwrap();
     let spent = csv.lines().skip(1).map(|line| line.split(',').nth(5).unwrap().parse::<u64>().unwrap());
     // the last look of a run is behind its budget by less than the costliest step
     assert!(spent.max().unwrap() < 400 + 16 * 9, "{csv}");

@@ -92,7 +92,7 @@ fn minus_two_ln(hash: u32) -> f32 {
         -1.666_805_7e-1,
         2.000_071_5e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     let square = x * x;
     let cubic = coefficients.into_iter().fold(0.0, |sum, c: f32| sum * x + c) * x * square;

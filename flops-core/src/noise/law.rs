@@ -4,7 +4,7 @@ use rand::Rng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
 
-use super::stream::Generator;
+use super::generator::Generator;
 use crate::names::named_enum;
 use crate::ops;
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `law` | laws and their scores, drawn on the host |
 //! | `sampling`, `placement` | one-sided or antithetic queries; the layers that noise falls on |
-//! | `source`, `stream` | the keyed stream of every row |
+//! | `source`, `stream`, `generator` | the keyed stream of every row, and what it draws from |
 //! | `basis` | bases of the subspaces that weight noise lies in |
 //! | `span` | noise that is confined to a few directions of a site |
 //! | `gaussian`, `hash` | Gaussian values on the host, from hashes of a counter |
@@ -18,6 +18,7 @@ mod counter;
 mod cubecl;
 mod device;
 mod gaussian;
+mod generator;
 #[cfg(test)]
 mod golden;
 mod hash;

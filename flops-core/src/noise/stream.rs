@@ -1,24 +1,9 @@
 //! A stream of noise on the host.
 
-use rand::SeedableRng;
-use rand_xoshiro::Xoshiro256PlusPlus;
-
-use super::gaussian::Gaussian;
+use super::generator::Generator;
 use super::law::NoiseLaw;
 #[cfg(test)]
 use super::script;
-
-/// What the laws draw from: words, and Gaussian values.
-pub(super) struct Generator {
-    pub rng: Xoshiro256PlusPlus,
-    pub gaussian: Gaussian,
-}
-
-impl Generator {
-    pub fn new(seed: u64) -> Self {
-        Self { rng: Xoshiro256PlusPlus::seed_from_u64(seed), gaussian: Gaussian::new(seed) }
-    }
-}
 
 /// The values of one row at one site, in order, from generators of their own.
 pub(super) struct Stream {

@@ -147,7 +147,7 @@ impl Classifier {
 
     fn run(&self, values: &[f32], rows: usize) -> Result<TVec<TValue>> {
         let input = tract_ndarray::ArrayView2::from_shape((rows, self.features), values)?.to_owned();
-        Ok(self.plan.run(tvec!(input.into_tensor().into()))?)
+        self.plan.run(tvec!(input.into_tensor().into()))
     }
 
     /// The probabilities of all classes for `rows` rows, one after another.

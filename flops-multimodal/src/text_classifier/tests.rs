@@ -155,7 +155,7 @@ fn padding_changes_nothing_and_long_texts_are_truncated() {
 /// have no scale of their own. The bias of σ = 10⁻² is O(σ²).
 #[test]
 fn estimates_match_autodiff() {
-    for (scope, sites, steps, least) in [("lora:2", Sites::Linear, 900, 8), ("full", Sites::Branch, 400, 20)] {
+    for (scope, sites, steps, least) in [("lora:2", Sites::Linear, 900, 6), ("full", Sites::Branch, 400, 20)] {
         let scope: Scope = scope.parse().unwrap();
         let tuned = match scope {
             Scope::Lora(rank) => model(2).with_lora(rank, 3).unwrap(),

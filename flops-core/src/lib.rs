@@ -100,7 +100,7 @@ mod names;
 pub mod noise;
 pub mod ops;
 mod parallel;
-mod parameters;
+pub mod parameters;
 pub mod persist;
 pub mod prelude;
 pub mod probe;

@@ -88,7 +88,7 @@ impl<B: Backend> Lora<B> {
 
     /// Adds B·A to the weight of `layer`, which stays trained or frozen as it was.
     #[must_use]
-    pub fn merged_into(self, mut layer: Linear<B>) -> Linear<B> {
+    fn merged_into(self, mut layer: Linear<B>) -> Linear<B> {
         let change = self.down.weight.val().matmul(self.up.weight.val()).detach();
         layer.weight = layer.weight.map(|weight| {
             let trained = weight.is_require_grad();
@@ -97,6 +97,20 @@ impl<B: Backend> Lora<B> {
         });
         layer
     }
+}
+
+/// Adds the adapter to the weight of its layer, where it has one, and removes it.
+pub fn merge<B: Backend>(layer: &mut Linear<B>, lora: &mut Option<Lora<B>>) {
+    if let Some(lora) = lora.take() {
+        *layer = lora.merged_into(layer.clone());
+    }
+}
+
+/// The rank that all `adapters` have; `None` without any, where one is missing, or where ranks differ.
+pub fn common_rank<'a, B: Backend>(adapters: impl IntoIterator<Item = Option<&'a Lora<B>>>) -> Option<usize> {
+    let mut ranks = adapters.into_iter().map(|lora| lora.map(Lora::rank));
+    let first = ranks.next()??;
+    ranks.all(|rank| rank == Some(first)).then_some(first)
 }
 
 fn check_rank([inputs, outputs]: [usize; 2], rank: usize) {
@@ -149,11 +163,22 @@ mod tests {
         let plain = Probe::clean().linear_with_lora(&layer, None, x.clone());
         for layer in [layer.clone(), layer.no_grad()] {
             let trained = layer.weight.is_require_grad();
-            let merged = lora.clone().merged_into(layer);
+            let (mut merged, mut adapter) = (layer, Some(lora.clone()));
+            merge(&mut merged, &mut adapter);
+            assert!(adapter.is_none());
             assert_eq!(merged.weight.is_require_grad(), trained);
             let apart = |y: Tensor<AB, 3>| (y - adapted.clone()).abs().max().into_scalar();
             assert!(apart(merged.forward(x.clone())) < 1e-4);
             assert!(apart(plain.clone()) > 0.5);
+        }
+    }
+
+    #[test]
+    fn ranks_are_common_where_all_are_there_and_alike() {
+        let (two, three) = (lora(2), lora(3));
+        assert_eq!(common_rank([Some(&two), Some(&two)]), Some(2));
+        for differ in [vec![], vec![None], vec![Some(&two), None], vec![Some(&two), Some(&three)]] {
+            assert_eq!(common_rank(differ), None);
         }
     }
 

@@ -1,22 +1,25 @@
-//! The parameters of a module and their paths.
+//! The parameters of a module: their paths, which are trained, and choosing those by path.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
 /// Paths that an error lists at most.
 const LISTED_PATHS: usize = 5;
 
-/// A parameter of a module, as a visitor meets it.
+/// A float parameter of a module.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Parameter {
+#[non_exhaustive]
+pub struct Parameter {
+    /// Its id.
     pub id: ParamId,
     /// Names of fields from the module down.
     pub path: Vec<String>,
+    /// Its sizes.
     pub shape: Vec<usize>,
-    /// Whether it requires a gradient.
+    /// Whether it requires a gradient, which it does on a backend with autodiff alone.
     pub trained: bool,
 }
 
@@ -26,6 +29,11 @@ impl Parameter {
     /// A [`ParamGroup`](crate::train::param_groups::ParamGroup) takes paths of this form.
     pub fn name(&self) -> String {
         std::iter::once("model").chain(self.path.iter().map(String::as_str)).collect::<Vec<_>>().join(".")
+    }
+
+    /// The number of its values.
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
     }
 }
 
@@ -42,8 +50,23 @@ pub(crate) fn matrix_sides(shape: &[usize], least: usize) -> Option<([usize; 2],
     sides.iter().all(|&side| side > least).then_some((sides, inputs_first))
 }
 
-/// The parameters of a module, in the order of its fields.
-pub(crate) fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
+/// The float parameters of a module, in the order of its fields.
+///
+/// What imports or scopes leave frozen shows here: forward-only training learns nothing there.
+///
+/// # Example
+/// ```
+/// use burn::backend::{Autodiff, Flex};
+/// use burn::nn::LinearConfig;
+/// use flops_core::parameters::{parameters, train_where, trained_values};
+///
+/// let layer = LinearConfig::new(3, 2).init::<Autodiff<Flex>>(&Default::default());
+/// let layer = train_where(layer, |path| path == ["bias"]);
+/// let [weight, bias] = &parameters(&layer)[..] else { panic!("a weight and a bias") };
+/// assert_eq!((weight.trained, bias.trained, weight.values()), (false, true, 6));
+/// assert_eq!(trained_values(&layer), 2);
+/// ```
+pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
     #[derive(Default)]
     struct Collect {
         path: Vec<String>,
@@ -70,6 +93,38 @@ pub(crate) fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter>
     let mut collect = Collect::default();
     module.visit(&mut collect);
     collect.found
+}
+
+/// The number of trained values of a module.
+pub fn trained_values<B: Backend, M: Module<B>>(module: &M) -> usize {
+    parameters(module).iter().filter(|parameter| parameter.trained).map(Parameter::values).sum()
+}
+
+/// Makes the float parameters trainable whose path `trains` takes, and freezes all others, whatever they
+/// were before.
+///
+/// A path has the names of fields from the module down, as in [`Parameter::path`]. On a backend without
+/// autodiff nothing can be trained, and this changes nothing.
+pub fn train_where<B: Backend, M: Module<B>>(module: M, trains: impl FnMut(&[String]) -> bool) -> M {
+    struct Mark<F> {
+        path: Vec<String>,
+        trains: F,
+    }
+    impl<B: Backend, F: FnMut(&[String]) -> bool> ModuleMapper<B> for Mark<F> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let trained = (self.trains)(&self.path);
+            param.set_require_grad(trained)
+        }
+    }
+    module.map(&mut Mark { path: vec![], trains })
 }
 
 /// Ids of the trained parameters: those that require a gradient in a module of an autodiff backend.

@@ -1,10 +1,11 @@
 //! A classifier of texts: a BERT encoder with a head, fine-tuned as a whole or in part.
 
-use burn::module::{ModuleMapper, Param};
+use burn::module::Param;
 use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use flops_core::losses::cross_entropy;
+use flops_core::parameters::train_where;
 use flops_core::random::keyed_rng;
 use flops_core::{Batch, ForwardModel, Probe};
 use flops_vit::{Scope, Sites};
@@ -145,7 +146,7 @@ impl<B: Backend> TextClassifier<B> {
         if let Some(remedy) = remedy {
             return Err(MultimodalError::Setting { name: "scope", value: scope.to_string(), remedy });
         }
-        Ok(self.map(&mut Marker { scope, depth, path: vec![] }))
+        Ok(train_where(self, |path| trains(scope, path, depth)))
     }
 
     /// Texts as a batch, padded to the longest of them and truncated to `max_tokens`.
@@ -185,23 +186,17 @@ impl<B: Backend> ForwardModel<B> for TextClassifier<B> {
     type Target = Tensor<B, 1, Int>;
     type Output = Tensor<B, 2>;
 
-    /// The logits. The embedding, each layer and the head are a stage each.
-    fn forward(&self, tokens: Self::Input, probe: &mut Probe<B>) -> Tensor<B, 2> {
-        let mut state = probe.stage(tokens, |(ids, mask), probe| {
-            let x = Bert::over_tokens(&mask, probe, |probe| {
+    /// The logits. The embedding and each layer are stages; the head follows them.
+    fn forward(&self, (ids, mask): Self::Input, probe: &mut Probe<B>) -> Tensor<B, 2> {
+        let bias = attention_bias(mask.clone(), false);
+        let x = Bert::over_tokens(&mask, probe, |probe| {
+            let x = probe.stage(ids, |ids, probe| {
                 let x = self.encoder.token_embeddings(ids, probe);
                 self.encoder.embed_text(x, probe)
             });
-            (x, mask)
+            let layers = self.encoder.layers.iter();
+            layers.fold(x, |x, layer| probe.stage(x, |x, probe| layer.forward(x, Some(&bias), probe)))
         });
-        for layer in &self.encoder.layers {
-            state = probe.stage(state, |(x, mask), probe| {
-                let bias = attention_bias(mask.clone(), false);
-                let x = Bert::over_tokens(&mask, probe, |probe| layer.forward(x, Some(&bias), probe));
-                (x, mask)
-            });
-        }
-        let (x, mask) = state;
         let x = self.pooling.pool(x, mask, probe);
         probe.linear(&self.head, x)
     }
@@ -219,41 +214,18 @@ impl<B: Backend> ForwardModel<B> for TextClassifier<B> {
     }
 }
 
-/// Marks each parameter as trainable or frozen.
-struct Marker {
-    scope: Scope,
-    depth: usize,
-    path: Vec<String>,
-}
-
-impl Marker {
-    fn trains(&self) -> bool {
-        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        let adapter = path.iter().any(|part| part.ends_with("_lora"));
-        match (self.scope, path.as_slice()) {
-            (Scope::Full, _) | (_, ["head", ..]) => true,
-            (Scope::Lora(_), _) => adapter,
-            (Scope::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
-            (Scope::Last(layers), ["encoder", "layers", index, ..]) => {
-                !adapter && index.parse::<usize>().is_ok_and(|index| index + layers >= self.depth)
-            }
-            _ => false,
+/// Whether `scope` trains the parameter at `path`, in an encoder of `depth` layers.
+fn trains(scope: Scope, path: &[String], depth: usize) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let adapter = path.iter().any(|part| part.ends_with("_lora"));
+    match (scope, path.as_slice()) {
+        (Scope::Full, _) | (_, ["head", ..]) => true,
+        (Scope::Lora(_), _) => adapter,
+        (Scope::BiasNorm, [.., parameter]) => matches!(*parameter, "bias" | "gamma" | "beta"),
+        (Scope::Last(layers), ["encoder", "layers", index, ..]) => {
+            !adapter && index.parse::<usize>().is_ok_and(|index| index + layers >= depth)
         }
-    }
-}
-
-impl<B: Backend> ModuleMapper<B> for Marker {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let trained = self.trains();
-        param.set_require_grad(trained)
+        _ => false,
     }
 }
 

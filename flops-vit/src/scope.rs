@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
+use flops_core::parameters::train_where;
 
 use crate::config::Pool;
 use crate::error::VitError;
@@ -133,28 +133,7 @@ impl<B: Backend> ViT<B> {
         {
             return Err(VitError::NoAdapters { rank, found });
         }
-        Ok(self.map(&mut Marker { scope, depth, path: Vec::new() }))
-    }
-}
-
-/// A mapper that marks each parameter as trainable or frozen.
-struct Marker {
-    scope: Scope,
-    depth: usize,
-    path: Vec<String>,
-}
-
-impl<B: Backend> ModuleMapper<B> for Marker {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        param.set_require_grad(self.scope.trains(&self.path, self.depth))
+        Ok(train_where(self, |path| scope.trains(path, depth)))
     }
 }
 
@@ -163,33 +142,17 @@ mod tests {
     use super::*;
     use crate::config::ViTConfig;
     use burn::backend::{Autodiff, Flex};
-    use burn::module::{AutodiffModule, ModuleVisitor, Quantizer};
+    use burn::module::{AutodiffModule, ModuleMapper, Param, Quantizer};
     use burn::tensor::quantization::{Calibration, QuantStore};
+    use flops_core::parameters::{parameters, trained_values};
     use flops_core::quantize::{WeightScheme, quantize_frozen};
 
     type AB = Autodiff<Flex>;
 
-    /// Names of the trainable parameters.
-    #[derive(Default)]
-    struct Trainable {
-        path: Vec<String>,
-        names: Vec<String>,
-        params: usize,
-    }
-
-    impl ModuleVisitor<AB> for Trainable {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
-            if param.is_require_grad() {
-                self.names.push(self.path.join("."));
-                self.params += param.shape().num_elements();
-            }
-        }
+    /// Names of the trainable parameters, and the number of their values.
+    fn trained_of(model: &impl Module<AB>) -> (Vec<String>, usize) {
+        let names = parameters(model).into_iter().filter(|p| p.trained).map(|p| p.path.join("."));
+        (names.collect(), trained_values(model))
     }
 
     fn model() -> ViT<AB> {
@@ -199,9 +162,7 @@ mod tests {
     }
 
     fn trained(scope: &str) -> (Vec<String>, usize) {
-        let mut seen = Trainable::default();
-        model().with_scope(scope.parse().unwrap()).unwrap().visit(&mut seen);
-        (seen.names, seen.params)
+        trained_of(&model().with_scope(scope.parse().unwrap()).unwrap())
     }
 
     fn layers(names: &[&str], parameters: [&str; 2]) -> Vec<String> {
@@ -276,20 +237,15 @@ mod tests {
                 if D > 1 { self.0.map_float(param) } else { param }
             }
         }
-        let names = |module: &dyn Fn(&mut Trainable)| {
-            let mut seen = Trainable::default();
-            module(&mut seen);
-            seen.names
-        };
         let tail = model().with_scope(Scope::ClsTail).unwrap();
-        let before = names(&|seen| tail.visit(seen));
+        let before = trained_of(&tail).0;
         assert_eq!(before.len(), 14);
         let scheme = WeightScheme::Int8Tensor.scheme().with_store(QuantStore::Native);
         let mut burn = Matrices(Quantizer { calibration: Calibration::MinMax, scheme });
         let lost = ViT::<AB>::from_inner(tail.valid().map(&mut burn));
-        assert_eq!(names(&|seen| lost.visit(seen)).len(), 9);
+        assert_eq!(trained_of(&lost).0.len(), 9);
         let kept = quantize_frozen(tail, scheme).unwrap();
-        assert_eq!(names(&|seen| kept.visit(seen)), before);
+        assert_eq!(trained_of(&kept).0, before);
     }
 
     const ADAPTERS: [&str; 4] =
@@ -297,28 +253,28 @@ mod tests {
 
     #[test]
     fn lora_trains_adapters_and_head() {
-        let mut seen = Trainable::default();
-        model().with_lora(2, 0).unwrap().with_scope("lora:2".parse().unwrap()).unwrap().visit(&mut seen);
+        let model = model().with_lora(2, 0).unwrap().with_scope("lora:2".parse().unwrap()).unwrap();
+        let (names, params) = trained_of(&model);
         let mut expected = layers(&["head"], LINEAR);
         for block in 0..3 {
             expected.extend(ADAPTERS.map(|n| format!("blocks.{block}.attn.{n}")));
         }
-        assert_same(seen.names, expected);
-        assert_eq!(seen.params, 3 * 4 * 2 * 8 + 45);
+        assert_same(names, expected);
+        assert_eq!(params, 3 * 4 * 2 * 8 + 45);
     }
 
     #[test]
     fn other_scopes_freeze_adapters_and_full_trains_them() {
         for scope in ["head", "cls_tail", "bias_norm", "last:1", "last:3", "full"] {
             let (mut names, mut params) = trained(scope);
-            let mut seen = Trainable::default();
-            model().with_lora(2, 0).unwrap().with_scope(scope.parse().unwrap()).unwrap().visit(&mut seen);
+            let model = model().with_lora(2, 0).unwrap().with_scope(scope.parse().unwrap()).unwrap();
+            let (found, of_found) = trained_of(&model);
             if scope == "full" {
                 names.extend((0..3).flat_map(|block| ADAPTERS.map(|n| format!("blocks.{block}.attn.{n}"))));
                 params += 3 * 4 * 2 * 8;
             }
-            assert_same(seen.names, names);
-            assert_eq!(seen.params, params, "{scope}");
+            assert_same(found, names);
+            assert_eq!(of_found, params, "{scope}");
         }
     }
 
@@ -336,9 +292,8 @@ mod tests {
 
     #[test]
     fn with_scope_replaces_the_previous_scope() {
-        let mut seen = Trainable::default();
-        model().with_scope(Scope::Head).unwrap().with_scope(Scope::Full).unwrap().visit(&mut seen);
-        assert_eq!(seen.names.len(), 56);
+        let model = model().with_scope(Scope::Head).unwrap().with_scope(Scope::Full).unwrap();
+        assert_eq!(trained_of(&model).0.len(), 56);
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! Scopes, padding, and estimates against autodiff.
+//! Scopes, records, padding and errors. Estimates are compared with autodiff in `towers/tests.rs`.
 
 use burn::backend::{Autodiff, Flex};
-use burn::module::{AutodiffModule, ModuleVisitor};
-use flops_core::estimator::{Estimate, trained_parameters};
-use flops_core::{Allocation, Estimator, QueryBudget, Space};
+use burn::module::ModuleMapper;
+use flops_core::parameters::parameters;
 
 use super::*;
 use crate::checkpoint::bert;
@@ -49,30 +48,8 @@ fn batch<B: Backend>() -> TextBatch<B> {
     }
 }
 
-#[derive(Default)]
-struct Trained {
-    path: Vec<String>,
-    names: Vec<String>,
-}
-
-impl ModuleVisitor<AB> for Trained {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
-        if param.is_require_grad() {
-            self.names.push(self.path.join("."));
-        }
-    }
-}
-
 fn trained(model: &TextClassifier<AB>) -> Vec<String> {
-    let mut seen = Trained::default();
-    model.visit(&mut seen);
-    seen.names
+    parameters(model).into_iter().filter(|p| p.trained).map(|p| p.path.join(".")).collect()
 }
 
 #[test]
@@ -145,103 +122,4 @@ fn padding_changes_nothing_and_long_texts_are_truncated() {
     let short = model.with_max_tokens(5);
     assert_eq!(short.batch::<Flex>(&tokenizer, &items, &device).unwrap().input.0.dims(), [2, 5]);
     assert_eq!(short.with_max_tokens(1000).max_tokens, 24);
-}
-
-/// Estimates on texts of different lengths, projected on autodiff's gradient of each parameter.
-///
-/// Each of the steps allocates 12 queries per text on average, unequally. A projection divided by
-/// the squared norm has mean 1, within 4.5 standard errors (false-failure rate 7·10⁻⁶ for each of the
-/// 10 + 39 parameters). Gradients below a hundredth of the largest are left out: their projections
-/// have no scale of their own. Some means must be known to a quarter, or the test would say nothing: 4
-/// with adapters, 5 in full. The bias of σ = 10⁻² is O(σ²).
-#[test]
-fn estimates_match_autodiff() {
-    for (scope, sites, steps, least) in [("lora:2", Sites::Linear, 900, 4), ("full", Sites::Branch, 400, 5)] {
-        let scope: Scope = scope.parse().unwrap();
-        let tuned = match scope {
-            Scope::Lora(rank) => model(2).with_lora(rank, 3).unwrap(),
-            _ => model(2),
-        };
-        let model = grown(tuned).with_sites(sites).with_scope(scope).unwrap();
-        let Batch { input, target, .. } = batch::<AB>();
-        let exact = model.losses(model.forward(input, &mut Probe::clean()), target).mean().backward();
-        let truth = gradients(&model, &Exact(&exact));
-        let largest = truth.iter().map(|(_, g)| norm(g)).fold(0.0, f64::max);
-        let (inner, known) = (model.valid(), trained_parameters(&model));
-        let estimator = Estimator { seed: 4, threads: 2, ..Estimator::new(Space::activation()) };
-        let texts = batch();
-        let clean = estimator.clean(&inner, &texts, &known).unwrap();
-        let skewed = Allocation::project(&[1.0, 2.0, 3.0, 2.0], &QueryBudget::new(12, 1).unwrap()).unwrap();
-        let mut projections = vec![vec![]; truth.len()];
-        for step in 0..steps {
-            let estimate = clean.estimate(&skewed, step).unwrap();
-            let found = gradients(&model, &estimate);
-            for (((_, found), (_, truth)), projections) in found.iter().zip(&truth).zip(&mut projections) {
-                let dot = |a: &[f32]| a.iter().zip(truth).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-                projections.push(dot(found) / dot(truth));
-            }
-        }
-        let mut telling = 0;
-        for ((name, truth), projections) in truth.iter().zip(&projections) {
-            if norm(truth) < 0.01 * largest {
-                continue;
-            }
-            let n = projections.len() as f64;
-            let mean = projections.iter().sum::<f64>() / n;
-            let se = (projections.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
-            assert!((mean - 1.0).abs() < 4.5 * se, "{name} in {scope}: {mean} ± {se}");
-            telling += usize::from(se < 0.25);
-        }
-        assert!(telling >= least, "{scope}: {telling} of {} parameters have a mean that says something", truth.len());
-    }
-}
-
-fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
-}
-
-fn norm(values: &[f32]) -> f64 {
-    values.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt()
-}
-
-/// Where gradients of parameters of any rank are looked up; 0 where there is none.
-trait OfAnyRank {
-    fn gradient<const D: usize>(&self, param: &Param<Tensor<AB, D>>) -> Vec<f32>;
-}
-
-/// Autodiff's.
-struct Exact<'a>(&'a <AB as burn::tensor::backend::AutodiffBackend>::Gradients);
-
-impl OfAnyRank for Exact<'_> {
-    fn gradient<const D: usize>(&self, param: &Param<Tensor<AB, D>>) -> Vec<f32> {
-        param.grad(self.0).map_or_else(|| vec![0.0; param.shape().num_elements()], floats)
-    }
-}
-
-impl OfAnyRank for Estimate<Flex> {
-    fn gradient<const D: usize>(&self, param: &Param<Tensor<AB, D>>) -> Vec<f32> {
-        let inner = Param::initialized(param.id, param.val().inner());
-        Estimate::<Flex>::gradient(self, &inner).map(floats).expect("every trained parameter has an estimate")
-    }
-}
-
-/// A gradient of each trained parameter, whatever its rank, in the order of the model.
-fn gradients(model: &TextClassifier<AB>, of: &impl OfAnyRank) -> Vec<(String, Vec<f32>)> {
-    struct Visit<'a, F>(Vec<String>, &'a F, Vec<(String, Vec<f32>)>);
-    impl<F: OfAnyRank> ModuleVisitor<AB> for Visit<'_, F> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.into());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
-            if param.is_require_grad() {
-                self.2.push((self.0.join("."), self.1.gradient(param)));
-            }
-        }
-    }
-    let mut visit = Visit(vec![], of, vec![]);
-    model.visit(&mut visit);
-    visit.2
 }

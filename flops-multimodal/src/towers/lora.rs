@@ -1,27 +1,14 @@
 //! [Adapters](flops_core::lora) on the layers of a [`Bert`]: put in, counted and merged.
 
 use burn::prelude::*;
-use flops_core::lora::Lora;
+use flops_core::lora::{Lora, common_rank, merge};
 use flops_core::random::keyed_rng;
 
 use super::bert::Bert;
-use super::layers::EncoderLayer;
 use crate::error::MultimodalError;
 
 /// Key that separates the random numbers of adapters from those of a head of the same seed.
 const LORA: u64 = u64::from_le_bytes(*b"adapters");
-
-impl<B: Backend> EncoderLayer<B> {
-    fn merged(mut self) -> Self {
-        if let Some(lora) = self.query_lora.take() {
-            self.query = lora.merged_into(self.query);
-        }
-        if let Some(lora) = self.value_lora.take() {
-            self.value = lora.merged_into(self.value);
-        }
-        self
-    }
-}
 
 impl<B: Backend> Bert<B> {
     /// Puts new [adapters](Lora) of `rank` on the query and value projections of every layer.
@@ -50,9 +37,7 @@ impl<B: Backend> Bert<B> {
 
     /// Returns the rank of the adapters; `None` where a layer lacks one, or where ranks differ.
     pub fn lora_rank(&self) -> Option<usize> {
-        let mut ranks = self.adapters().map(|lora| lora.map(Lora::rank));
-        let first = ranks.next()??;
-        ranks.all(|rank| rank == Some(first)).then_some(first)
+        common_rank(self.adapters())
     }
 
     /// Returns whether the model has any adapter.
@@ -69,7 +54,10 @@ impl<B: Backend> Bert<B> {
     /// The outputs stay the same up to rounding. A model without adapters is returned as it is.
     #[must_use]
     pub fn merged(mut self) -> Self {
-        self.layers = self.layers.into_iter().map(EncoderLayer::merged).collect();
+        for layer in &mut self.layers {
+            merge(&mut layer.query, &mut layer.query_lora);
+            merge(&mut layer.value, &mut layer.value_lora);
+        }
         self
     }
 }

@@ -11,6 +11,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::*;
+use crate::text_classifier::TextClassifier;
+use flops_vit::Scope;
 
 type Input<B> = (Tensor<B, 2, Int>, Tensor<B, 2, Int>);
 
@@ -68,27 +70,6 @@ impl<B: Backend> ForwardModel<B> for ByClipForward<B> {
     fn forward(&self, (ids, mask): Input<B>, probe: &mut Probe<B>) -> Tensor<B, 2> {
         let hidden = self.text.forward(ids.clone(), mask, probe);
         self.text.project_text(hidden, self.text.text_end(ids), probe)
-    }
-
-    fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-        cross_entropy(logits, target)
-    }
-}
-
-/// A text classifier: its logits are the first elements of the mean of BERT's hidden states.
-#[derive(Module, Debug)]
-struct ByBert<B: Backend> {
-    bert: Bert<B>,
-}
-
-impl<B: Backend> ForwardModel<B> for ByBert<B> {
-    type Input = Input<B>;
-    type Target = Tensor<B, 1, Int>;
-    type Output = Tensor<B, 2>;
-
-    fn forward(&self, (ids, mask): Input<B>, probe: &mut Probe<B>) -> Tensor<B, 2> {
-        let hidden = self.bert.forward(ids, mask.clone(), probe);
-        Bert::mean_pooled(hidden, mask, probe).narrow(1, 0, 3)
     }
 
     fn losses(&self, logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
@@ -203,6 +184,12 @@ fn bert() -> Bert<Autodiff<Flex>> {
     bert.map(&mut Draw(StdRng::seed_from_u64(2)))
 }
 
+/// A text classifier of three classes by BERT, with adapters of rank 2.
+fn by_bert() -> TextClassifier<Autodiff<Flex>> {
+    let model = TextClassifier::new(bert(), 3, 0).unwrap().with_lora(2, 0).unwrap();
+    model.map(&mut Draw(StdRng::seed_from_u64(2)))
+}
+
 #[test]
 fn estimates_of_clip_match_backpropagation() {
     assert_unbiased("clip", ByClip { text: clip_text() });
@@ -210,13 +197,18 @@ fn estimates_of_clip_match_backpropagation() {
 
 #[test]
 fn estimates_of_bert_match_backpropagation() {
-    assert_unbiased("bert", ByBert { bert: bert() });
+    assert_unbiased("bert", by_bert());
+    for scope in [Scope::Lora(2), Scope::Last(1)] {
+        assert_unbiased(&format!("bert, {scope}"), by_bert().with_scope(scope).unwrap());
+    }
 }
 
 #[test]
 fn estimates_at_branches_match_backpropagation() {
     assert_unbiased("clip", ByClip { text: clip_text().with_sites(Sites::Branch) });
-    assert_unbiased("bert", ByBert { bert: bert().with_sites(Sites::Branch) });
+    let branches = || by_bert().with_sites(Sites::Branch);
+    assert_unbiased("bert", branches());
+    assert_unbiased("bert, lora:2", branches().with_scope(Scope::Lora(2)).unwrap());
 }
 
 /// Branches and layers compute the same embeddings, with padding in the texts.
@@ -279,7 +271,7 @@ fn padding_does_not_change_the_estimate() {
         }
     }
     for sites in [Sites::Linear, Sites::Branch] {
-        let model = ByBert { bert: bert().with_sites(sites) };
+        let model = by_bert().with_sites(sites);
         same(&format!("bert, {sites}"), figures(&model, 0), figures(&model, 3));
         let model = ByClipForward { text: clip_text().with_sites(sites) };
         same(&format!("clip, {sites}"), figures(&model, 0), figures(&model, 3));

@@ -1,6 +1,7 @@
 //! Adapters on the blocks of a ViT: put in, counted and merged.
 
 use burn::prelude::*;
+use flops_core::lora::{common_rank, merge};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -17,12 +18,8 @@ impl<B: Backend> Attention<B> {
     }
 
     fn merged(mut self) -> Self {
-        if let Some(lora) = self.query_lora.take() {
-            self.query = lora.merged_into(self.query);
-        }
-        if let Some(lora) = self.value_lora.take() {
-            self.value = lora.merged_into(self.value);
-        }
+        merge(&mut self.query, &mut self.query_lora);
+        merge(&mut self.value, &mut self.value_lora);
         self
     }
 }
@@ -83,9 +80,7 @@ impl<B: Backend> ViT<B> {
     ///
     /// It is `None` where a query or value projection has no adapter, or where ranks differ.
     pub fn lora_rank(&self) -> Option<usize> {
-        let mut ranks = self.adapters().map(|lora| lora.map(Lora::rank));
-        let first = ranks.next()??;
-        ranks.all(|rank| rank == Some(first)).then_some(first)
+        common_rank(self.adapters())
     }
 
     /// Returns whether the model has any adapter.

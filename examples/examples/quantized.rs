@@ -22,13 +22,14 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::prelude::*;
 use clap::Parser;
 use flops_core::allocator::AllocatorKind;
+use flops_core::parameters::trained_values;
 use flops_core::quantize::{QuantizeConfig, Quantized, Rounding, TrainedWeights, Unpack, WeightScheme};
 use flops_core::{ForwardConfig, NoiseLaw, QueryBudget, Sampling, Space};
 use flops_examples::backend::AB;
 use flops_examples::cli;
 use flops_examples::experiment::{
     Classifier, ExperimentArgs, ImageArgs, Learner, Optim, Progress, Schedule, Spread, Testbed, TestbedArgs, estimate,
-    print_table, trained_values,
+    print_table,
 };
 use flops_examples::plot::{Panel, Series, panels};
 use flops_vit::{Scope, ViT};

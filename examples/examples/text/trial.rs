@@ -5,11 +5,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::module::{AutodiffModule, Module};
 use burn::prelude::*;
+use flops_core::parameters::trained_values;
 use flops_core::random::keyed_rng;
-use flops_core::{ForwardModel, Probe};
+use flops_core::{ForwardModel, infer};
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::data::texts::Texts;
-use flops_examples::experiment::{Schedule, trained_values};
+use flops_examples::experiment::Schedule;
 use flops_multimodal::checkpoint::bert;
 use flops_multimodal::towers::Pooling;
 use flops_multimodal::{Bert, TextClassifier, TextItem, TextTokenizer};
@@ -21,8 +22,10 @@ use crate::args::Args;
 use crate::method::Method;
 use crate::trainee::Trainee;
 
-/// Texts of a pass over the test texts.
+/// Test texts that are padded alike.
 const TEST_BATCH: usize = 64;
+/// Test texts of a pass.
+const TEST_ROWS: usize = 32;
 /// Key of the stream that orders the texts.
 const ORDER: u64 = u64::from_le_bytes(*b"shuffled");
 /// Share of unknown words from which an encoder is refused.
@@ -101,11 +104,11 @@ impl Subject {
     }
 
     /// The mean loss and the accuracy in percent on some texts.
-    fn evaluate(&self, model: &TextClassifier<AB>, items: &[TextItem]) -> Result<(f64, f64)> {
+    fn evaluate(&self, model: &TextClassifier<AB>, items: &[TextItem], threads: usize) -> Result<(f64, f64)> {
         let (model, mut loss, mut right) = (model.valid(), 0.0, 0i64);
         for part in items.chunks(TEST_BATCH) {
             let batch = model.batch::<B>(&self.tokenizer, part, &self.device)?;
-            let logits = model.forward(batch.input, &mut Probe::clean());
+            let logits = infer(&model, &batch.input, part.len(), TEST_ROWS, threads);
             let found = logits.clone().argmax(1).reshape([part.len()]).equal(batch.target.clone());
             right += found.int().sum().into_scalar().elem::<i64>();
             loss += model.losses(logits, batch.target).sum().into_scalar().elem::<f64>();
@@ -170,7 +173,8 @@ impl Trial<'_> {
         let Self { args, subject, scope, method, seed } = self;
         let (mut train, test) = subject.texts.split(args.test_share(), *seed);
         let sites = method.noise(*scope).map_or(Sites::Linear, |noise| noise.sites);
-        let config = method.config(*scope, args.queries, *seed)?.with_threads(args.experiment.threads()?);
+        let threads = args.experiment.threads()?;
+        let config = method.config(*scope, args.queries, *seed)?.with_threads(threads);
         let model = subject.classifier(*scope, sites, *seed)?;
         let (trained, lr, budget) =
             (trained_values(&model), args.lr(*method, *scope, subject.width()), args.row_forwards());
@@ -181,7 +185,7 @@ impl Trial<'_> {
         loop {
             let rows = trainee.row_forwards();
             if rows >= looks.len() as u64 * budget / args.looks {
-                let (test_loss, test_accuracy) = subject.evaluate(trainee.model(), &test)?;
+                let (test_loss, test_accuracy) = subject.evaluate(trainee.model(), &test, threads)?;
                 tell(rows as f64 / budget as f64, test_accuracy);
                 let mean = losses.iter().sum::<f64>() / losses.len() as f64;
                 let train_loss = (!losses.is_empty()).then_some(mean);

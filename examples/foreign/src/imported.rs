@@ -3,7 +3,6 @@
 // `Model`, with its weights: normalisation of the pixels, two linear layers, a ReLU between them
 include!(concat!(env!("OUT_DIR"), "/network.rs"));
 
-use burn::module::{ModuleVisitor, Param};
 use burn::tensor::activation::relu;
 use flops_core::{ForwardModel, Probe, cross_entropy};
 
@@ -63,34 +62,4 @@ impl<B: Backend> ForwardModel<B> for Probed<B> {
     ) -> Option<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
         Some((logits.clone(), labels.clone()))
     }
-}
-
-// ---- what is trained -----------------------------------------------------------------------------
-
-/// A parameter of a module: its path, its number of values, and whether it is trained.
-pub type Parameter = (String, usize, bool);
-
-/// The parameters of a module on a backend with gradients.
-///
-/// Look at them after an import: burn-onnx makes layers of what it recognises, and constants, which
-/// nothing trains, of all other weights.
-pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
-    #[derive(Default)]
-    struct Collect(Vec<String>, Vec<Parameter>);
-    impl<B: Backend> ModuleVisitor<B> for Collect {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.into());
-        }
-
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.1.push((self.0.join("."), param.shape().num_elements(), param.is_require_grad()));
-        }
-    }
-    let mut collect = Collect::default();
-    module.visit(&mut collect);
-    collect.1
 }

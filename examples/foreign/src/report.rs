@@ -1,11 +1,13 @@
 //! What the programs share: their flags, and the files that they leave.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flops_report::plot::{Panel, Series, panels};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 /// Flags of both programs.
 #[derive(Args, Clone, Debug)]
@@ -86,6 +88,17 @@ pub fn figure(values: &[f64]) -> Value {
     json!({"mean": mean, "standard_deviation": deviation, "by_seed": values})
 }
 
+/// Writes a file whole or not at all.
+pub fn save(file: &Path, content: &str) -> Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let written = NamedTempFile::new_in(folder).and_then(|mut part| {
+        part.write_all(content.as_bytes())?;
+        part.persist(file).map_err(|error| error.error)
+    });
+    written.with_context(|| format!("{}: cannot be written", file.display()))?;
+    Ok(())
+}
+
 /// Writes the three files.
 pub fn write(folder: &Path, title: &str, curves: &[Curve], summary: &Value) -> Result<()> {
     let mut csv = String::from("way,seed,rows,test_accuracy\n");
@@ -116,7 +129,7 @@ pub fn write(folder: &Path, title: &str, curves: &[Curve], summary: &Value) -> R
         [("summary.json", format!("{summary:#}\n")), ("accuracy.csv", csv), ("accuracy.svg", panels(title, &[panel])?)];
     for (name, content) in files {
         let file = folder.join(name);
-        std::fs::write(&file, content).with_context(|| format!("{}: cannot be written", file.display()))?;
+        save(&file, &content)?;
     }
     Ok(())
 }

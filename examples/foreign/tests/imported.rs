@@ -11,9 +11,10 @@ use std::process::Command;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use flops_core::allocator::{Neyman, Uniform};
+use flops_core::parameters::{Parameter, parameters};
 use flops_core::{ForwardConfig, ForwardModel, NoiseLaw, Probe, QueryBudget, Sampling, Space};
 use flops_foreign::digits::{self, CLASSES};
-use flops_foreign::imported::{Model, Probed, parameters};
+use flops_foreign::imported::{Model, Probed};
 use flops_foreign::table::Table;
 use flops_foreign::train::{AB, B, Plan, RowClassifier, backprop, forward_only};
 
@@ -46,7 +47,8 @@ fn logits_match_onnxruntime() {
 #[test]
 fn all_weights_of_layers_are_trained_and_constants_are_not() {
     let found = parameters(&network());
-    let text: Vec<String> = found.iter().map(|(path, n, trained)| format!("{path} {n} {trained}")).collect();
+    let line = |p: &Parameter| format!("{} {} {}", p.path.join("."), p.values(), p.trained);
+    let text: Vec<String> = found.iter().map(line).collect();
     let expected = [
         "constant1 64 false",
         "constant2 64 false",
@@ -56,7 +58,7 @@ fn all_weights_of_layers_are_trained_and_constants_are_not() {
         "linear2.bias 10 true",
     ];
     assert_eq!(text, expected);
-    assert_eq!(found.iter().map(|parameter| parameter.1).sum::<usize>(), 3738);
+    assert_eq!(found.iter().map(Parameter::values).sum::<usize>(), 3738);
 }
 
 fn loss<M: RowClassifier<B>>(model: &M, table: &Table) -> f64 {
@@ -89,7 +91,7 @@ fn every_way_of_training_lowers_the_loss() {
     };
     for (way, model) in [("weights", weights), ("activations", activations.model.network), ("gradients", gradients)] {
         let found = parameters(&model);
-        assert!(found.iter().all(|(path, _, trained)| *trained == path.starts_with("linear")), "{way}: {found:?}");
+        assert!(found.iter().all(|p| p.trained == p.path[0].starts_with("linear")), "{way}: {found:?}");
         let after = loss(&model.valid(), train);
         assert!(before > 2.0 && after < 1.7, "{way}: {before} before, {after} after");
         assert_eq!(constants(&model), constants(&network()), "{way}");

@@ -12,7 +12,6 @@ mod oracle;
 mod run;
 mod spread;
 mod testbed;
-mod trained;
 
 pub use args::ExperimentArgs;
 pub use classifier::Classifier;
@@ -23,4 +22,3 @@ pub use oracle::OracleAllocator;
 pub use run::{GroupedAdamW, Optim, Run, Schedule, adamw};
 pub use spread::Spread;
 pub use testbed::{Learner, Testbed, TestbedArgs, with_graph};
-pub use trained::trained_values;

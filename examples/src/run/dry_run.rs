@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module};
 use burn::optim::AdamWConfig;
-use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use flops_core::ledger::Ledger;
+use flops_core::parameters::trained_values;
 use flops_core::train::resident_memory;
 
 use super::format::thousands;
@@ -65,17 +65,7 @@ where
 
 /// Returns the number of trainable parameters and of all parameters.
 pub fn parameters<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M) -> (usize, usize) {
-    struct Trained(usize);
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Trained {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if param.is_require_grad() {
-                self.0 += param.shape().num_elements();
-            }
-        }
-    }
-    let mut trained = Trained(0);
-    model.visit(&mut trained);
-    (trained.0, Module::num_params(model))
+    (trained_values(model), Module::num_params(model))
 }
 
 /// Returns the forecast as lines of a table.

@@ -16,14 +16,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use clap::{Parser, ValueEnum};
 use flops_core::allocator::Neyman;
 use flops_core::{ForwardConfig, QueryBudget};
 use flops_foreign::adapter::Adapter;
 use flops_foreign::classifier::Classifier;
-use flops_foreign::report::{Common, Curve, figure, spread, text, write};
+use flops_foreign::report::{Common, Curve, figure, save, spread, text, write};
 use flops_foreign::table::Table;
 use flops_foreign::train::{AB, MAX_STEPS, Plan, accuracy, forward_only};
 use flops_foreign::{digits, train};
@@ -121,7 +121,7 @@ fn run(args: Args) -> Result<()> {
         let run = forward_only(adapter(), Neyman, config.clone(), plan, (&train, &test))?;
         // the rows that it was asked about are paid for: what they taught is kept at once
         let file = artifacts.join(format!("adapter-{seed}.csv"));
-        std::fs::write(&file, run.model.csv()).with_context(|| format!("{}: cannot be written", file.display()))?;
+        save(&file, &run.model.csv())?;
         let curve = Curve { way: "adapter".into(), seed, looks: run.looks };
         eprintln!("seed {seed}: {:.1} % → {:.1} %, {:.1} s", curve.first(), curve.last(), run.seconds);
         start.push(curve.first());

@@ -18,8 +18,9 @@ use anyhow::{Result, ensure};
 use burn::module::AutodiffModule;
 use clap::Parser;
 use flops_core::allocator::{Neyman, Uniform};
+use flops_core::parameters::{Parameter, parameters};
 use flops_core::{ForwardConfig, NoiseLaw, QueryBudget, Sampling, Space};
-use flops_foreign::imported::{Model, Probed, parameters};
+use flops_foreign::imported::{Model, Probed};
 use flops_foreign::report::{Common, Curve, figure, spread, text, write};
 use flops_foreign::train::{AB, MAX_STEPS, Plan, accuracy, backprop, forward_only};
 use flops_foreign::{digits, train};
@@ -76,9 +77,10 @@ fn run(args: Args) -> Result<()> {
     let device = Default::default();
     let network = || Model::<AB>::from_embedded(&device);
     let [trained, constant] = [true, false].map(|trained| {
-        let values = parameters(&network()).into_iter().filter(move |parameter| parameter.2 == trained);
-        values.map(|parameter| parameter.1).sum::<usize>()
+        let found = parameters(&network());
+        found.iter().filter(|parameter| parameter.trained == trained).map(Parameter::values).sum::<usize>()
     });
+    // burn-onnx makes layers of what it recognises, and constants, which nothing trains, of all other weights
     println!("imported: {trained} values are trained, {constant} are constants of the graph");
     let (train, test) = digits::other_camera(digits::load()?).split();
     let known = accuracy(&network().valid(), &digits::load()?.split().1, threads)?;

@@ -32,6 +32,14 @@ pub trait Log: Debug + Send + Sync {
     /// [was trimmed](Self::trim).
     fn put(&self, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError>;
 
+    /// Writes an entry unless there is one, and does not wait. The log tells which one was the first.
+    ///
+    /// # Errors
+    /// Those of [`put`](Self::put); of an entry that is still on its way, a later call has them.
+    fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
+        self.put(key, &bytes).map(|_| ())
+    }
+
     /// The next entry, or nothing where none comes within a time. A new connection gets the whole log
     /// from its start.
     ///

@@ -39,9 +39,11 @@ pub(crate) fn take_text(from: &mut &[u8]) -> Option<String> {
 }
 
 /// Bytes before which their checksum stands.
-pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
-    let mut whole = checksum(bytes).to_le_bytes().to_vec();
-    whole.extend(bytes);
+pub(crate) fn sealed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut whole = vec![0; 8];
+    write(&mut whole);
+    let (sum, bytes) = whole.split_at_mut(8);
+    sum.copy_from_slice(&checksum(bytes).to_le_bytes());
     whole
 }
 
@@ -73,7 +75,7 @@ mod tests {
     #[test]
     fn damage_is_told() {
         for len in [0, 1, 7, 8, 9, 64, 65] {
-            let whole = sealed(&vec![0; len]);
+            let whole = sealed(|bytes| bytes.resize(8 + len, 0));
             assert_eq!(unsealed(&whole), Some(&vec![0; len][..]));
             for at in 0..whole.len() {
                 let mut damaged = whole.clone();

@@ -63,6 +63,23 @@ fn the_first_writer_wins_and_all_see_one_order() {
 }
 
 #[test]
+fn entries_that_nobody_waits_for_come_in_order() {
+    let hub = hub();
+    let (one, two) = (hub.connect("one").unwrap(), hub.connect("two").unwrap());
+    assert!(two.put(&Key::Weights(7), b"two").unwrap());
+    for step in 0..50 {
+        one.send(&Key::Weights(step), b"one".to_vec()).unwrap();
+    }
+    // its own answer, and none of those before
+    assert!(!one.put(&Key::Weights(7), b"one").unwrap() && one.put(&Key::Weights(50), b"one").unwrap());
+    let steps: Vec<Option<u64>> = entries(&two).into_iter().map(|entry| entry.key.step()).collect();
+    assert_eq!(steps, [7].into_iter().chain((0..=50).filter(|step| *step != 7)).map(Some).collect::<Vec<_>>());
+    // too large: a later call has the error
+    one.send(&Key::Weights(51), vec![0; 2 << 20]).unwrap();
+    soon("an error", || one.send(&Key::Weights(52), vec![]).is_err());
+}
+
+#[test]
 fn checkpoints_are_stored_and_the_log_is_trimmed() {
     let hub = hub();
     let worker = hub.connect("w").unwrap();

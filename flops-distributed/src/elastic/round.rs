@@ -42,8 +42,10 @@ pub(super) struct Turn<'a> {
     ran: Vec<bool>,
     /// Jobs whose results or failure this worker has sent.
     sent: Vec<Option<Instant>>,
-    /// Results of this worker that were the first.
-    mine: HashSet<Key>,
+    /// Leaves that this worker has asked for, as their first owner.
+    asked: HashSet<usize>,
+    /// Checksums of the results of this worker that have not come through the log.
+    mine: HashMap<Key, [u8; 8]>,
     /// Ranges and generations of results that were refused.
     refused: HashSet<(usize, usize, u32)>,
     /// When a worker's last result came.
@@ -74,7 +76,8 @@ impl<'a> Turn<'a> {
             covered: vec![false; round.jobs],
             ran: vec![false; round.jobs],
             sent: vec![None; round.jobs],
-            mine: HashSet::new(),
+            asked: HashSet::new(),
+            mine: HashMap::new(),
             refused: HashSet::new(),
             heard: HashMap::new(),
             exchange: None,
@@ -166,6 +169,7 @@ impl<'a> Turn<'a> {
                 return Ok(outcome);
             }
             if let Some(range) = self.to_run() {
+                self.claim_ahead()?;
                 self.run_and_send(range)?;
                 continue;
             }
@@ -225,7 +229,7 @@ impl<'a> Turn<'a> {
         if range.is_empty() || range.end > self.round.jobs || self.round.is_sum() && !is_node {
             return Ok(false);
         }
-        if self.mine.remove(key) {
+        if self.mine.remove(key).is_some_and(|mine| payload::seal(bytes) == Some(&mine)) {
             if let Some((sent, leaf)) = self.exchange.take()
                 && self.round.is_sum()
             {
@@ -327,10 +331,8 @@ impl<'a> Turn<'a> {
             *sent = Instant::now();
         }
         let bytes = payload::result(self.elastic.worker(), &packed);
-        if self.elastic.log.put(&key, &bytes).map_err(Unsent::Lost)? {
-            self.mine.insert(key);
-        }
-        Ok(())
+        self.mine.extend(payload::seal(&bytes).map(|seal| (key.clone(), *seal)));
+        self.elastic.log.send(&key, bytes).map_err(Unsent::Lost)
     }
 
     /// The next leaf to claim: of this worker's share at once, of others' where they do not come, and
@@ -376,6 +378,25 @@ impl<'a> Turn<'a> {
         Ok(Next::Wait(first - now))
     }
 
+    /// Asks for one more leaf of this worker's share, which the log gives while it runs others.
+    fn claim_ahead(&mut self) -> Result<(), ExecutorError> {
+        let owners = self.state.owners(self.round);
+        let (rank, workers) = self.state.place(self.elastic.worker());
+        let is_free = |leaf: &usize| self.is_open(*leaf) && owners.of(*leaf).is_none();
+        match (owners.round(), share(self.round.jobs, rank, workers).find(is_free)) {
+            (Some(round), Some(leaf)) => self.ask(round, leaf),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for a leaf that nobody owns, once.
+    fn ask(&mut self, round: RoundKey, leaf: usize) -> Result<(), ExecutorError> {
+        if !self.asked.insert(leaf) {
+            return Ok(());
+        }
+        self.elastic.log.send(&Key::Claim { round, leaf, generation: 0 }, self.elastic.worker().into())
+    }
+
     /// Claims a leaf and waits for the log to say who owns it.
     fn claim(&mut self, leaf: usize, owner: Option<Owner>) -> Result<(), ExecutorError> {
         let worker = self.elastic.worker();
@@ -385,12 +406,15 @@ impl<'a> Turn<'a> {
             // a second result changes nothing
             return self.run_and_send(leaf..leaf + 1);
         };
-        if self.elastic.log.put(&Key::Claim { round, leaf, generation }, worker.as_bytes())?
-            && let Some(Owner { worker: of, .. }) = owner
-        {
-            self.elastic.counts().takeovers += 1;
-            let of = of.as_deref().unwrap_or("unknown");
-            ::log::info!("job {leaf} of round {} is taken over from worker {of}", self.key);
+        match owner {
+            None => self.ask(round, leaf)?,
+            Some(Owner { worker: of, .. }) => {
+                if self.elastic.log.put(&Key::Claim { round, leaf, generation }, worker.as_bytes())? {
+                    self.elastic.counts().takeovers += 1;
+                    let of = of.as_deref().unwrap_or("unknown");
+                    ::log::info!("job {leaf} of round {} is taken over from worker {of}", self.key);
+                }
+            }
         }
         let shape = *self.round;
         self.elastic.wait_for(self.state, "a claim", |state| {

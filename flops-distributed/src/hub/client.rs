@@ -18,13 +18,20 @@ use crate::{DistributedError, Entry, Key, Log, Traffic};
 /// Bytes of entries that wait in memory until the worker looks at them. What comes after them goes to disk.
 const MAX_WAITING: usize = 64 << 20;
 
+/// Where requests go, and where their answers come from, in the same order.
+struct Requests {
+    stream: TcpStream,
+    answers: Receiver<Frame>,
+    /// Requests whose answers nobody has waited for.
+    open: usize,
+}
+
 /// A worker's connection to a [`Hub`](super::Hub). It leaves the run when it is dropped.
 pub struct HubClient {
     address: SocketAddr,
     worker: String,
     limit: Duration,
-    /// Where requests go, and where their answers come from: one request at a time.
-    requests: Mutex<(TcpStream, Receiver<Frame>)>,
+    requests: Mutex<Requests>,
     entries: Mutex<Receiver<(Key, Body)>>,
     /// Bytes of entries that wait in memory.
     waiting: Arc<AtomicUsize>,
@@ -80,7 +87,7 @@ impl HubClient {
         };
         let thread = std::thread::Builder::new().name("hub-client".into()).spawn(read);
         thread.map_err(|why| DistributedError::Io { what: "a thread cannot be started".into(), why })?;
-        let (requests, entries) = (Mutex::new((stream, answers)), Mutex::new(entries));
+        let (requests, entries) = (Mutex::new(Requests { stream, answers, open: 0 }), Mutex::new(entries));
         let sent = AtomicU64::new(0);
         Ok(Self { address, worker: answer.head, limit, requests, entries, waiting, sent, received })
     }
@@ -100,21 +107,41 @@ impl HubClient {
         Self::connect(address, token.trim(), name, Duration::from_secs(60)).map(Some)
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer, and before for those to earlier ones.
     fn ask(&self, kind: Kind, head: &str, body: &[u8]) -> Result<Frame, ExecutorError> {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let (stream, answers) = &mut *requests;
-        let sent = frame::write(stream, kind, head, body).map_err(|_| self.closed())?;
+        self.request(&mut requests, kind, head, body)?;
+        loop {
+            let answer = self.answer(&mut requests)?;
+            if requests.open == 0 {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn request(&self, requests: &mut Requests, kind: Kind, head: &str, body: &[u8]) -> Result<(), ExecutorError> {
+        let sent = frame::write(&mut requests.stream, kind, head, body).map_err(|_| self.closed())?;
         self.sent.fetch_add(sent, Ordering::Relaxed);
-        let answer = answers.recv_timeout(self.limit).map_err(|why| match why {
+        requests.open += 1;
+        Ok(())
+    }
+
+    /// Waits for the next answer.
+    fn answer(&self, requests: &mut Requests) -> Result<Frame, ExecutorError> {
+        let answer = requests.answers.recv_timeout(self.limit).map_err(|why| match why {
             RecvTimeoutError::Disconnected => self.closed(),
             RecvTimeoutError::Timeout => {
                 // a later request must not get the answer to this one
-                let _ = stream.shutdown(Shutdown::Both);
+                let _ = requests.stream.shutdown(Shutdown::Both);
                 let what = format!("the hub at {} has not answered for {:?}", self.address, self.limit);
                 ExecutorError::Lost { what }
             }
         })?;
+        self.answered(requests, answer)
+    }
+
+    fn answered(&self, requests: &mut Requests, answer: Frame) -> Result<Frame, ExecutorError> {
+        requests.open = requests.open.saturating_sub(1);
         if answer.kind == Kind::Refused {
             return Err(ExecutorError::Lost { what: format!("the hub at {} says: {}", self.address, answer.head) });
         }
@@ -175,6 +202,15 @@ impl Log for HubClient {
         Ok(self.ask(Kind::Put, &key.to_string(), bytes)?.kind == Kind::First)
     }
 
+    fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        // answers that are there; those to come are taken by a later call
+        while let Ok(answer) = requests.answers.try_recv() {
+            self.answered(&mut requests, answer)?;
+        }
+        self.request(&mut requests, Kind::Put, &key.to_string(), &bytes)
+    }
+
     fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         match entries.try_recv() {
@@ -211,7 +247,7 @@ impl Log for HubClient {
 
 impl Drop for HubClient {
     fn drop(&mut self) {
-        let (stream, _) = self.requests.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Requests { stream, .. } = self.requests.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = frame::write(stream, Kind::Bye, "", &[]);
         let _ = stream.shutdown(Shutdown::Both);
     }

@@ -10,13 +10,14 @@
 
 mod envelope;
 mod options;
+mod outbox;
 mod reader;
 mod server;
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -24,8 +25,10 @@ use async_nats::jetstream::context::DeleteStreamErrorKind;
 use bytes::Bytes;
 use flops_executor::ExecutorError;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 pub use self::options::{NatsAuth, NatsOptions};
+use self::outbox::{Outgoing, write};
 use self::reader::{Queue, parts, read};
 use self::server::{Server, connect, stream_name};
 use crate::{DistributedError, Entry, Key, Log, Traffic, checked_name, random};
@@ -51,6 +54,8 @@ pub struct NatsLog {
     worker: String,
     server: Arc<Server>,
     queue: Arc<Queue>,
+    /// Entries to be written, in order.
+    outbox: UnboundedSender<Outgoing>,
     /// Whether the worker has told others that it takes part.
     joined: AtomicBool,
     runtime: Option<Runtime>,
@@ -73,7 +78,9 @@ impl NatsLog {
         let server = Arc::new(connected.unwrap_or_else(|| Err(ended(options)))?);
         let queue = Arc::new(Queue::default());
         runtime.spawn(read(server.clone(), queue.clone()));
-        Ok(Self { worker, server, queue, joined: AtomicBool::new(false), runtime: Some(runtime) })
+        let (outbox, outgoing) = unbounded_channel();
+        runtime.spawn(write(server.clone(), queue.clone(), outgoing));
+        Ok(Self { worker, server, queue, outbox, joined: AtomicBool::new(false), runtime: Some(runtime) })
     }
 
     /// Deletes the log and the checkpoints of a run. Says whether there were any.
@@ -114,8 +121,24 @@ impl NatsLog {
         done.unwrap_or_else(|| Err(self.server.error("has no connection any more")))
     }
 
-    fn subject(&self, key: &Key) -> String {
-        format!("flops.{}.log.{key}", self.server.run)
+    /// Has an entry written after those before it. Whoever listens to `answer` learns whether it was the first.
+    fn write(
+        &self,
+        key: &Key,
+        bytes: Bytes,
+        answer: Option<Sender<Result<bool, ExecutorError>>>,
+    ) -> Result<(), ExecutorError> {
+        let floor = self.queue.floor();
+        // the weights before a step that is past may still be compared
+        if let Some(step) = key.round().map(|round| round.step).filter(|&step| step < floor) {
+            let why =
+                format!("has no log of step {step} any more: it starts with step {floor}; start the worker again");
+            return Err(self.server.error(&why));
+        }
+        self.queue.note(key.step());
+        let (run, step) = (&self.server.run, key.step());
+        let outgoing = Outgoing { subject: format!("flops.{run}.log.{key}"), parts: parts(run, step), bytes, answer };
+        self.outbox.send(outgoing).map_err(|_| self.server.error("has no connection any more"))
     }
 }
 
@@ -125,21 +148,17 @@ impl Log for NatsLog {
     }
 
     fn put(&self, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError> {
-        let floor = self.queue.floor();
-        // the weights before a step that is past may still be compared
-        if let Some(step) = key.round().map(|round| round.step).filter(|&step| step < floor) {
-            let why =
-                format!("has no log of step {step} any more: it starts with step {floor}; start the worker again");
-            return Err(self.server.error(&why));
-        }
-        self.queue.note(key.step());
-        let (subject, parts) = (self.subject(key), parts(&self.server.run, key.step()));
-        let bytes = Bytes::copy_from_slice(bytes);
-        let first = self.run(|server| async move { server.write_and_keep(&subject, &parts, bytes).await })?;
+        let (answer, written) = mpsc::channel();
+        self.write(key, Bytes::copy_from_slice(bytes), Some(answer))?;
+        let first = written.recv().unwrap_or_else(|_| Err(self.server.error("has no connection any more")))?;
         if matches!(key, Key::Joined(worker) if *worker == self.worker) {
             self.joined.store(true, Ordering::Relaxed);
         }
         Ok(first)
+    }
+
+    fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
+        self.write(key, bytes.into(), None)
     }
 
     fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
@@ -234,12 +253,10 @@ impl Drop for NatsLog {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         if self.joined.load(Ordering::Relaxed) && self.server.is_connected() {
-            let subject = self.subject(&Key::Left(self.worker.clone()));
-            let (server, parts) = (self.server.clone(), parts(&self.server.run, None));
-            wait(&runtime, async move {
-                let _ =
-                    tokio::time::timeout(FAREWELL, server.write(&subject, &parts, Bytes::from_static(b"left"))).await;
-            });
+            let (answer, written) = mpsc::channel();
+            if self.write(&Key::Left(self.worker.clone()), Bytes::from_static(b"left"), Some(answer)).is_ok() {
+                let _ = written.recv_timeout(FAREWELL);
+            }
         }
         runtime.shutdown_background();
     }

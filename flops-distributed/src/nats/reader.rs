@@ -81,7 +81,8 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    fn end(&self, why: ExecutorError) {
+    /// Nothing more is read, and an error says why.
+    pub fn end(&self, why: ExecutorError) {
         lock(&self.state).ended = Some(why);
         self.arrived.notify_all();
     }

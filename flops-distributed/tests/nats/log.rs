@@ -35,6 +35,27 @@ fn the_first_writer_wins_and_all_see_one_order() {
 }
 
 #[test]
+fn entries_that_nobody_waits_for_come_in_order() {
+    let Some(server) = Server::with_jetstream() else { return };
+    let (one, two) = (server.log(), server.log());
+    assert!(two.put(&claim(3, 7), b"two").unwrap());
+    // some are larger than a message
+    let bytes = |job: usize| noise(if job % 5 == 0 { 3 << 20 } else { 10 }, job as u64);
+    for job in 0..20 {
+        one.send(&claim(3, job), bytes(job)).unwrap();
+    }
+    assert!(one.put(&claim(3, 20), b"last").unwrap());
+    let sent = (0..20).filter(|&job| job != 7).map(|job| Entry { key: claim(3, job), bytes: bytes(job) });
+    let first = Entry { key: claim(3, 7), bytes: b"two".to_vec() };
+    let last = Entry { key: claim(3, 20), bytes: b"last".to_vec() };
+    let all: Vec<Entry> = [first].into_iter().chain(sent).chain([last]).collect();
+    for log in [&one, &two] {
+        assert_eq!(entries(log, 21), all);
+        assert!(nothing(log));
+    }
+}
+
+#[test]
 fn writers_at_the_same_time_have_one_winner() {
     let Some(server) = Server::with_jetstream() else { return };
     let logs = [server.log(), server.log(), server.log()];

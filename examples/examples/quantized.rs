@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::prelude::*;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use flops_core::allocator::AllocatorKind;
 use flops_core::parameters::trained_values;
 use flops_core::quantize::{QuantizeConfig, Quantized, Rounding, TrainedWeights, Unpack, WeightScheme};
@@ -65,6 +65,9 @@ struct Args {
     /// Schemes of frozen weights: int8, int4, int8-tensor, int4-tensor.
     #[arg(long, value_delimiter = ',', default_values_t = [WeightScheme::Int8, WeightScheme::Int4])]
     schemes: Vec<WeightScheme>,
+    /// What is compared: float, frozen (by each scheme), grid (by each rounding), scales.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Weights::value_variants().to_vec())]
+    methods: Vec<Weights>,
     /// The scheme of all weights where trained ones are quantized too.
     #[arg(long, default_value_t = WeightScheme::Int4)]
     trained_scheme: WeightScheme,
@@ -84,7 +87,12 @@ impl Args {
         for (name, lr) in [("--lr", self.lr), ("--scales-lr", self.scales_lr)] {
             ensure!(lr > 0.0 && lr <= 1.0, "{name} {lr}: use a number above 0 and at most 1");
         }
-        self.methods().into_iter().try_for_each(|method| self.config(method, 0).map(drop))
+        let methods = self.methods();
+        methods.iter().enumerate().try_for_each(|(index, method)| {
+            let seen = methods[..index].contains(method);
+            ensure!(!seen, "{method} would be compared with itself; name it once in --methods and --schemes");
+            self.config(*method, 0).map(drop)
+        })
     }
 
     fn steps(&self) -> usize {
@@ -93,9 +101,13 @@ impl Args {
 
     /// Returns what is compared.
     fn methods(&self) -> Vec<Method> {
-        let frozen = self.schemes.iter().map(|&scheme| Method::Frozen(scheme));
-        let grids = Rounding::ALL.map(|rounding| Method::Grid(self.trained_scheme, rounding));
-        [Method::Float].into_iter().chain(frozen).chain(grids).chain([Method::Scales(self.trained_scheme)]).collect()
+        let of = |weights: &Weights| match weights {
+            Weights::Float => vec![Method::Float],
+            Weights::Frozen => self.schemes.iter().map(|&scheme| Method::Frozen(scheme)).collect(),
+            Weights::Grid => Rounding::ALL.map(|rounding| Method::Grid(self.trained_scheme, rounding)).to_vec(),
+            Weights::Scales => vec![Method::Scales(self.trained_scheme)],
+        };
+        self.methods.iter().flat_map(of).collect()
     }
 
     /// Returns how a method trains. Scales are no layers: noise on the weights reaches them.
@@ -111,6 +123,19 @@ impl Args {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// How weights are held, for `--methods`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Debug)]
+enum Weights {
+    /// Floats everywhere.
+    Float,
+    /// Frozen weights quantized.
+    Frozen,
+    /// Trained weights quantized too, on their grid.
+    Grid,
+    /// Trained weights quantized too; their scales are trained.
+    Scales,
 }
 
 /// What is compared.

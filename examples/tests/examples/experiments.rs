@@ -323,4 +323,6 @@ fn quantized() {
     assert!(line.contains("int3") && line.contains("int8, int4, int8-tensor, int4-tensor"), "{line}");
     assert!(crate::fail("quantized", dir.path(), &["--steps", "0"]).contains("--steps 0"));
     assert!(crate::fail("quantized", dir.path(), &["--unpack", "never"]).contains("each-pass"));
+    let twice = ["--methods", "frozen,float", "--schemes", "int4,int4"];
+    assert!(crate::fail("quantized", dir.path(), &twice).contains("int4 frozen would be compared with itself"));
 }

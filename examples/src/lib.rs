@@ -17,6 +17,11 @@ pub mod run;
 
 pub use flops_backend as backend;
 
+/// A pass frees megabytes that the next one asks for again. The allocator of Linux's C library gives them
+/// back to the system in between, which clears them page by page: see docs/backends.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The program of the README, which the tests run.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

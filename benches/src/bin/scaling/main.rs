@@ -46,6 +46,10 @@ use model::Link;
 use report::{Links, Report};
 use task::{Engine, Steps};
 
+/// That of the examples, so that workers are measured as they run there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The steps of all scopes and spaces.
 fn steps(args: &Args) -> Vec<Steps> {
     let of = |scope: &flops_vit::Scope, noise| Steps {

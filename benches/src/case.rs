@@ -97,7 +97,7 @@ impl Case {
         match self.space {
             None => {
                 let learner = BackpropLearner::new(model).with_prefix_cache(kept);
-                repeated(learner, images::<AB>(self.batch, config.img_size))
+                repeated(learner, images::<B>(self.batch, config.img_size))
             }
             Some(space) => {
                 // As in the recipes: images share the directions of weight noise, and an uneven

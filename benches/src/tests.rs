@@ -4,7 +4,7 @@ use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::train::TrainStep;
-use flops_backend::{AB, B, ON_HOST};
+use flops_backend::{B, ON_HOST};
 use flops_core::estimator::{Estimator, trained_parameters};
 use flops_core::{Allocation, BackpropLearner, Batch, NoiseLaw, Placement, QueryBudget, Sampling, Space};
 use flops_vit::data::ImageBatch;
@@ -48,7 +48,7 @@ fn batch<P: Backend>() -> ImageBatch<P> {
 #[test]
 fn estimates_match_backprop_in_the_mean() {
     let with_graph = model(&tiny(), Scope::Full);
-    let exact = TrainStep::step(&BackpropLearner::new(with_graph.clone()), batch::<AB>()).grads;
+    let exact = TrainStep::step(&BackpropLearner::new(with_graph.clone()), batch::<B>()).grads;
     let (trained, model) = (trained_parameters(&with_graph), with_graph.valid());
     let allocation = Allocation::project(&[1.0, 3.0, 2.0, 0.5], &QueryBudget::new(32, 1).unwrap()).unwrap();
     let (batch, steps) = (batch::<B>(), if ON_HOST { 300 } else { 200 });

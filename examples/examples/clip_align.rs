@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
-use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::Dataset;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
@@ -288,11 +287,8 @@ impl Run {
     }
 
     /// Returns the training pairs as batches of `batcher`, shuffled anew in each epoch.
-    fn loader<O: Send + 'static>(
-        &self,
-        batcher: impl Batcher<AB, PairItem, O> + 'static,
-        first_epoch: usize,
-    ) -> Result<Arc<dyn DataLoader<AB, O>>> {
+    fn loader(&self, first_epoch: usize) -> Result<Arc<dyn DataLoader<AB, PairBatch<B>>>> {
+        let batcher = InnerBatcher(PairBatcher);
         let loader = EpochLoader::new(self.data.train.clone(), batcher, self.args.batch_size, self.device.clone())?;
         Ok(Arc::new(loader.shuffled(self.args.seed).starting_at_epoch(first_epoch as u64)))
     }
@@ -314,16 +310,16 @@ impl Run {
             monitor,
             plain: args.plain,
         };
-        let (test, first_epoch) = (self.data.test_loader.clone(), resume.unwrap_or(0));
+        let (train, test) = (self.loader(resume.unwrap_or(0))?, self.data.test_loader.clone());
         if args.method.is_forward() {
             let allocator = AnyAllocator::<AB>::new(args.forward.allocator(args.method.recipe())?, &self.device)?;
             let learner = ForwardLearner::new(model, allocator, self.config.clone())?;
             let plan = plan(Some(learner.monitor()));
-            let trained = fit(learner, self.loader(InnerBatcher(PairBatcher), first_epoch)?, test, history, plan)?;
+            let trained = fit(learner, train, test, history, plan)?;
             Ok(trained.map(|learner| learner.model))
         } else {
             let learner = BackpropLearner::new(model).with_threads(self.config.estimator.threads);
-            let trained = fit(learner, self.loader(PairBatcher, first_epoch)?, test, history, plan(None))?;
+            let trained = fit(learner, train, test, history, plan(None))?;
             Ok(trained.map(|learner| learner.model))
         }
     }

@@ -2,14 +2,16 @@
 //! others.
 
 use burn::prelude::*;
-use burn::tensor::backend::DeviceId;
+use burn::tensor::backend::{AutodiffBackend, DeviceId};
 use burn::tensor::{BasicOps, TensorData, TensorKind};
 
 use crate::error::Error;
+use crate::lift::Lift;
 
 /// Something with one row per example, whose rows can be gathered in any order and number.
 ///
-/// Implemented for tensors (rows along the first axis), vectors, tuples of up to four and `()`.
+/// Implemented for tensors (rows along the first axis), vectors, options, tuples of up to eight and
+/// `()`. An option has all its rows or none of them.
 pub trait Rows: Clone + Send + 'static {
     /// Returns rows `index[0], index[1], …`, in that order; an index may occur more than once.
     ///
@@ -187,6 +189,46 @@ macro_rules! rows_for_tuples {
 rows_for_tuples!(A a, B b);
 rows_for_tuples!(A a, B b, C c);
 rows_for_tuples!(A a, B b, C c, D d);
+rows_for_tuples!(A a, B b, C c, D d, E e);
+rows_for_tuples!(A a, B b, C c, D d, E e, F f);
+rows_for_tuples!(A a, B b, C c, D d, E e, F f, G g);
+rows_for_tuples!(A a, B b, C c, D d, E e, F f, G g, H h);
+
+impl<R: Rows> Rows for Option<R> {
+    fn rows(&self, index: &[usize]) -> Self {
+        self.as_ref().map(|rows| rows.rows(index))
+    }
+
+    fn cat(parts: Vec<Self>) -> Self {
+        let parts: Option<Vec<R>> = parts.into_iter().collect();
+        parts.map(R::cat)
+    }
+
+    fn row_shape(&self) -> Vec<usize> {
+        self.as_ref().map_or(vec![], R::row_shape)
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        self.as_ref().map_or(Ok(()), |part| part.check_rows(rows))
+    }
+
+    const TRAVELS: bool = R::TRAVELS;
+
+    fn to_host(&self, values: &mut Vec<TensorData>) {
+        self.iter().for_each(|rows| rows.to_host(values));
+    }
+
+    fn with_values(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+        match self {
+            Some(rows) => rows.with_values(values).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn to_device_of(self, device: DeviceId) -> Self {
+        self.map(|rows| rows.to_device_of(device))
+    }
+}
 
 impl<T: Clone + Send + 'static> Rows for Vec<T> {
     fn rows(&self, index: &[usize]) -> Self {
@@ -215,6 +257,17 @@ pub struct Batch<I, T> {
     pub target: T,
 }
 
+impl<I, T> Batch<I, T> {
+    /// Returns the same batch on a backend with automatic differentiation.
+    pub fn lift<B: AutodiffBackend>(self) -> Batch<I::Lifted, T::Lifted>
+    where
+        I: Lift<B>,
+        T: Lift<B>,
+    {
+        Batch { ids: self.ids, input: self.input.lift(), target: self.target.lift() }
+    }
+}
+
 impl<I: Rows, T: Rows> Batch<I, T> {
     /// Checks that there are examples, and an input and a target for each.
     ///
@@ -234,10 +287,32 @@ impl<I: Rows, T: Rows> Batch<I, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::backend::Flex;
+    use burn::backend::{Autodiff, Flex};
 
     fn rows(n: usize) -> Tensor<Flex, 2> {
         Tensor::zeros([n, 3], &Default::default())
+    }
+
+    /// An option is gathered, joined, sent and lifted as what it holds; where it holds nothing, nothing is.
+    #[test]
+    fn an_option_has_all_rows_or_none() {
+        let values =
+            |rows: &Option<Tensor<Flex, 2>>| rows.as_ref().map(|r| r.to_data().iter::<f32>().collect::<Vec<_>>());
+        let some = Some(Tensor::<Flex, 2>::from_floats([[1.0], [2.0]], &Default::default()));
+        let both = Option::cat(vec![some.rows(&[1, 1]), some.clone()]);
+        assert_eq!(values(&both), Some(vec![2.0, 2.0, 1.0, 2.0]));
+        assert_eq!((some.check_rows(2), some.check_rows(3), some.row_shape()), (Ok(()), Err(2), vec![1]));
+        let mut sent = vec![];
+        some.to_host(&mut sent);
+        assert_eq!(values(&some.rows(&[0, 0]).with_values(&mut sent.into_iter()).unwrap()), values(&some));
+        let lifted: Option<Tensor<Autodiff<Flex>, 2>> = Lift::<Autodiff<Flex>>::lift(some.clone());
+        assert_eq!(values(&lifted.map(Tensor::inner)), values(&some));
+
+        let none = None::<Tensor<Flex, 2>>;
+        assert!(Option::cat(vec![none.rows(&[0, 4]), none.clone()]).is_none());
+        assert_eq!((none.check_rows(7), none.row_shape()), (Ok(()), vec![]));
+        none.to_host(&mut vec![]);
+        assert!(none.with_values(&mut vec![].into_iter()).unwrap().is_none());
     }
 
     /// Every part of inputs and targets is looked at.

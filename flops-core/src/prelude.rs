@@ -10,6 +10,7 @@ pub use crate::allocator::{
 pub use crate::batch::{Batch, Rows};
 pub use crate::control_variate::{ControlVariate, GradientEstimate};
 pub use crate::estimator::{Normalisation, Space, Subspace};
+pub use crate::lift::Lift;
 pub use crate::losses::{cross_entropy, zero_one};
 pub use crate::model::ForwardModel;
 pub use crate::noise::{NoiseLaw, Placement, Sampling};
@@ -18,5 +19,5 @@ pub use crate::recipe::Recipe;
 pub use crate::site;
 #[cfg(feature = "train")]
 pub use crate::train::{BackpropLearner, EpochLoader, InnerBatcher};
-pub use crate::train::{ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport};
+pub use crate::train::{ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport, TrainBatch, Trainable};
 pub use crate::variance::VarianceSource;

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use flops_core::Rows;
+use burn::tensor::backend::AutodiffBackend;
+use flops_core::{Lift, Rows};
 
 /// Unit embeddings of pairs, and the scale of their similarities: the output of an
 /// [`Alignment`](crate::Alignment).
@@ -117,6 +118,15 @@ impl<B: Backend> Rows for Pairs<B> {
 
     fn check_rows(&self, rows: usize) -> Result<(), usize> {
         self.index.check_rows(rows)
+    }
+}
+
+/// Before coupling: what a clean pass leaves is made anew by one on that backend.
+impl<B: AutodiffBackend> Lift<B> for Pairs<B::InnerBackend> {
+    type Lifted = Pairs<B>;
+
+    fn lift(self) -> Self::Lifted {
+        Pairs { index: self.index, clean: None }
     }
 }
 

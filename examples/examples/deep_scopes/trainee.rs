@@ -8,9 +8,7 @@ use flops_core::control_variate::SiteReport;
 use flops_core::ledger::Phase;
 use flops_core::{BackpropLearner, ForwardConfig};
 use flops_examples::backend::{AB, B};
-use flops_examples::experiment::{
-    Classifier, GroupedAdamW, Learner, Optim, Testbed, adamw, cosine, estimate, with_graph,
-};
+use flops_examples::experiment::{Classifier, GroupedAdamW, Learner, Optim, Testbed, adamw, cosine, estimate};
 use flops_vit::data::ImageBatch;
 
 use crate::method::Method;
@@ -67,14 +65,14 @@ impl<M: Classifier> Trainee<M> {
                 Ok((Self::Forward(Box::new(learner), optim), step))
             }
             Self::Backprop(learner, mut optim, rows) => {
-                let output = TrainStep::step(&*learner, with_graph(&batch));
+                let rows = rows + batch.ids.len() as u64;
+                let output = TrainStep::step(&*learner, batch);
                 if let Some(error) = learner.monitor().error() {
                     return Err(error.into());
                 }
                 let loss = output.item.losses.mean().into_scalar().elem::<f64>();
                 ensure!(loss.is_finite(), "the loss is not finite; lower the learning rate");
                 let learner = learner.optimize::<AB, _>(&mut optim, lr, output.grads);
-                let rows = rows + batch.ids.len() as u64;
                 Ok((Self::Backprop(Box::new(learner), optim, rows), Step { loss, sites: vec![] }))
             }
         }

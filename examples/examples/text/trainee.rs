@@ -6,7 +6,7 @@ use burn::train::TrainStep;
 use flops_core::allocator::AnyAllocator;
 use flops_core::ledger::Phase;
 use flops_core::train::param_groups::{GroupedOptimizer, ParamGroup};
-use flops_core::{BackpropLearner, Batch, ForwardConfig, ForwardLearner};
+use flops_core::{BackpropLearner, ForwardConfig, ForwardLearner};
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::run::optimizer::{RunAdamW, adamw};
 use flops_multimodal::{TextBatch, TextClassifier};
@@ -62,7 +62,7 @@ impl Trainee {
                 Ok((Self::Forward(Box::new(learner), optimizer, sites), loss))
             }
             Self::Backprop(learner, mut optimizer, rows) => {
-                let output = learner.step(with_graph(batch));
+                let output = learner.step(batch.clone());
                 if let Some(error) = learner.monitor().error() {
                     return Err(error.into());
                 }
@@ -98,14 +98,4 @@ impl Trainee {
 
 fn mean(losses: Tensor<B, 1>) -> f64 {
     losses.mean().into_scalar().elem()
-}
-
-/// The batch on the backend with automatic differentiation.
-fn with_graph(batch: &TextBatch<B>) -> TextBatch<AB> {
-    let (ids, mask) = batch.input.clone();
-    Batch {
-        ids: batch.ids.clone(),
-        input: (Tensor::from_inner(ids), Tensor::from_inner(mask)),
-        target: Tensor::from_inner(batch.target.clone()),
-    }
 }

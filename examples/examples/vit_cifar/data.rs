@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use burn::data::dataloader::DataLoader;
-use burn::data::dataloader::batcher::Batcher;
-use flops_core::{EpochLoader, ForwardConfig};
+use flops_core::{EpochLoader, ForwardConfig, InnerBatcher};
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::run::prefixes::prefixes_fit;
 use flops_vit::checkpoint::Card;
@@ -54,13 +53,13 @@ impl Data {
 
     /// Returns the training images as batches of `batcher`, shuffled and augmented anew in each
     /// epoch.
-    pub fn train_loader<O: Send + 'static>(
+    pub fn train_loader(
         &self,
-        batcher: impl Batcher<AB, ImageItem, O> + 'static,
         args: &Args,
         first_epoch: usize,
         device: &Device,
-    ) -> Result<Arc<dyn DataLoader<AB, O>>> {
+    ) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
+        let batcher = InnerBatcher(self.batcher.clone());
         let loader = EpochLoader::new(self.train.clone(), batcher, args.batch_size, device.clone())?
             .shuffled(args.seed)
             .starting_at_epoch(first_epoch as u64);

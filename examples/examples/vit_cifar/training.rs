@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use flops_core::allocator::AnyAllocator;
-use flops_core::{BackpropLearner, ForwardConfig, ForwardLearner, InnerBatcher};
+use flops_core::{BackpropLearner, ForwardConfig, ForwardLearner};
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::run::artifacts::{Artifacts, Settings};
 use flops_examples::run::dry_run::{RunSize, forecast, measure, parameters};
@@ -60,14 +60,9 @@ impl Run<'_> {
             .with_threads(self.config.estimator.threads)
     }
 
-    /// Returns the batches of a forward-only learner, without a graph.
-    pub fn forward_loader(&self, first_epoch: usize) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
-        self.data.train_loader(InnerBatcher(self.data.batcher.clone()), &self.args, first_epoch, &self.device)
-    }
-
-    /// Returns the same batches for backpropagation.
-    pub fn backprop_loader(&self, first_epoch: usize) -> Result<Arc<dyn DataLoader<AB, ImageBatch<AB>>>> {
-        self.data.train_loader(self.data.batcher.clone(), &self.args, first_epoch, &self.device)
+    /// Returns the batches of a learner, without a graph.
+    pub fn loader(&self, first_epoch: usize) -> Result<Arc<dyn DataLoader<AB, ImageBatch<B>>>> {
+        self.data.train_loader(&self.args, first_epoch, &self.device)
     }
 
     /// Starts a new run with an evaluation of the untrained model, or finds the epoch to resume
@@ -133,8 +128,9 @@ impl Run<'_> {
             plain: args.plain,
         };
         let (test, history, first_epoch) = (self.data.test.clone(), start.history.clone(), start.resume.unwrap_or(0));
+        let mut loader = self.loader(first_epoch)?;
         if args.method.is_forward() {
-            let (mut learner, mut loader) = (self.forward_learner(model)?, self.forward_loader(first_epoch)?);
+            let mut learner = self.forward_learner(model)?;
             if let Some(worker) = self.worker {
                 learner = learner.with_executor(worker.executor(self.properties(card)));
                 loader = worker.offering(loader, &self.artifacts, first_epoch);
@@ -144,7 +140,7 @@ impl Run<'_> {
             Ok(trained.map(|learner| learner.model))
         } else {
             let learner = self.backprop_learner(model);
-            let trained = fit(learner, self.backprop_loader(first_epoch)?, test, history, plan(None))?;
+            let trained = fit(learner, loader, test, history, plan(None))?;
             Ok(trained.map(|learner| learner.model))
         }
     }
@@ -161,18 +157,16 @@ impl Run<'_> {
             evaluation_bytes: config.evaluation_cache * prefix_bytes(&card.config),
         };
         let parameters = parameters(&model);
-        let empty = "there are no training images";
+        let batch = self.loader(0)?.iter().next().context("there are no training images")?;
         let measured = if args.method.is_forward() {
             let learner = self.forward_learner(model)?;
             let monitor = learner.monitor();
-            let batch = self.forward_loader(0)?.iter().next().context(empty)?;
             let measured = measure(learner, batch, || Some(monitor.ledger()));
             if let Some(error) = monitor.error() {
                 return Err(error.into());
             }
             measured
         } else {
-            let batch = self.backprop_loader(0)?.iter().next().context(empty)?;
             measure(self.backprop_learner(model), batch, || None)
         };
         println!("\n{}, scope {}, {}: nothing is trained", args.dataset, args.scope, args.description());

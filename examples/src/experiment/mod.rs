@@ -21,4 +21,4 @@ pub use images::{Batches, ImageArgs, Images};
 pub use oracle::OracleAllocator;
 pub use run::{GroupedAdamW, Optim, Run, Schedule, adamw};
 pub use spread::Spread;
-pub use testbed::{Learner, Testbed, TestbedArgs, with_graph};
+pub use testbed::{Learner, Testbed, TestbedArgs};

@@ -107,7 +107,7 @@ impl<M: Classifier> Testbed<M> {
             // a step tells the cache which parameters are trained; its gradient is ignored
             let batch = images.test_batches()?.iter().next().context("there are no test images")?;
             let one = Batch { ids: vec![batch.ids[0]], input: batch.input.rows(&[0]), target: batch.target.rows(&[0]) };
-            TrainStep::step(&evaluator, with_graph(&one));
+            TrainStep::step(&evaluator, one);
         }
         Ok(Self { images, threads, model, keeps_prefixes, prefix_owner, backprop, evaluator })
     }
@@ -193,15 +193,6 @@ impl<M: Classifier> Testbed<M> {
 
     /// Returns the gradient of the mean loss of a batch by autodiff.
     pub fn true_gradient(&self, model: &M, batch: &ImageBatch<B>) -> GradientsParams {
-        TrainStep::step(&self.backprop_learner(model.clone()), with_graph(batch)).grads
-    }
-}
-
-/// Returns a batch on the backend with automatic differentiation.
-pub fn with_graph(batch: &ImageBatch<B>) -> ImageBatch<AB> {
-    Batch {
-        ids: batch.ids.clone(),
-        input: Tensor::from_inner(batch.input.clone()),
-        target: Tensor::from_inner(batch.target.clone()),
+        TrainStep::step(&self.backprop_learner(model.clone()), batch.clone()).grads
     }
 }

@@ -14,6 +14,7 @@ mod experiments;
 mod flaky_server;
 mod fuzz;
 mod imports;
+mod own_models;
 mod prompt_tuning;
 mod shared_runs;
 mod vit_cifar;

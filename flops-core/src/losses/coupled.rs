@@ -2,9 +2,10 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::backend::DeviceId;
+use burn::tensor::backend::{AutodiffBackend, DeviceId};
 
 use crate::batch::Rows;
+use crate::lift::Lift;
 
 /// The labels of a batch; [coupled](crate::ForwardModel::couple), with what the loss of a row needs to
 /// know of the other rows.
@@ -87,6 +88,16 @@ impl<B: Backend> Rows for BatchTarget<B> {
             examples: c.examples,
         });
         Self { labels: self.labels.to_device_of(device), coupled }
+    }
+}
+
+impl<B: AutodiffBackend> Lift<B> for BatchTarget<B::InnerBackend> {
+    type Lifted = BatchTarget<B>;
+
+    fn lift(self) -> Self::Lifted {
+        let coupled =
+            self.coupled.map(|c| Coupled { rows: c.rows.lift(), batch: c.batch.lift(), examples: c.examples });
+        BatchTarget { labels: self.labels.lift(), coupled }
     }
 }
 

@@ -4,19 +4,14 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 
 use crate::batch::Rows;
+use crate::lift::Lift;
 
 /// The input of a [module](super::Probe::module) at a site: tensors, none of which is
 /// differentiated.
 ///
 /// Implemented for tensors of any rank and kind, options, tuples of up to four, and `()`. The first
 /// axis of every tensor is its rows, or 1 for what does not depend on the example.
-pub trait ModuleInput<B: Backend>: Clone + Send + 'static {
-    /// The same input on `Autodiff<B>`.
-    type Lifted;
-
-    /// Returns the same values on `Autodiff<B>`, as constants of its graph.
-    fn lift(self) -> Self::Lifted;
-
+pub trait ModuleInput<B: Backend>: Lift<Autodiff<B>> {
     /// Calls `visit` with the shape of every tensor.
     fn shapes(&self, visit: &mut dyn FnMut(&[usize]));
 
@@ -28,12 +23,6 @@ pub trait ModuleInput<B: Backend>: Clone + Send + 'static {
 macro_rules! input_of_tensors {
     ($([$($kind:ty)?])+) => {$(
         impl<B: Backend, const D: usize> ModuleInput<B> for Tensor<B, D $(, $kind)?> {
-            type Lifted = Tensor<Autodiff<B>, D $(, $kind)?>;
-
-            fn lift(self) -> Self::Lifted {
-                Tensor::from_inner(self)
-            }
-
             fn shapes(&self, visit: &mut dyn FnMut(&[usize])) {
                 visit(&self.dims());
             }
@@ -47,22 +36,12 @@ macro_rules! input_of_tensors {
 input_of_tensors!([][Int][Bool]);
 
 impl<B: Backend> ModuleInput<B> for () {
-    type Lifted = ();
-
-    fn lift(self) {}
-
     fn shapes(&self, _: &mut dyn FnMut(&[usize])) {}
 
     fn gather(self, _: usize, _: &[usize]) {}
 }
 
 impl<B: Backend, I: ModuleInput<B>> ModuleInput<B> for Option<I> {
-    type Lifted = Option<I::Lifted>;
-
-    fn lift(self) -> Self::Lifted {
-        self.map(I::lift)
-    }
-
     fn shapes(&self, visit: &mut dyn FnMut(&[usize])) {
         if let Some(input) = self {
             input.shapes(visit);
@@ -78,13 +57,6 @@ macro_rules! input_of_tuples {
     ($($part:ident),+) => {
         #[allow(non_snake_case)]
         impl<Back: Backend, $($part: ModuleInput<Back>),+> ModuleInput<Back> for ($($part,)+) {
-            type Lifted = ($($part::Lifted,)+);
-
-            fn lift(self) -> Self::Lifted {
-                let ($($part,)+) = self;
-                ($($part.lift(),)+)
-            }
-
             fn shapes(&self, visit: &mut dyn FnMut(&[usize])) {
                 let ($($part,)+) = self;
                 $($part.shapes(visit);)+
@@ -117,7 +89,7 @@ mod tests {
         let mut shapes = vec![];
         input.shapes(&mut |shape| shapes.push(shape.to_vec()));
         assert_eq!(shapes, [vec![2, 1], vec![2, 1], vec![1, 1, 2]]);
-        let (x, mask, (none, ()), shared) = input.gather(2, &[1, 0, 1]).lift();
+        let (x, mask, (none, ()), shared) = Lift::<Autodiff<Flex>>::lift(input.gather(2, &[1, 0, 1]));
         assert_eq!(x.inner().into_data().to_vec::<f32>().unwrap(), [2.0, 1.0, 2.0]);
         assert_eq!(mask.unwrap().inner().into_data().iter::<bool>().collect::<Vec<_>>(), [false, true, false]);
         assert!(none.is_none());

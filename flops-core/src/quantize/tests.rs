@@ -528,9 +528,7 @@ fn placeholders_tell_weights_apart() {
 #[should_panic(expected = "quantized weights have no backward pass")]
 fn backpropagation_is_refused() {
     let model = quantize_frozen(net(1), WeightScheme::Int4).unwrap();
-    let Batch { ids, input, target } = batch(4);
-    let batch = Batch { ids, input: Tensor::from_inner(input), target: Tensor::from_inner(target) };
-    TrainStep::step(&BackpropLearner::new(model), batch);
+    TrainStep::step(&BackpropLearner::new(model), batch(4));
 }
 
 /// An update that is not finite shows in the loss.

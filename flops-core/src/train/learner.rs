@@ -20,6 +20,7 @@ use super::prefixes::PrefixCaches;
 use super::site_checks::SiteChecks;
 use super::state::LearnerState;
 use super::step::{ForwardStep, StepOutcome};
+use super::trainable::TrainBatch;
 use super::workers::Workers;
 use crate::allocator::{Allocator, Shown};
 use crate::batch::Batch;
@@ -92,6 +93,7 @@ use crate::variance::VarianceSource;
 /// # Ok::<(), flops_core::Error>(())
 /// ```
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct ForwardLearner<B: Backend, M: Module<B>, A: Module<B>> {
     /// The model, with parameters θ.
     pub model: M,
@@ -278,12 +280,6 @@ pub struct EstimatedStep<P: Backend> {
     pub output: StepOutput<P>,
 }
 
-/// A batch of what `M` takes on the backend without a graph.
-pub(super) type InnerBatch<B, M> = Batch<
-    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Input,
-    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Target,
->;
-
 impl<B, M, A> ForwardLearner<B, M, A>
 where
     B: AutodiffBackend,
@@ -299,7 +295,7 @@ where
     ///
     /// # Errors
     /// Where the step would fail.
-    pub fn check(&self, batch: &InnerBatch<B, M>) -> Result<(), Error> {
+    pub fn check(&self, batch: &TrainBatch<B, M>) -> Result<(), Error> {
         let apart = Monitor::default();
         self.run(batch, &self.pending.earlier(), (&apart, &Threads)).map(drop)
     }
@@ -313,7 +309,7 @@ where
     /// Where settings are unusable, the batch is empty or its parts differ in length, some losses are
     /// not finite, or the model fails. After an error that [may pass](Error::may_pass) training can go
     /// on with another batch.
-    pub fn estimate(&self, batch: &InnerBatch<B, M>) -> Result<EstimatedStep<B::InnerBackend>, Error>
+    pub fn estimate(&self, batch: &TrainBatch<B, M>) -> Result<EstimatedStep<B::InnerBackend>, Error>
     where
         M: ModuleDisplay,
         A: Allocator<B>,
@@ -358,7 +354,7 @@ where
     /// One step, after those `earlier` ones that wait for the same update.
     fn run(
         &self,
-        batch: &InnerBatch<B, M>,
+        batch: &TrainBatch<B, M>,
         earlier: &Earlier,
         (monitor, executor): (&Monitor, &dyn Executor),
     ) -> Result<StepOutcome<B::InnerBackend>, Error> {

@@ -12,6 +12,7 @@
 mod burn_train;
 mod config;
 mod diagnostics;
+mod display;
 #[cfg(feature = "train")]
 pub mod files;
 mod graph_roots;
@@ -30,6 +31,7 @@ mod state;
 mod step;
 #[cfg(all(test, feature = "train"))]
 mod tests;
+mod trainable;
 mod workers;
 
 #[cfg(feature = "train")]
@@ -47,3 +49,4 @@ pub use monitor::Monitor;
 pub use output::{StepOutput, StepStats};
 pub use report::{DatumReport, StepReport};
 pub use state::LearnerState;
+pub use trainable::{TrainBatch, TrainInput, TrainTarget, Trainable};

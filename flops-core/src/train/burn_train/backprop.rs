@@ -11,16 +11,19 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use crate::batch::{Batch, Rows};
 use crate::estimator::trained_parameters;
 use crate::inference::infer_cached;
+use crate::lift::Lift;
 use crate::model::ForwardModel;
 use crate::persist::Persist;
 use crate::probe::{PrefixCache, Probe, StepKey};
 use crate::train::monitor::Monitor;
 use crate::train::output::StepOutput;
 use crate::train::prefixes::PrefixCaches;
+use crate::train::trainable::{TrainBatch, TrainInput, TrainTarget};
 
 /// Trains a [`ForwardModel`] by backpropagation of its mean loss.
 ///
-/// It is the baseline of forward-only learning: same model, batches and metrics, another gradient.
+/// It is the baseline of forward-only learning: same model, batches and metrics, another gradient. Batches
+/// lie on the backend without a graph here, too ([`Lift`](crate::Lift)).
 /// From the same seed [dropout](Probe::dropout) draws the same masks as there, where each step is
 /// followed by its update. A [batch normalisation](Probe::batch_norm) uses its running statistics.
 ///
@@ -107,12 +110,15 @@ impl<B, M> TrainStep for BackpropLearner<B, M>
 where
     B: AutodiffBackend,
     M: AutodiffModule<B> + ModuleDisplay + ForwardModel<B> + 'static,
-    M::InnerModule: ModuleDisplay,
+    M::InnerModule: ModuleDisplay + ForwardModel<B::InnerBackend>,
+    TrainInput<B, M>: Lift<B, Lifted = M::Input>,
+    TrainTarget<B, M>: Lift<B, Lifted = M::Target>,
 {
-    type Input = Batch<M::Input, M::Target>;
+    type Input = TrainBatch<B, M>;
     type Output = StepOutput<B>;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {
+        let batch = batch.lift::<B>();
         let trained = trained_parameters(&self.model);
         let rows = batch.ids.len();
         // nothing is learned, and the metrics see no loss

@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::model::ForwardModel;
 use crate::train::learner::{EstimatedStep, ForwardLearner};
 use crate::train::output::StepOutput;
+use crate::train::trainable::TrainBatch;
 
 impl<B: Backend, M: Module<B>, A: Allocator<B>> ForwardLearner<B, M, A> {
     /// Commits what the steps since the last update learned; returns whether to update the model.
@@ -33,10 +34,7 @@ where
     A: AutodiffModule<B> + Allocator<B>,
     A::InnerModule: Allocator<B::InnerBackend, Update = A::Update>,
 {
-    type Input = Batch<
-        <M::InnerModule as ForwardModel<B::InnerBackend>>::Input,
-        <M::InnerModule as ForwardModel<B::InnerBackend>>::Target,
-    >;
+    type Input = TrainBatch<B, M>;
     type Output = StepOutput<B::InnerBackend>;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<Self::Output> {

@@ -97,7 +97,7 @@ fn the_baseline_draws_the_masks_of_the_forward_learner() {
     let mut earlier = vec![];
     for _ in 0..3 {
         let of_forward = TrainStep::step(&forward, batch::<B>());
-        let of_backprop = TrainStep::step(&backprop, batch::<AB>());
+        let of_backprop = TrainStep::step(&backprop, batch::<B>());
         let losses = values(of_forward.item.losses);
         for (f, b) in losses.iter().zip(values(of_backprop.item.losses)) {
             assert!((f - b).abs() < 1e-6, "{f}, by backpropagation {b}");
@@ -134,7 +134,7 @@ fn a_prefix_cache_keeps_no_mask() {
         let mut learner = BackpropLearner::new(net()).with_seed(3).with_prefix_cache(cache);
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..4 {
-            let output = TrainStep::step(&learner, batch::<AB>());
+            let output = TrainStep::step(&learner, batch::<B>());
             learner = learner.optimize::<AB, _>(&mut optimizer, 0.02, output.grads);
         }
         weights(&learner.model.valid())
@@ -146,7 +146,7 @@ fn a_prefix_cache_keeps_no_mask() {
 #[test]
 fn a_resumed_baseline_draws_the_next_masks() {
     let step = |learner: BackpropLearner<AB, Net<AB>>| {
-        let output = TrainStep::step(&learner, batch::<AB>());
+        let output = TrainStep::step(&learner, batch::<B>());
         let mut optimizer = SgdConfig::new().init();
         (values(output.item.losses), learner.optimize::<AB, _>(&mut optimizer, 0.0, output.grads))
     };

@@ -273,7 +273,7 @@ fn the_baseline_tells_what_it_cannot_train_on() {
     let short = || {
         let Batch { ids, input, target } = batch(4, 0);
         let ids = ids.into_iter().chain([9]).collect();
-        Batch { ids, input: Tensor::<AB, 2>::from_inner(input), target: Tensor::<AB, 2>::from_inner(target) }
+        Batch { ids, input, target }
     };
     let expected = Error::Length { name: "the input of the batch", got: 4, expected: 5 };
     let learner = BackpropLearner::new(model(Fault::Nothing));
@@ -293,7 +293,7 @@ fn the_baseline_tells_what_it_cannot_train_on() {
     let output = TrainStep::step(&learner, short());
     let after = learner.clone().optimize::<AB, _>(&mut SgdConfig::new().init(), 0.1, output.grads);
     assert_eq!(weights(&after.model.valid()), weights(&learner.model.valid()));
-    assert!(InferenceStep::step(&learner, short()).losses.into_data().iter::<f32>().all(f32::is_nan));
+    assert!(InferenceStep::step(&learner, short().lift::<AB>()).losses.into_data().iter::<f32>().all(f32::is_nan));
     assert_eq!(interrupter.get_message(), Some(expected.to_string()));
 }
 

@@ -352,7 +352,7 @@ fn the_prefix_cache_does_not_change_backpropagation() {
         let mut learner = BackpropLearner::new(model).with_prefix_cache(cache);
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..6 {
-            let output = TrainStep::step(&learner, zoo_batch::<AB>(5, 0));
+            let output = TrainStep::step(&learner, zoo_batch::<B>(5, 0));
             learner = learner.optimize::<AB, _>(&mut optimizer, 0.02, output.grads);
         }
         weights(&learner.model.valid())

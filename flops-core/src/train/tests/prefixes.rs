@@ -152,12 +152,12 @@ fn the_baseline_caches_nothing_behind_a_stage_of_one_row() {
         let mut seen = vec![];
         for _ in 0..3 {
             let batch = || {
-                let input = Tensor::<AB, 1, Int>::arange(0..12, &device).float().reshape([4, 3]).sin();
+                let input = Tensor::<B, 1, Int>::arange(0..12, &device).float().reshape([4, 3]).sin();
                 Batch { ids: vec![0, 1, 2, 3], input, target: Tensor::from_ints([0, 1, 1, 0], &device) }
             };
             let output = TrainStep::step(&learner, batch());
             learner = learner.optimize::<AB, _>(&mut optimizer, 0.5, output.grads);
-            seen.extend(InferenceStep::step(&learner, batch()).losses.into_data().iter::<f32>());
+            seen.extend(InferenceStep::step(&learner, batch().lift::<AB>()).losses.into_data().iter::<f32>());
         }
         seen
     };
@@ -274,7 +274,7 @@ fn room_for_a_part_of_the_data_saves_that_part() {
         let (mut optimizer, mut rows, mut seen) = (SgdConfig::new().init(), vec![], vec![]);
         for i in 0..3 {
             for ids in epoch(i) {
-                let output = TrainStep::step(&learner, points::<AB>(&ids));
+                let output = TrainStep::step(&learner, points::<B>(&ids));
                 seen.push(output.item.losses.into_data().to_vec().unwrap());
                 learner = learner.optimize::<AB, _>(&mut optimizer, 0.05, output.grads);
             }

@@ -317,7 +317,7 @@ fn a_learner_trains_modules() {
 fn backpropagation_goes_through_modules() {
     let model = text(0.0);
     let expected = true_gradient(&model, batch(1));
-    let mut output = TrainStep::step(&BackpropLearner::new(model.clone()), batch::<AB>(1));
+    let mut output = TrainStep::step(&BackpropLearner::new(model.clone()), batch::<B>(1));
     let plain = model.valid();
     struct Take<'a>(&'a mut burn::optim::GradientsParams, Vec<f64>);
     impl ModuleVisitor<B> for Take<'_> {

@@ -1,0 +1,55 @@
+//! Names for what code needs that is generic over models.
+
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::tensor::backend::AutodiffBackend;
+
+use crate::batch::Batch;
+use crate::model::ForwardModel;
+
+/// A model that a learner can train: what code needs to know that is generic over models.
+///
+/// Every module on an autodiff backend is one, if it is a [`ForwardModel`] on the backend without a graph.
+///
+/// # Example
+/// ```
+/// use burn::optim::AdamConfig;
+/// use burn::tensor::backend::AutodiffBackend;
+/// use flops_core::prelude::*;
+///
+/// fn fit<B: AutodiffBackend, M: Trainable<B>>(
+///     model: M,
+///     batches: &[TrainBatch<B, M>],
+/// ) -> Result<M, flops_core::Error> {
+///     let config = ForwardConfig::new(QueryBudget::new(20, 1)?);
+///     let mut learner = ForwardLearner::new(model, Neyman, config)?;
+///     let mut optimizer = AdamConfig::new().init();
+///     for batch in batches {
+///         let step = learner.estimate(batch)?;
+///         learner = learner.update(&mut optimizer, 1e-3, step.grads)?;
+///     }
+///     Ok(learner.model)
+/// }
+/// ```
+pub trait Trainable<B: AutodiffBackend>:
+    AutodiffModule<B, InnerModule: ForwardModel<B::InnerBackend>> + ModuleDisplay
+{
+}
+
+impl<B, M> Trainable<B> for M
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ForwardModel<B::InnerBackend>,
+{
+}
+
+/// What `M` takes on the backend without a graph.
+pub type TrainInput<B, M> =
+    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Input;
+
+/// What `M` compares its outputs with on the backend without a graph.
+pub type TrainTarget<B, M> =
+    <<M as AutodiffModule<B>>::InnerModule as ForwardModel<<B as AutodiffBackend>::InnerBackend>>::Target;
+
+/// A batch that a learner of `M` takes.
+pub type TrainBatch<B, M> = Batch<TrainInput<B, M>, TrainTarget<B, M>>;

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! cargo run --release --example learner
-//! cargo run --release --example learner -- --resume 3     goes on after epoch 3, to the same bits
-//! cargo run --release --example learner -- --backprop     the same model by backpropagation
+//! cargo run --release --example learner -- --epochs 12 --resume 10     goes on after epoch 10, to the same bits
+//! cargo run --release --example learner -- --backprop                  the same model by backpropagation
 //! ```
 //!
-//! A small network of convolutions learns the embedded digits from random weights.
+//! A small convolutional network learns the embedded digits from random weights. burn-train 0.21 writes
+//! the metrics of the first epoch after a checkpoint into the folder of epoch 1.
 // devices are `Copy` on some backends only
 #![allow(clippy::clone_on_copy)]
+
+#[macro_use]
+extern crate flops_report;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -105,7 +109,7 @@ where
         .with_checkpointing_strategy(barrier.track(KeepLastNCheckpoints::new(2)))
         .with_file_checkpointer(recorder)
         .summary();
-    if let Some(epoch) = args.resume {
+    if let Some(epoch) = args.resume.filter(|epoch| *epoch > 0) {
         training = training.checkpoint(epoch);
     }
     monitor.stop_with(training.interrupter());
@@ -115,6 +119,7 @@ where
 }
 
 fn run(args: Args) -> Result<()> {
+    ensure!(args.epochs > 0, "--epochs 0: use at least 1");
     let start = args.resume.unwrap_or(0);
     ensure!(start < args.epochs, "--resume {start}: use less than the {} epochs of --epochs", args.epochs);
     let checkpoint = args.artifact_dir.join(format!("checkpoint/model-{start}.mpk"));
@@ -145,7 +150,10 @@ fn run(args: Args) -> Result<()> {
         fit(learner, &monitor, &args, train, test)?.model
     };
     let path = args.artifact_dir.join("model");
-    model.save_file(&path, &burn::record::DefaultRecorder::new()).with_context(|| format!("saving {}", path.display()))
+    let saved = model.save_file(&path, &burn::record::DefaultRecorder::new());
+    saved.with_context(|| format!("saving {}", path.display()))?;
+    println!("{} holds the model, checkpoints and metrics", args.artifact_dir.display());
+    Ok(())
 }
 
 fn main() -> ExitCode {

@@ -200,12 +200,18 @@ impl<R: Rows> Rows for Option<R> {
     }
 
     fn cat(parts: Vec<Self>) -> Self {
-        let parts: Option<Vec<R>> = parts.into_iter().collect();
-        parts.map(R::cat)
+        let (all, some) = (parts.len(), parts.into_iter().flatten().collect::<Vec<R>>());
+        assert!(
+            some.is_empty() || some.len() == all,
+            "{} of {all} parts have rows; give all of them or none",
+            some.len()
+        );
+        if some.is_empty() { None } else { Some(R::cat(some)) }
     }
 
+    // what has rows is told apart from what has none
     fn row_shape(&self) -> Vec<usize> {
-        self.as_ref().map_or(vec![], R::row_shape)
+        self.as_ref().map_or(vec![0], |rows| [vec![1], rows.row_shape()].concat())
     }
 
     fn check_rows(&self, rows: usize) -> Result<(), usize> {
@@ -301,7 +307,7 @@ mod tests {
         let some = Some(Tensor::<Flex, 2>::from_floats([[1.0], [2.0]], &Default::default()));
         let both = Option::cat(vec![some.rows(&[1, 1]), some.clone()]);
         assert_eq!(values(&both), Some(vec![2.0, 2.0, 1.0, 2.0]));
-        assert_eq!((some.check_rows(2), some.check_rows(3), some.row_shape()), (Ok(()), Err(2), vec![1]));
+        assert_eq!((some.check_rows(2), some.check_rows(3), some.row_shape()), (Ok(()), Err(2), vec![1, 1]));
         let mut sent = vec![];
         some.to_host(&mut sent);
         assert_eq!(values(&some.rows(&[0, 0]).with_values(&mut sent.into_iter()).unwrap()), values(&some));
@@ -310,7 +316,7 @@ mod tests {
 
         let none = None::<Tensor<Flex, 2>>;
         assert!(Option::cat(vec![none.rows(&[0, 4]), none.clone()]).is_none());
-        assert_eq!((none.check_rows(7), none.row_shape()), (Ok(()), vec![]));
+        assert_eq!((none.check_rows(7), none.row_shape()), (Ok(()), vec![0]));
         none.to_host(&mut vec![]);
         assert!(none.with_values(&mut vec![].into_iter()).unwrap().is_none());
     }

@@ -74,6 +74,11 @@ fn entries_that_nobody_waits_for_come_in_order() {
     assert!(!one.put(&Key::Weights(7), b"one").unwrap() && one.put(&Key::Weights(50), b"one").unwrap());
     let steps: Vec<Option<u64>> = entries(&two).into_iter().map(|entry| entry.key.step()).collect();
     assert_eq!(steps, [7].into_iter().chain((0..=50).filter(|step| *step != 7)).map(Some).collect::<Vec<_>>());
+    // of a step that is past: who only reads has the error
+    two.trim(5).unwrap();
+    let past = RoundKey { step: 3, further: 0, phase: RoundPhase::Query, digest: 1 };
+    two.send(&Key::Done(past), vec![]).unwrap();
+    soon("an error", || two.next(Duration::ZERO).is_err());
     // too large: a later call has the error
     one.send(&Key::Weights(51), vec![0; 2 << 20]).unwrap();
     soon("an error", || one.send(&Key::Weights(52), vec![]).is_err());

@@ -30,7 +30,9 @@ mod tests {
         let config = ForwardConfig::new(QueryBudget::new(20, 1).unwrap()).with_sigma(0.02);
         let learner = ForwardLearner::new(pair(3, true), Neyman, config).unwrap();
         let text = learner.to_string();
-        for part in ["Pair {", "allocator: Neyman", "queries_per_datum: 20", "sigma: 0.02", "space: activation"] {
+        for part in
+            ["first: Linear {", "allocator: Neyman", "queries_per_datum: 20", "sigma: 0.02", "space: activation"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("prefixes") && text.lines().count() < 25, "{text}");

@@ -6,9 +6,12 @@ use burn::tensor::backend::AutodiffBackend;
 use crate::batch::Batch;
 use crate::model::ForwardModel;
 
-/// A model that a learner can train: what code needs to know that is generic over models.
+/// A model that a [`ForwardLearner`](crate::ForwardLearner) can train: the bounds of a loop of
+/// [`estimate`](crate::ForwardLearner::estimate) and [`update`](crate::ForwardLearner::update) that is generic
+/// over models.
 ///
 /// Every module on an autodiff backend is one, if it is a [`ForwardModel`] on the backend without a graph.
+/// burn-train's `Learner` asks for `'static` besides, and `BackpropLearner` for [`Lift`](crate::Lift).
 ///
 /// # Example
 /// ```

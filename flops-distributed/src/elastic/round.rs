@@ -50,8 +50,16 @@ pub(super) struct Turn<'a> {
     refused: HashSet<(usize, usize, u32)>,
     /// When a worker's last result came.
     heard: HashMap<String, Instant>,
-    /// When the last result was sent and how long its jobs took, if nothing ran since.
-    exchange: Option<(Instant, Duration)>,
+    /// The last result that was sent, if nothing ran since.
+    exchange: Option<Exchange>,
+}
+
+/// A result on its way.
+struct Exchange {
+    sent: Instant,
+    /// How long each of its jobs took.
+    leaf: Duration,
+    key: Option<Key>,
 }
 
 /// What to do about leaves that nobody runs.
@@ -230,7 +238,7 @@ impl<'a> Turn<'a> {
             return Ok(false);
         }
         if self.mine.remove(key).is_some_and(|mine| payload::seal(bytes) == Some(&mine)) {
-            if let Some((sent, leaf)) = self.exchange.take()
+            if let Some(Exchange { sent, leaf, .. }) = self.exchange.take_if(|of| of.key.as_ref() == Some(key))
                 && self.round.is_sum()
             {
                 self.state.cost = Some(SumCost { leaf, exchange: sent.elapsed() });
@@ -291,7 +299,7 @@ impl<'a> Turn<'a> {
             if done.is_ok() && self.round.is_sum() {
                 // kept where nothing is exchanged
                 self.state.cost = self.state.cost.map(|cost| SumCost { leaf: each, ..cost });
-                self.exchange = Some((self.idle, each));
+                self.exchange = Some(Exchange { sent: self.idle, leaf: each, key: None });
             }
         }
         done
@@ -327,12 +335,17 @@ impl<'a> Turn<'a> {
         let (start, end) = (part.start, part.end);
         let generation = (0..).find(|generation| !self.refused.contains(&(start, end, *generation))).unwrap_or(0);
         let key = Key::Result { round: self.key, start, end, generation };
-        if let Some((sent, _)) = &mut self.exchange {
-            *sent = Instant::now();
+        if let Some(exchange) = &mut self.exchange {
+            (exchange.sent, exchange.key) = (Instant::now(), Some(key.clone()));
         }
         let bytes = payload::result(self.elastic.worker(), &packed);
         self.mine.extend(payload::seal(&bytes).map(|seal| (key.clone(), *seal)));
-        self.elastic.log.send(&key, bytes).map_err(Unsent::Lost)
+        // a sum may be long on its way: the time that the log is waited for begins when it is written
+        let sent = match self.round.is_sum() {
+            true => self.elastic.log.put(&key, &bytes).map(drop),
+            false => self.elastic.log.send(&key, bytes),
+        };
+        sent.map_err(Unsent::Lost)
     }
 
     /// The next leaf to claim: of this worker's share at once, of others' where they do not come, and

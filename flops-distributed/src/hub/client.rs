@@ -140,6 +140,14 @@ impl HubClient {
         self.answered(requests, answer)
     }
 
+    /// Takes the answers that are there; those to come are taken by a later call.
+    fn take_answers(&self, requests: &mut Requests) -> Result<(), ExecutorError> {
+        while let Ok(answer) = requests.answers.try_recv() {
+            self.answered(requests, answer)?;
+        }
+        Ok(())
+    }
+
     fn answered(&self, requests: &mut Requests, answer: Frame) -> Result<Frame, ExecutorError> {
         requests.open = requests.open.saturating_sub(1);
         if answer.kind == Kind::Refused {
@@ -204,14 +212,15 @@ impl Log for HubClient {
 
     fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        // answers that are there; those to come are taken by a later call
-        while let Ok(answer) = requests.answers.try_recv() {
-            self.answered(&mut requests, answer)?;
-        }
+        self.take_answers(&mut requests)?;
         self.request(&mut requests, Kind::Put, &key.to_string(), &bytes)
     }
 
     fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
+        // whoever only reads learns of a refusal, too; a thread that asks takes its answers itself
+        if let Ok(mut requests) = self.requests.try_lock() {
+            self.take_answers(&mut requests)?;
+        }
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         match entries.try_recv() {
             Ok(entry) => return self.taken(entry).map(Some),

@@ -40,7 +40,7 @@ fn entries_that_nobody_waits_for_come_in_order() {
     let (one, two) = (server.log(), server.log());
     assert!(two.put(&claim(3, 7), b"two").unwrap());
     // some are larger than a message
-    let bytes = |job: usize| noise(if job % 5 == 0 { 3 << 20 } else { 10 }, job as u64);
+    let bytes = |job: usize| noise(if job.is_multiple_of(5) { 3 << 20 } else { 10 }, job as u64);
     for job in 0..20 {
         one.send(&claim(3, job), bytes(job)).unwrap();
     }

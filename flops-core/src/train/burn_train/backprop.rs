@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::module::{AutodiffModule, Content, ModuleDisplay};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
@@ -32,6 +32,7 @@ use crate::train::trainable::{TrainBatch, TrainInput, TrainTarget};
 /// update or the evaluation panics after a batch whose parts differ in length, unless the
 /// [monitor](Self::monitor) has an interrupter.
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct BackpropLearner<B: Backend, M: Module<B>> {
     /// The model.
     pub model: M,
@@ -45,6 +46,13 @@ pub struct BackpropLearner<B: Backend, M: Module<B>> {
     prefixes: PrefixCaches,
     #[module(skip)]
     monitor: Monitor,
+}
+
+/// The model alone: no caches.
+impl<B: Backend, M: Module<B> + ModuleDisplay> ModuleDisplay for BackpropLearner<B, M> {
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content.add("model", &self.model).optional()
+    }
 }
 
 /// Rows of a forward pass in evaluation, at most.

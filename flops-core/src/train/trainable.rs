@@ -34,7 +34,7 @@ use crate::model::ForwardModel;
 /// }
 /// ```
 pub trait Trainable<B: AutodiffBackend>:
-    AutodiffModule<B, InnerModule: ForwardModel<B::InnerBackend>> + ModuleDisplay
+    AutodiffModule<B, InnerModule: ForwardModel<B::InnerBackend> + ModuleDisplay> + ModuleDisplay
 {
 }
 
@@ -42,7 +42,7 @@ impl<B, M> Trainable<B> for M
 where
     B: AutodiffBackend,
     M: AutodiffModule<B> + ModuleDisplay,
-    M::InnerModule: ForwardModel<B::InnerBackend>,
+    M::InnerModule: ForwardModel<B::InnerBackend> + ModuleDisplay,
 {
 }
 

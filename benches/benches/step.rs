@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use criterion::{Criterion, SamplingMode};
-use flops_backend::B;
 use flops_benches::{Case, INFERENCE_ROWS, THREADS, images, inference, median, micro, model};
 use flops_core::Space;
 use flops_vit::Scope;
@@ -36,7 +35,7 @@ fn ratio(criterion: &mut Criterion, case: &Case) -> f64 {
     let config = micro(6);
     // Passes of inference are full on every thread, however small the step's batch is.
     let rows = case.batch.max(THREADS * INFERENCE_ROWS);
-    let (plain, batch) = (model(&config, case.scope).valid(), images::<B>(rows, config.img_size));
+    let (plain, batch) = (model(&config, case.scope).valid(), images(rows, config.img_size));
     let mut step = case.stepper(&config);
     let ratios = RefCell::new(vec![]);
     let mut group = criterion.benchmark_group("step");

@@ -97,14 +97,14 @@ impl Case {
         match self.space {
             None => {
                 let learner = BackpropLearner::new(model).with_prefix_cache(kept);
-                repeated(learner, images::<B>(self.batch, config.img_size))
+                repeated(learner, images(self.batch, config.img_size))
             }
             Some(space) => {
                 // As in the recipes: images share the directions of weight noise, and an uneven
                 // allocation would make passes of few rows.
                 let kind = if !space.is_independent() { AllocatorKind::Uniform } else { AllocatorKind::Neyman };
                 let learner = self.learner(model, space, kind).expect("a valid configuration");
-                repeated(learner, images::<B>(self.batch, config.img_size))
+                repeated(learner, images(self.batch, config.img_size))
             }
         }
     }

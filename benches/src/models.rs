@@ -29,7 +29,7 @@ pub fn model(config: &ViTConfig, scope: Scope) -> ViT<AB> {
 }
 
 /// Returns `rows` random images of `side` × `side` pixels, of ten classes.
-pub fn images<P: Backend>(rows: usize, side: usize) -> ImageBatch<P> {
+pub fn images(rows: usize, side: usize) -> ImageBatch<B> {
     let device = Default::default();
     let mut rng = StdRng::seed_from_u64(0);
     let pixels = TensorData::random::<f32, _, _>([rows, 3, side, side], Distribution::Normal(0.0, 1.0), &mut rng);

@@ -35,7 +35,7 @@ fn tiny() -> ViTConfig {
     config.with_num_heads(2).with_mlp_ratio(2.0).with_num_classes(4)
 }
 
-fn batch<P: Backend>() -> ImageBatch<P> {
+fn batch() -> ImageBatch<B> {
     Batch { target: Tensor::from_data([0, 0, 0, 1], &Default::default()), ..images(4, 8) }
 }
 
@@ -48,10 +48,10 @@ fn batch<P: Backend>() -> ImageBatch<P> {
 #[test]
 fn estimates_match_backprop_in_the_mean() {
     let with_graph = model(&tiny(), Scope::Full);
-    let exact = TrainStep::step(&BackpropLearner::new(with_graph.clone()), batch::<B>()).grads;
+    let exact = TrainStep::step(&BackpropLearner::new(with_graph.clone()), batch()).grads;
     let (trained, model) = (trained_parameters(&with_graph), with_graph.valid());
     let allocation = Allocation::project(&[1.0, 3.0, 2.0, 0.5], &QueryBudget::new(32, 1).unwrap()).unwrap();
-    let (batch, steps) = (batch::<B>(), if ON_HOST { 300 } else { 200 });
+    let (batch, steps) = (batch(), if ON_HOST { 300 } else { 200 });
     for (law, space, sampling, placement) in [
         (NoiseLaw::Rademacher, Space::activation(), Sampling::OneSided, Placement::Joint),
         (NoiseLaw::Laplace, Space::activation(), Sampling::Antithetic, Placement::Joint),

@@ -286,7 +286,7 @@ impl Run {
         Ok((None, history))
     }
 
-    /// Returns the training pairs as batches of `batcher`, shuffled anew in each epoch.
+    /// Returns the training pairs in batches without a graph, shuffled anew in each epoch.
     fn loader(&self, first_epoch: usize) -> Result<Arc<dyn DataLoader<AB, PairBatch<B>>>> {
         let batcher = InnerBatcher(PairBatcher);
         let loader = EpochLoader::new(self.data.train.clone(), batcher, self.args.batch_size, self.device.clone())?;

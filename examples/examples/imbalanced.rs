@@ -158,7 +158,7 @@ impl Net<AB> {
     }
 }
 
-fn batch<B: Backend>(wines: &[Wine], device: &B::Device) -> Batch<Tensor<B, 2>, BatchTarget<B>> {
+fn batch(wines: &[Wine], device: &Device) -> Batch<Tensor<B, 2>, BatchTarget<B>> {
     let x: Vec<f32> = wines.iter().flat_map(|wine| wine.x).collect();
     let labels: Vec<i32> = wines.iter().map(|wine| wine.label as i32).collect();
     Batch {
@@ -170,7 +170,7 @@ fn batch<B: Backend>(wines: &[Wine], device: &B::Device) -> Batch<Tensor<B, 2>, 
 
 /// Macro-F1 and accuracy in percent.
 fn scores(net: &Net<AB>, wines: &[Wine], device: &Device) -> [f64; 2] {
-    let (net, batch) = (net.valid(), batch::<B>(wines, device));
+    let (net, batch) = (net.valid(), batch(wines, device));
     let logits = net.forward(batch.input, &mut Probe::clean());
     let wrong = zero_one(logits.clone(), batch.target.labels.clone()).mean().into_scalar().elem::<f64>();
     let lost = macro_f1(logits, batch.target).mean().into_scalar().elem::<f64>();

@@ -100,7 +100,7 @@ where
     L::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
     <L::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = StepOutput<Flex>>,
 {
-    // Burn's DefaultRecorder in the same format, and its files are whole or absent
+    // the format of Burn's DefaultRecorder, in files that are whole or absent
     let recorder = AtomicRecorder::default();
     let barrier = recorder.barrier();
     let mut training = SupervisedTraining::new(&args.artifact_dir, barrier.gate(train), test)
@@ -150,7 +150,7 @@ fn run(args: Args) -> Result<()> {
         fit(learner, &monitor, &args, train, test)?.model
     };
     let path = args.artifact_dir.join("model");
-    let saved = model.save_file(&path, &burn::record::DefaultRecorder::new());
+    let saved = model.save_file(&path, &AtomicRecorder::default());
     saved.with_context(|| format!("saving {}", path.display()))?;
     println!("{} holds the model, checkpoints and metrics", args.artifact_dir.display());
     Ok(())

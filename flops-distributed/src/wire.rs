@@ -38,10 +38,9 @@ pub(crate) fn take_text(from: &mut &[u8]) -> Option<String> {
     String::from_utf8(take(from)?.to_vec()).ok()
 }
 
-/// Bytes before which their checksum stands.
-pub(crate) fn sealed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut whole = vec![0; 8];
-    write(&mut whole);
+/// The bytes of some parts, before which their checksum stands.
+pub(crate) fn sealed(parts: &[&[u8]]) -> Vec<u8> {
+    let mut whole = [&[&[0; 8][..]], parts].concat().concat();
     let (sum, bytes) = whole.split_at_mut(8);
     sum.copy_from_slice(&checksum(bytes).to_le_bytes());
     whole
@@ -75,7 +74,7 @@ mod tests {
     #[test]
     fn damage_is_told() {
         for len in [0, 1, 7, 8, 9, 64, 65] {
-            let whole = sealed(|bytes| bytes.resize(8 + len, 0));
+            let whole = sealed(&[&vec![0; len / 2], &vec![0; len - len / 2]]);
             assert_eq!(unsealed(&whole), Some(&vec![0; len][..]));
             for at in 0..whole.len() {
                 let mut damaged = whole.clone();

@@ -51,7 +51,7 @@ impl Data {
         Ok(Self { train, test: Arc::new(test), batcher, skipped })
     }
 
-    /// Returns the training images as batches of `batcher`, shuffled and augmented anew in each
+    /// Returns the training images in batches without a graph, shuffled and augmented anew in each
     /// epoch.
     pub fn train_loader(
         &self,

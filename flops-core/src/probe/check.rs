@@ -17,14 +17,15 @@ use super::recorded::Recorded;
 use super::rows::QueryRows;
 use super::stages::Prefix;
 use crate::batch::Rows;
+use crate::lift::Lift;
 use crate::model::ForwardModel;
 use crate::noise::{NoiseLaw, NoiseSource, Sampling};
 use crate::parameters::trained_parameters;
 
 /// Tests that a layer is a correct [`Site`](super::Site), up to rounding.
 ///
-/// The model calls one site and returns its output as `[rows, coordinates]`. Pass the same input on
-/// both backends. With each parameter frozen in turn, and with none:
+/// The model calls one site and returns its output as `[rows, coordinates]`. With each parameter frozen
+/// in turn, and with none:
 ///
 /// - `backward` forms the gradients that autodiff does, in the shapes of their parameters;
 /// - `squared_score_norm` is what `backward` gives coordinate by coordinate, or along
@@ -36,7 +37,8 @@ use crate::parameters::trained_parameters;
 /// also holds under a [token mask](Probe::masked): without the coordinates of masked tokens.
 ///
 /// # Shapes
-/// - input, graph_input: at least two rows; few coordinates, since each is looked at in turn
+/// - input: at least two rows; few coordinates, since each is looked at in turn. It is [lifted](crate::Lift) for
+///   autodiff.
 ///
 /// # Panics
 /// Where one of these does not hold, as an assertion does: call it in a test.
@@ -72,16 +74,14 @@ use crate::parameters::trained_parameters;
 /// let device = Default::default();
 /// let model = OneLayer::<AB> { layer: LinearConfig::new(4, 3).init(&device) };
 /// let x = [[0.1, -0.5, 0.9, 0.3], [0.7, 0.2, -0.4, 0.8]];
-/// check_site::<AB, _>(&model, Tensor::from_floats(x, &device), Tensor::from_floats(x, &device));
+/// check_site::<AB, _>(&model, Tensor::from_floats(x, &device));
 /// ```
-pub fn check_site<AB, M>(
-    model: &M,
-    input: <M::InnerModule as ForwardModel<AB::InnerBackend>>::Input,
-    graph_input: M::Input,
-) where
+pub fn check_site<AB, M>(model: &M, input: <M::InnerModule as ForwardModel<AB::InnerBackend>>::Input)
+where
     AB: AutodiffBackend,
     M: AutodiffModule<AB> + ForwardModel<AB, Output = Tensor<AB, 2>>,
     M::InnerModule: ForwardModel<AB::InnerBackend, Output = Tensor<AB::InnerBackend, 2>>,
+    <M::InnerModule as ForwardModel<AB::InnerBackend>>::Input: Lift<AB, Lifted = M::Input>,
 {
     let (plain, all) = (model.valid(), trained_parameters(model));
     let clean = plain.forward(input.clone(), &mut Probe::clean());
@@ -100,7 +100,7 @@ pub fn check_site<AB, M>(
         tokens.map(|tokens| Check { mask: Some(some_masked(rows, tokens, &clean.device())), ..unmasked.clone() });
     for check in [Some(unmasked), masked].into_iter().flatten() {
         let real = check.record(&all_rows, &all).mask.map_or(g.clone(), |mask| mask.apply(g.clone()));
-        let exact = autodiff(model, graph_input.clone(), &real);
+        let exact = autodiff(model, input.clone().lift(), &real);
         let frozen = all.iter().copied().map(Some).filter(|_| all.len() > 1).chain([None]);
         for frozen in frozen {
             let trained: Arc<HashSet<ParamId>> =

@@ -37,7 +37,7 @@ impl Executor for Elastic {
         state.start_at(run.step);
         let mut run = run.clone();
         run.settings.push(("the sum mode".into(), self.options.sum_mode.to_string()));
-        let there = self.agree(&mut state, &Key::Identity, &sealed(|bytes| bytes.extend(identity::bytes(&run))))?;
+        let there = self.agree(&mut state, &Key::Identity, &sealed(&[&identity::bytes(&run)]))?;
         let Some(there) = unsealed(&there).and_then(identity::read) else {
             return Err(ExecutorError::Unsupported {
                 what: "the identity of the run, as the log has it, cannot be read".into(),

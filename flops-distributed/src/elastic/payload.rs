@@ -6,11 +6,9 @@ use crate::wire::{push, sealed, take_text, unsealed};
 
 /// The result of a range of jobs, with the worker that ran them.
 pub(super) fn result(worker: &str, packed: &[u8]) -> Vec<u8> {
-    sealed(|bytes| {
-        bytes.reserve(8 + worker.len() + packed.len());
-        push(bytes, worker.as_bytes());
-        bytes.extend(packed);
-    })
+    let mut head = vec![];
+    push(&mut head, worker.as_bytes());
+    sealed(&[&head, packed])
 }
 
 /// What tells a result from others of its range: its checksum.
@@ -25,11 +23,10 @@ pub(super) fn read_result(bytes: &[u8]) -> Option<(String, &[u8])> {
 
 /// The failure of a job, with the worker that ran it.
 pub(super) fn failure(worker: &str, failure: &JobFailure) -> Vec<u8> {
-    sealed(|bytes| {
-        bytes.push(failure.may_pass.into());
-        push(bytes, worker.as_bytes());
-        push(bytes, failure.why.as_bytes());
-    })
+    let mut bytes = vec![failure.may_pass.into()];
+    push(&mut bytes, worker.as_bytes());
+    push(&mut bytes, failure.why.as_bytes());
+    sealed(&[&bytes])
 }
 
 pub(super) fn read_failure(bytes: &[u8]) -> Option<(String, JobFailure)> {

@@ -341,10 +341,8 @@ impl<'a> Turn<'a> {
         let bytes = payload::result(self.elastic.worker(), &packed);
         self.mine.extend(payload::seal(&bytes).map(|seal| (key.clone(), *seal)));
         // a sum may be long on its way: the time that the log is waited for begins when it is written
-        let sent = match self.round.is_sum() {
-            true => self.elastic.log.put(&key, &bytes).map(drop),
-            false => self.elastic.log.send(&key, bytes),
-        };
+        let log = &self.elastic.log;
+        let sent = if self.round.is_sum() { log.put(&key, &bytes).map(drop) } else { log.send(&key, bytes) };
         sent.map_err(Unsent::Lost)
     }
 

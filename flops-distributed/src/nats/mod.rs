@@ -118,7 +118,11 @@ impl NatsLog {
     {
         let runtime = self.runtime.as_ref();
         let done = runtime.and_then(|runtime| wait(runtime, task(self.server.clone())));
-        done.unwrap_or_else(|| Err(self.server.error("has no connection any more")))
+        done.unwrap_or_else(|| Err(self.closed()))
+    }
+
+    fn closed(&self) -> ExecutorError {
+        self.server.error("has no connection any more")
     }
 
     /// Has an entry written after those before it. Whoever listens to `answer` learns whether it was the first.
@@ -138,7 +142,7 @@ impl NatsLog {
         self.queue.note(key.step());
         let (run, step) = (&self.server.run, key.step());
         let outgoing = Outgoing { subject: format!("flops.{run}.log.{key}"), parts: parts(run, step), bytes, answer };
-        self.outbox.send(outgoing).map_err(|_| self.server.error("has no connection any more"))
+        self.outbox.send(outgoing).map_err(|_| self.closed())
     }
 }
 
@@ -150,7 +154,7 @@ impl Log for NatsLog {
     fn put(&self, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError> {
         let (answer, written) = mpsc::channel();
         self.write(key, Bytes::copy_from_slice(bytes), Some(answer))?;
-        let first = written.recv().unwrap_or_else(|_| Err(self.server.error("has no connection any more")))?;
+        let first = written.recv().unwrap_or_else(|_| Err(self.closed()))?;
         if matches!(key, Key::Joined(worker) if *worker == self.worker) {
             self.joined.store(true, Ordering::Relaxed);
         }

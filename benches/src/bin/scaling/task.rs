@@ -188,7 +188,7 @@ impl Stepper {
         let config = config.with_threads(1).with_leaves(steps.leaves).with_prefix_cache(kept);
         let allocator = AnyAllocator::new(recipe.allocator(), &Default::default())?;
         let learner = ForwardLearner::new(model, allocator, config)?.with_executor(executor);
-        let batch = images::<B>(steps.batch, micro(6).img_size);
+        let batch = images(steps.batch, micro(6).img_size);
         Ok(Self { learner: Some(learner), optimizer: AdamConfig::new().init(), batch })
     }
 

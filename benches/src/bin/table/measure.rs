@@ -42,7 +42,7 @@ impl InferenceRun {
     /// Creates a model and `batch` images for passes of `max_rows` rows.
     pub fn new(config: &ViTConfig, batch: usize, max_rows: usize) -> Self {
         let model = model(config, Scope::Full).valid();
-        Self { model, batch: images::<B>(batch, config.img_size), max_rows }
+        Self { model, batch: images(batch, config.img_size), max_rows }
     }
 
     /// Evaluates so many rows.

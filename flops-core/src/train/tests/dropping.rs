@@ -69,7 +69,7 @@ fn net() -> Net<AB> {
     net
 }
 
-fn batch<B: Backend>() -> Batch<Tensor<B, 2>, Tensor<B, 1, Int>> {
+fn batch() -> Batch<Tensor<B, 2>, Tensor<B, 1, Int>> {
     let device = Default::default();
     let x = (0..5 * DIM).map(|i| (i as f32 * 1.7).sin()).collect();
     Batch {
@@ -96,8 +96,8 @@ fn the_baseline_draws_the_masks_of_the_forward_learner() {
     let (mut a, mut b) = (SgdConfig::new().init(), SgdConfig::new().init());
     let mut earlier = vec![];
     for _ in 0..3 {
-        let of_forward = TrainStep::step(&forward, batch::<B>());
-        let of_backprop = TrainStep::step(&backprop, batch::<B>());
+        let of_forward = TrainStep::step(&forward, batch());
+        let of_backprop = TrainStep::step(&backprop, batch());
         let losses = values(of_forward.item.losses);
         for (f, b) in losses.iter().zip(values(of_backprop.item.losses)) {
             assert!((f - b).abs() < 1e-6, "{f}, by backpropagation {b}");
@@ -122,7 +122,7 @@ fn a_prefix_cache_keeps_no_mask() {
         let mut learner = forward_learner(cache);
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..4 {
-            let output = TrainStep::step(&learner, batch::<B>());
+            let output = TrainStep::step(&learner, batch());
             learner = learner.optimize::<AB, _>(&mut optimizer, 0.02, output.grads);
         }
         (learner.prefixes.training.len(), weights(&learner.model.valid()))
@@ -134,7 +134,7 @@ fn a_prefix_cache_keeps_no_mask() {
         let mut learner = BackpropLearner::new(net()).with_seed(3).with_prefix_cache(cache);
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..4 {
-            let output = TrainStep::step(&learner, batch::<B>());
+            let output = TrainStep::step(&learner, batch());
             learner = learner.optimize::<AB, _>(&mut optimizer, 0.02, output.grads);
         }
         weights(&learner.model.valid())
@@ -146,7 +146,7 @@ fn a_prefix_cache_keeps_no_mask() {
 #[test]
 fn a_resumed_baseline_draws_the_next_masks() {
     let step = |learner: BackpropLearner<AB, Net<AB>>| {
-        let output = TrainStep::step(&learner, batch::<B>());
+        let output = TrainStep::step(&learner, batch());
         let mut optimizer = SgdConfig::new().init();
         (values(output.item.losses), learner.optimize::<AB, _>(&mut optimizer, 0.0, output.grads))
     };

@@ -217,7 +217,7 @@ fn counting() -> Counting<AB> {
     Counting { frozen: layer(6, 8).no_grad(), head: layer(8, 3), rows: Arc::default() }
 }
 
-fn points<B: Backend>(ids: &[u64]) -> Batch<Tensor<B, 2>, Tensor<B, 1, Int>> {
+fn points(ids: &[u64]) -> Batch<Tensor<B, 2>, Tensor<B, 1, Int>> {
     let device = Default::default();
     let x: Vec<f32> = ids.iter().flat_map(|&id| (0..6).map(move |i| (i as f32 + 1.7 * id as f32).sin())).collect();
     let labels: Vec<i32> = ids.iter().map(|id| (id % 3) as i32).collect();
@@ -247,13 +247,13 @@ fn room_for_a_part_of_the_data_saves_that_part() {
         let (mut optimizer, mut rows, mut seen) = (SgdConfig::new().init(), vec![], vec![]);
         for i in 0..4 {
             for ids in epoch(i) {
-                let output = TrainStep::step(&learner, points::<B>(&ids));
+                let output = TrainStep::step(&learner, points(&ids));
                 assert_eq!(learner.monitor().error(), None);
                 learner = learner.optimize::<AB, _>(&mut optimizer, 0.05, output.grads);
             }
             rows.push(learner.model.rows.swap(0, Ordering::Relaxed));
             for ids in epoch(10 + i) {
-                let output = InferenceStep::step(&learner.valid(), points::<B>(&ids));
+                let output = InferenceStep::step(&learner.valid(), points(&ids));
                 seen.push(output.losses.into_data().to_vec().unwrap());
             }
             rows.push(learner.model.rows.swap(0, Ordering::Relaxed));
@@ -274,7 +274,7 @@ fn room_for_a_part_of_the_data_saves_that_part() {
         let (mut optimizer, mut rows, mut seen) = (SgdConfig::new().init(), vec![], vec![]);
         for i in 0..3 {
             for ids in epoch(i) {
-                let output = TrainStep::step(&learner, points::<B>(&ids));
+                let output = TrainStep::step(&learner, points(&ids));
                 seen.push(output.item.losses.into_data().to_vec().unwrap());
                 learner = learner.optimize::<AB, _>(&mut optimizer, 0.05, output.grads);
             }
@@ -333,7 +333,7 @@ fn masks_keep_to_their_examples_behind_cached_prefixes() {
                 let mask: Vec<i32> = ids.iter().flat_map(|&id| (0..6).map(move |t| i32::from(t <= id % 5))).collect();
                 let x = Tensor::<B, 3>::from_data(TensorData::new(x, [ids.len(), 6, 4]), &device);
                 let mask = Tensor::<B, 2, Int>::from_data(TensorData::new(mask, [ids.len(), 6]), &device);
-                let target = points::<B>(&ids).target;
+                let target = points(&ids).target;
                 let output = TrainStep::step(&learner, Batch { ids, input: (x, mask), target });
                 assert_eq!(learner.monitor().error(), None);
                 seen.push(output.item.losses.into_data().to_vec().unwrap());

@@ -27,7 +27,7 @@ use crate::noise::{NoiseLaw, Placement, Sampling};
 use crate::probe::stages::Prefix;
 use crate::probe::{Gradients, Probe, Recorded};
 use crate::testing::{AB, B, flat, reseeded, true_gradient, weights};
-use crate::train::{BackpropLearner, ForwardConfig, ForwardLearner};
+use crate::train::{BackpropLearner, ForwardConfig, ForwardLearner, TrainBatch, Trainable};
 
 const DIM: usize = 4;
 const WORDS: usize = 3;
@@ -284,11 +284,7 @@ fn padding_changes_nothing() {
     }
 }
 
-fn learner<M>(model: M) -> ForwardLearner<AB, M, Uniform>
-where
-    M: AutodiffModule<AB> + burn::module::ModuleDisplay + 'static,
-    M::InnerModule: ForwardModel<B>,
-{
+fn learner<M: Trainable<AB>>(model: M) -> ForwardLearner<AB, M, Uniform> {
     let config = ForwardConfig::new(QueryBudget::new(16, 2).unwrap()).with_sampling(Sampling::Antithetic).with_seed(3);
     ForwardLearner::new(model, Uniform, config).unwrap()
 }
@@ -332,21 +328,12 @@ fn backpropagation_goes_through_modules() {
 }
 
 /// What the first step of a learner says.
-fn error_of_first_step<M>(model: M, batch: InnerBatch<M>) -> Option<Error>
-where
-    M: AutodiffModule<AB> + burn::module::ModuleDisplay + 'static,
-    M::InnerModule: ForwardModel<B>,
-{
+fn error_of_first_step<M: Trainable<AB> + 'static>(model: M, batch: TrainBatch<AB, M>) -> Option<Error> {
     let learner = learner(model);
     let output = TrainStep::step(&learner, batch);
     assert_eq!(output.grads.is_empty(), learner.monitor().error().is_some());
     learner.monitor().error()
 }
-
-type InnerBatch<M> = Batch<
-    <<M as AutodiffModule<AB>>::InnerModule as ForwardModel<B>>::Input,
-    <<M as AutodiffModule<AB>>::InnerModule as ForwardModel<B>>::Target,
->;
 
 /// Dropout inside a module is an error that names it, also at a low rate.
 #[test]

@@ -40,6 +40,12 @@ pub trait Log: Debug + Send + Sync {
         self.put(key, &bytes).map(|_| ())
     }
 
+    /// Whether [sent](Self::send) entries are still being written: long ones take their time. The default
+    /// is for a log whose `send` returns when they are.
+    fn is_writing(&self) -> bool {
+        false
+    }
+
     /// The next entry, or nothing where none comes within a time. A new connection gets the whole log
     /// from its start.
     ///

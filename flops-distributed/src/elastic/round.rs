@@ -44,6 +44,8 @@ pub(super) struct Turn<'a> {
     sent: Vec<Option<Instant>>,
     /// Leaves that this worker has asked for, as their first owner.
     asked: HashSet<usize>,
+    /// When entries of this worker were last on their way to the log.
+    writing: Instant,
     /// Checksums of the results of this worker that have not come through the log.
     mine: HashMap<Key, [u8; 8]>,
     /// Ranges and generations of results that were refused.
@@ -85,6 +87,7 @@ impl<'a> Turn<'a> {
             ran: vec![false; round.jobs],
             sent: vec![None; round.jobs],
             asked: HashSet::new(),
+            writing: now,
             mine: HashMap::new(),
             refused: HashSet::new(),
             heard: HashMap::new(),
@@ -180,6 +183,9 @@ impl<'a> Turn<'a> {
                 self.claim_ahead()?;
                 self.run_and_send(range)?;
                 continue;
+            }
+            if self.elastic.log.is_writing() {
+                self.writing = Instant::now();
             }
             match self.next_claim()? {
                 Next::Claim(leaf, owner) => self.claim(leaf, owner)?,
@@ -340,10 +346,7 @@ impl<'a> Turn<'a> {
         }
         let bytes = payload::result(self.elastic.worker(), &packed);
         self.mine.extend(payload::seal(&bytes).map(|seal| (key.clone(), *seal)));
-        // a sum may be long on its way: the time that the log is waited for begins when it is written
-        let log = &self.elastic.log;
-        let sent = if self.round.is_sum() { log.put(&key, &bytes).map(drop) } else { log.send(&key, bytes) };
-        sent.map_err(Unsent::Lost)
+        self.elastic.log.send(&key, bytes).map_err(Unsent::Lost)
     }
 
     /// The next leaf to claim: of this worker's share at once, of others' where they do not come, and
@@ -360,7 +363,8 @@ impl<'a> Turn<'a> {
         let grace = GRACE.max(self.ran_for).max(wait);
         let mut first = now + Duration::from_secs(1);
         for leaf in (own.start..all).chain(0..own.start) {
-            let waits = |sent: Instant| !self.covered[leaf] && now > sent + options.limit;
+            // the limit is of what comes back, and not of what is long to write
+            let waits = |sent: Instant| !self.covered[leaf] && now > sent.max(self.writing) + options.limit;
             if self.sent[leaf].is_some_and(waits) {
                 let what = format!("a result has not come through the log within {:?}", options.limit);
                 return Err(ExecutorError::Lost { what });

@@ -142,6 +142,7 @@ impl NatsLog {
         self.queue.note(key.step());
         let (run, step) = (&self.server.run, key.step());
         let outgoing = Outgoing { subject: format!("flops.{run}.log.{key}"), parts: parts(run, step), bytes, answer };
+        self.server.unwritten.fetch_add(1, Ordering::Relaxed);
         self.outbox.send(outgoing).map_err(|_| self.closed())
     }
 }
@@ -163,6 +164,10 @@ impl Log for NatsLog {
 
     fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
         self.write(key, bytes.into(), None)
+    }
+
+    fn is_writing(&self) -> bool {
+        self.server.unwritten.load(Ordering::Relaxed) > 0
     }
 
     fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {

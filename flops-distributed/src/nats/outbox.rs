@@ -1,6 +1,7 @@
 //! Writes entries to the log, one after another, while the worker goes on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ pub(super) async fn write(server: Arc<Server>, queue: Arc<Queue>, mut outgoing: 
             Some(why) => Err(why.clone()),
             None => server.write_and_keep(&subject, &parts, bytes).await,
         };
+        server.unwritten.fetch_sub(1, Ordering::Relaxed);
         match (answer, written) {
             // it may have given up waiting
             (Some(answer), written) => drop(answer.send(written)),

@@ -50,6 +50,8 @@ pub(super) struct Server {
     own: Mutex<HashMap<Id, Bytes>>,
     pub sent: AtomicU64,
     pub received: AtomicU64,
+    /// Entries that wait to be written, or are.
+    pub unwritten: AtomicU64,
 }
 
 /// Whether there is a connection.
@@ -79,6 +81,7 @@ impl Server {
             own: Mutex::default(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            unwritten: AtomicU64::new(0),
         })
     }
 

@@ -1,10 +1,13 @@
 //! What workers make of the entries of a log, and of their order.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use flops_distributed::{Elastic, ElasticOptions, Key, Log, RoundKey, SumMode};
+use flops_distributed::{Elastic, ElasticOptions, Entry, Key, Log, RoundKey, SumMode, Traffic};
 use flops_executor::{Executor, ExecutorError, JobFailure, Jobs, Round, RoundPhase};
 
 use crate::common::{LEAVES, Net, reference};
@@ -259,6 +262,85 @@ fn a_result_whose_key_is_taken_is_sent_again() {
         assert!(!log.put(&key(2), b"").unwrap() && log.put(&key(4), b"").unwrap());
         assert_eq!((first.stats().refused, second.stats().refused), (3, 3));
     }
+}
+
+/// A log that takes its time to write results, one after another.
+#[derive(Debug)]
+struct Slow {
+    log: Memory,
+    outbox: Sender<(Key, Vec<u8>)>,
+    unwritten: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn new(log: Memory, time: Duration) -> Self {
+        let (outbox, outgoing) = channel::<(Key, Vec<u8>)>();
+        let unwritten = Arc::new(AtomicUsize::new(0));
+        let (count, to) = (unwritten.clone(), log.clone());
+        thread::spawn(move || {
+            for (key, bytes) in outgoing {
+                thread::sleep(time);
+                to.put(&key, &bytes).unwrap();
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+        Self { log, outbox, unwritten }
+    }
+}
+
+impl Log for Slow {
+    fn worker(&self) -> &str {
+        self.log.worker()
+    }
+
+    fn put(&self, key: &Key, bytes: &[u8]) -> Result<bool, ExecutorError> {
+        self.log.put(key, bytes)
+    }
+
+    fn send(&self, key: &Key, bytes: Vec<u8>) -> Result<(), ExecutorError> {
+        if !matches!(key, Key::Result { .. }) {
+            return self.log.send(key, bytes);
+        }
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
+        self.outbox.send((key.clone(), bytes)).unwrap();
+        Ok(())
+    }
+
+    fn is_writing(&self) -> bool {
+        self.unwritten.load(Ordering::Relaxed) > 0
+    }
+
+    fn next(&self, timeout: Duration) -> Result<Option<Entry>, ExecutorError> {
+        self.log.next(timeout)
+    }
+
+    fn trim(&self, step: u64) -> Result<(), ExecutorError> {
+        self.log.trim(step)
+    }
+
+    fn put_checkpoint(&self, step: u64, bytes: &[u8]) -> Result<(), ExecutorError> {
+        self.log.put_checkpoint(step, bytes)
+    }
+
+    fn checkpoint(&self) -> Result<Option<(u64, Vec<u8>)>, ExecutorError> {
+        self.log.checkpoint()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.log.traffic()
+    }
+}
+
+/// A long upload is not a lost log: its eight results take four times the limit.
+#[test]
+fn what_is_long_to_write_is_waited_for() {
+    let limit = Duration::from_millis(200);
+    let options = ElasticOptions { sum_mode: SumMode::Gradients, limit, ..options(1) };
+    let elastic = Elastic::new(Slow::new(Memory::default().connect(), limit / 2), options);
+    let start = Instant::now();
+    let net = Net::default().train(&elastic, 1, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(net, reference(1));
+    assert!(start.elapsed() > 4 * limit, "nothing was slow");
 }
 
 fn fail(log: &Memory, key: &Key) {

@@ -11,7 +11,34 @@ use crate::lift::Lift;
 /// Something with one row per example, whose rows can be gathered in any order and number.
 ///
 /// Implemented for tensors (rows along the first axis), vectors, options, tuples of up to eight and
-/// `()`. An option has all its rows or none of them.
+/// `()`. An option has all its rows or none of them. A struct of those derives it. A field that all
+/// rows share is marked `#[rows(shared)]`, or `#[rows(skip)]` where it stays the same on another
+/// device; what a model takes or gives does not travel then ([`TRAVELS`](Self::TRAVELS)).
+///
+/// # Example
+/// ```
+/// use burn::prelude::*;
+/// use flops_core::{Lift, Rows};
+///
+/// /// The input of a model: each example has a picture and the words under it.
+/// #[derive(Clone, Debug, Rows, Lift)]
+/// struct Post<B: Backend> {
+///     image: Tensor<B, 4>,
+///     words: Tensor<B, 2, Int>,
+///     padding: Option<Tensor<B, 2, Bool>>,
+/// }
+///
+/// # type B = burn::backend::Flex;
+/// # let device = Default::default();
+/// let posts = Post::<B> {
+///     image: Tensor::zeros([3, 1, 8, 8], &device),
+///     words: Tensor::from_ints([[1, 2], [3, 4], [5, 6]], &device),
+///     padding: None,
+/// };
+/// let words: Vec<i64> = posts.rows(&[2, 2]).words.into_data().iter().collect();
+/// assert_eq!(words, [5, 6, 5, 6]);
+/// assert_eq!(posts.check_rows(4), Err(3));
+/// ```
 pub trait Rows: Clone + Send + 'static {
     /// Returns rows `index[0], index[1], …`, in that order; an index may occur more than once.
     ///
@@ -319,6 +346,72 @@ mod tests {
         assert_eq!((none.check_rows(7), none.row_shape()), (Ok(()), vec![0]));
         none.to_host(&mut vec![]);
         assert!(none.with_values(&mut vec![].into_iter()).unwrap().is_none());
+    }
+
+    /// What a struct derives is what a tuple of its fields does; what is shared comes along once.
+    #[test]
+    fn derived_rows_are_those_of_the_fields() {
+        #[derive(Clone, Debug, flops_derive::Rows, flops_derive::Lift)]
+        struct Post<B: Backend, const D: usize, T: Clone + Send + 'static> {
+            image: Tensor<B, D>,
+            marks: Option<Tensor<B, 2, Int>>,
+            names: Vec<T>,
+        }
+        #[derive(Clone, Debug, flops_derive::Rows, flops_derive::Lift)]
+        struct Scaled<Back>(Tensor<Back, 2>, #[rows(shared)] Tensor<Back, 1>, #[rows(skip)] std::sync::Arc<Vec<usize>>)
+        where
+            Back: Backend;
+
+        let device = Default::default();
+        let ints = |rows: [i32; 3]| Tensor::<Flex, 2, Int>::from_ints([[rows[0]], [rows[1]], [rows[2]]], &device);
+        let floats = |rows: Tensor<Flex, 2>| rows.into_data().iter::<f32>().collect::<Vec<_>>();
+        let image = Tensor::<Flex, 2>::from_floats([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
+        let post = Post { image: image.clone(), marks: Some(ints([7, 8, 9])), names: vec!["a", "b", "c"] };
+
+        let both = Rows::cat(vec![post.rows(&[2]), post.rows(&[0, 2])]);
+        assert_eq!(floats(both.image.clone()), [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
+        assert_eq!(both.marks.as_ref().unwrap().to_data().iter::<i64>().collect::<Vec<_>>(), [9, 7, 9]);
+        assert_eq!(
+            (both.names.clone(), both.row_shape(), both.check_rows(3)),
+            (vec!["c", "a", "c"], vec![2, 1, 1], Ok(()))
+        );
+        assert_eq!(Post { names: vec!["a"], ..post.clone() }.check_rows(3), Err(1));
+        // a vector of anything cannot be sent
+        const { assert!(!Post::<Flex, 2, &str>::TRAVELS && <(Tensor<Flex, 2>, Option<Tensor<Flex, 1>>)>::TRAVELS) };
+        let lifted: Post<Autodiff<Flex>, 2, &str> =
+            post.clone().to_device_of(burn::tensor::backend::Device::to_id(&device)).lift();
+        assert_eq!((floats(lifted.image.inner()), lifted.names), (floats(image.clone()), post.names));
+
+        let scaled = |scale: f32| Scaled(image.clone(), Tensor::from_floats([scale], &device), vec![4].into());
+        let joined = Scaled::cat(vec![scaled(2.0).rows(&[1]), scaled(3.0).rows(&[0])]);
+        assert_eq!(floats(joined.0.clone()), [3.0, 4.0, 1.0, 2.0]);
+        assert_eq!(joined.1.to_data().iter::<f32>().collect::<Vec<_>>(), [2.0]);
+        assert_eq!((joined.2.to_vec(), joined.check_rows(2), joined.row_shape()), (vec![4], Ok(()), vec![2]));
+        // a scale would not be sent along
+        const { assert!(!Scaled::<Flex>::TRAVELS) };
+        let lifted: Scaled<Autodiff<Flex>> = joined.lift();
+        assert_eq!(lifted.1.inner().into_scalar(), 2.0);
+    }
+
+    /// A struct of tensors alone is sent to other processes.
+    #[test]
+    fn derived_rows_travel() {
+        #[derive(Clone, Debug, flops_derive::Rows)]
+        struct Pair<B: Backend> {
+            a: Tensor<B, 2>,
+            b: (Tensor<B, 1, Int>, Option<Tensor<B, 2>>),
+        }
+        const { assert!(Pair::<Flex>::TRAVELS) };
+        let labels = Tensor::from_ints([3, 4], &Default::default());
+        let pair = Pair { a: rows(2) + 2.0, b: (labels, None) };
+        let mut sent = vec![];
+        pair.to_host(&mut sent);
+        assert_eq!(sent.len(), 2);
+        let other = Pair { a: rows(2), ..pair.rows(&[0, 0]) }.with_values(&mut sent.clone().into_iter()).unwrap();
+        assert_eq!(other.a.to_data().iter::<f32>().collect::<Vec<_>>(), [2.0; 6]);
+        assert_eq!(other.b.0.to_data().iter::<i64>().collect::<Vec<_>>(), [3, 4]);
+        sent.swap(0, 1);
+        assert!(pair.with_values(&mut sent.into_iter()).is_none());
     }
 
     /// Every part of inputs and targets is looked at.

@@ -121,6 +121,7 @@ pub use control_variate::{ControlVariate, GradientEstimate};
 pub use devices::Devices;
 pub use error::Error;
 pub use estimator::{Estimator, Normalisation, Space, Subspace};
+pub use flops_derive::{Lift, Rows};
 pub use flops_executor as executor;
 pub use flops_executor::{Executor, ExecutorError};
 pub use inference::infer;
@@ -134,3 +135,13 @@ pub use recipe::Recipe;
 pub use train::{BackpropLearner, EpochLoader, InnerBatcher};
 pub use train::{EstimatedStep, ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport, TrainBatch, Trainable};
 pub use variance::VarianceSource;
+
+// the code of the derives names this crate, inside of it too
+extern crate self as flops_core;
+
+/// What the code of the derives names.
+#[doc(hidden)]
+pub mod __private {
+    pub use burn::tensor::TensorData;
+    pub use burn::tensor::backend::{AutodiffBackend, DeviceId};
+}

@@ -6,7 +6,8 @@ use burn::tensor::backend::AutodiffBackend;
 /// What has a form on a backend with automatic differentiation: the same values, as constants of a graph.
 ///
 /// Implemented for tensors of any rank and kind, vectors of what holds no tensors, options, tuples of up to
-/// eight and `()`.
+/// eight and `()`. A struct of those that is generic over a backend derives it, as it does
+/// [`Rows`](crate::Rows).
 pub trait Lift<B: AutodiffBackend>: Clone + Send + 'static {
     /// The same on `B`.
     type Lifted;

@@ -7,10 +7,9 @@
 pub use crate::allocator::{
     Allocation, Allocator, AllocatorKind, AnyAllocator, GaussianAllocatorConfig, Neyman, QueryBudget, Uniform,
 };
-pub use crate::batch::{Batch, Rows};
+pub use crate::batch::Batch;
 pub use crate::control_variate::{ControlVariate, GradientEstimate};
 pub use crate::estimator::{Normalisation, Space, Subspace};
-pub use crate::lift::Lift;
 pub use crate::losses::{cross_entropy, zero_one};
 pub use crate::model::ForwardModel;
 pub use crate::noise::{NoiseLaw, Placement, Sampling};
@@ -21,3 +20,5 @@ pub use crate::site;
 pub use crate::train::{BackpropLearner, EpochLoader, InnerBatcher};
 pub use crate::train::{ForwardConfig, ForwardLearner, Monitor, StepOutput, StepReport, TrainBatch, Trainable};
 pub use crate::variance::VarianceSource;
+// the traits and their derives
+pub use crate::{Lift, Rows};

@@ -22,35 +22,15 @@ use flops_core::{Lift, Rows};
 
 /// Unit embeddings of pairs, and the scale of their similarities: the output of an
 /// [`Alignment`](crate::Alignment).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Rows)]
 pub struct PairEmbeddings<B: Backend> {
     /// Embeddings of the images, of length 1, `[rows, dim]`.
     pub images: Tensor<B, 2>,
     /// Embeddings of the texts, of length 1, `[rows, dim]`.
     pub texts: Tensor<B, 2>,
     /// e^τ, `[1]`.
+    #[rows(shared)]
     pub scale: Tensor<B, 1>,
-}
-
-impl<B: Backend> Rows for PairEmbeddings<B> {
-    fn rows(&self, index: &[usize]) -> Self {
-        Self { images: self.images.rows(index), texts: self.texts.rows(index), scale: self.scale.clone() }
-    }
-
-    fn cat(parts: Vec<Self>) -> Self {
-        let scale = parts[0].scale.clone();
-        let (images, texts) = parts.into_iter().map(|p| (p.images, p.texts)).unzip();
-        Self { images: Rows::cat(images), texts: Rows::cat(texts), scale }
-    }
-
-    fn row_shape(&self) -> Vec<usize> {
-        [self.images.row_shape(), self.texts.row_shape()].concat()
-    }
-
-    fn check_rows(&self, rows: usize) -> Result<(), usize> {
-        self.images.check_rows(rows)?;
-        self.texts.check_rows(rows)
-    }
 }
 
 /// What the query losses of a batch need from its clean pass.
@@ -86,10 +66,11 @@ pub(crate) struct Derivatives<B: Backend> {
 ///
 /// After [coupling](flops_core::ForwardModel::couple) they hold the clean outputs of the whole
 /// batch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Rows)]
 pub struct Pairs<B: Backend> {
     /// Position of each row's pair in the batch.
     index: Vec<usize>,
+    #[rows(skip)]
     clean: Option<Arc<CleanBatch<B>>>,
 }
 
@@ -103,21 +84,6 @@ impl<B: Backend> Pairs<B> {
     /// The derivatives of the whole batch, after coupling.
     pub(crate) fn derivatives(&self) -> Option<&Derivatives<B>> {
         self.clean.as_ref().map(|clean| &clean.derivatives)
-    }
-}
-
-impl<B: Backend> Rows for Pairs<B> {
-    fn rows(&self, index: &[usize]) -> Self {
-        Self { index: index.iter().map(|&i| self.index[i]).collect(), clean: self.clean.clone() }
-    }
-
-    fn cat(parts: Vec<Self>) -> Self {
-        let clean = parts[0].clean.clone();
-        Self { index: parts.into_iter().flat_map(|p| p.index).collect(), clean }
-    }
-
-    fn check_rows(&self, rows: usize) -> Result<(), usize> {
-        self.index.check_rows(rows)
     }
 }
 

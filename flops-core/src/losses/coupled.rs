@@ -2,17 +2,14 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::backend::{AutodiffBackend, DeviceId};
-
-use crate::batch::Rows;
-use crate::lift::Lift;
+use flops_derive::{Lift, Rows};
 
 /// The labels of a batch; [coupled](crate::ForwardModel::couple), with what the loss of a row needs to
 /// know of the other rows.
 ///
 /// It is the target of a model that optimises a metric of the whole batch, such as
 /// [`macro_f1`](super::macro_f1) or [`roc_auc`](super::roc_auc).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Rows, Lift)]
 pub struct BatchTarget<B: Backend> {
     /// The label of each row, `[rows]`.
     pub labels: Tensor<B, 1, Int>,
@@ -20,14 +17,16 @@ pub struct BatchTarget<B: Backend> {
 }
 
 /// What a clean pass leaves for the queries of its batch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Rows, Lift)]
 pub(super) struct Coupled<B: Backend> {
     /// What belongs to each row: its own part of the loss less what it adds to that of the batch, and
     /// whatever else the loss needs, `[rows, n]`.
     pub rows: Tensor<B, 2>,
     /// Statistics of the batch, the same for all rows.
+    #[rows(shared)]
     pub batch: Tensor<B, 2>,
     /// Examples of the batch.
+    #[rows(skip)]
     pub examples: usize,
 }
 
@@ -62,48 +61,10 @@ pub(super) fn one_hot<B: Backend>(index: Tensor<B, 1, Int>, classes: usize) -> T
     index.equal(all.expand([rows, classes])).float().cast(DType::F32)
 }
 
-impl<B: Backend> Rows for BatchTarget<B> {
-    fn rows(&self, index: &[usize]) -> Self {
-        let coupled = self.coupled.as_ref().map(|c| Coupled { rows: c.rows.rows(index), ..c.clone() });
-        Self { labels: self.labels.rows(index), coupled }
-    }
-
-    fn cat(parts: Vec<Self>) -> Self {
-        let coupled: Option<Vec<_>> = parts.iter().map(|part| part.coupled.clone()).collect();
-        let coupled = coupled.and_then(|coupled| {
-            let first = coupled.first()?.clone();
-            Some(Coupled { rows: Rows::cat(coupled.into_iter().map(|c| c.rows).collect()), ..first })
-        });
-        Self { labels: Rows::cat(parts.into_iter().map(|part| part.labels).collect()), coupled }
-    }
-
-    fn check_rows(&self, rows: usize) -> Result<(), usize> {
-        self.labels.check_rows(rows)
-    }
-
-    fn to_device_of(self, device: DeviceId) -> Self {
-        let coupled = self.coupled.map(|c| Coupled {
-            rows: c.rows.to_device_of(device),
-            batch: c.batch.to_device_of(device),
-            examples: c.examples,
-        });
-        Self { labels: self.labels.to_device_of(device), coupled }
-    }
-}
-
-impl<B: AutodiffBackend> Lift<B> for BatchTarget<B::InnerBackend> {
-    type Lifted = BatchTarget<B>;
-
-    fn lift(self) -> Self::Lifted {
-        let coupled =
-            self.coupled.map(|c| Coupled { rows: c.rows.lift(), batch: c.batch.lift(), examples: c.examples });
-        BatchTarget { labels: self.labels.lift(), coupled }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Rows as _;
     use crate::losses::{couple_macro_f1, macro_f1};
     use crate::testing::B;
 

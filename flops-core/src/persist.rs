@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 ///
 /// Fields marked `#[module(skip)]` are lost when a checkpoint is loaded. A `Persist` field is
 /// written into the record and read back, at full precision whatever the recorder's precision is.
-/// It has no parameters and no device. The backend in its type makes `#[derive(Module)]` treat the
+/// Parameters beside it are not, so a record in half precision warns. It has no parameters and no device. The backend in its type makes `#[derive(Module)]` treat the
 /// field as a module.
 ///
 /// ```
@@ -42,7 +42,12 @@ impl<B: Backend, T> Persist<B, T> {
     }
 }
 
-/// Record of a [`Persist`]: the value itself.
+/// What a record in half precision says. It is as large as the recorder makes it, and no error.
+const HALF: &str = "this record rounds parameters of 32 bits to 16: a run that resumes from it does not keep its \
+                    bits; save at full precision, as by AtomicRecorder or FullPrecisionSettings, to go on exactly";
+
+/// Record of a [`Persist`]: the value itself. One in half precision warns through `log` that the
+/// parameters beside it lose bits.
 #[derive(Clone, Debug)]
 pub struct PersistRecord<T>(pub T);
 
@@ -50,6 +55,9 @@ impl<B: Backend, T: Serialize + DeserializeOwned + Clone + Send> Record<B> for P
     type Item<S: PrecisionSettings> = T;
 
     fn into_item<S: PrecisionSettings>(self) -> T {
+        if size_of::<S::FloatElem>() < size_of::<f32>() {
+            log::warn!("{HALF}");
+        }
         self.0
     }
 
@@ -115,3 +123,40 @@ impl<B: Backend, T> ModuleDisplayDefault for Persist<B, T> {
 }
 
 impl<B: Backend, T> ModuleDisplay for Persist<B, T> {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use burn::record::{DoublePrecisionSettings, FullPrecisionSettings, HalfPrecisionSettings};
+
+    use super::*;
+
+    static SAID: Mutex<Vec<String>> = Mutex::new(vec![]);
+
+    struct Listener;
+
+    impl log::Log for Listener {
+        fn enabled(&self, _: &log::Metadata) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record) {
+            SAID.lock().unwrap().push(record.args().to_string());
+        }
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn a_record_in_half_precision_says_that_bits_are_lost() {
+        type B = burn::backend::Flex;
+        fn warnings<S: PrecisionSettings>() -> usize {
+            let item = Record::<B>::into_item::<S>(PersistRecord(0.1f64));
+            assert_eq!(item, 0.1);
+            SAID.lock().unwrap().iter().filter(|said| *said == HALF).count()
+        }
+        log::set_logger(&Listener).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+        assert_eq!((warnings::<FullPrecisionSettings>(), warnings::<DoublePrecisionSettings>()), (0, 0));
+        assert_eq!(warnings::<HalfPrecisionSettings>(), 1);
+    }
+}

@@ -48,6 +48,10 @@ use crate::variance::VarianceSource;
 /// burn-train's multi-device strategy is [refused](Error::MultiDevice): an
 /// [executor](Self::with_executor) shares the jobs of a step instead.
 ///
+/// A record holds all that a step depends on, so a run that resumes from it keeps its bits on the same
+/// backend. A record in half precision (Burn's `CompactRecorder`) rounds the parameters: the run goes
+/// on, but with other bits, and saving warns through `log`.
+///
 /// # Panics
 /// burn-train's methods return no `Result`. Without an interrupter ([`Monitor::stop_with`]) these
 /// panic with an error that [never passes](Error::may_pass):

@@ -30,7 +30,8 @@ pub enum Recipe {
     /// MeZO (Malladi et al. 2023, arXiv 2305.17333): antithetic Gaussian noise on the weights, σ =
     /// 10⁻³.
     ///
-    /// The batch shares each direction of the noise.
+    /// The batch shares each direction of the noise. The paper's code perturbs the weights in place
+    /// and has no clean pass; this one perturbs copies, behind a clean pass for the whole batch.
     Mezo,
     /// FZOO (Dang et al. 2025, arXiv 2506.09034): one-sided Rademacher noise on the weights.
     ///
@@ -39,18 +40,22 @@ pub enum Recipe {
     /// Evolution strategies (Salimans et al. 2017, arXiv 1703.03864): one-sided Gaussian noise on
     /// the weights.
     ///
-    /// The clean loss is the baseline.
+    /// The clean loss is the baseline. The paper's code mirrors its noise and takes centred ranks of
+    /// the returns instead of the returns.
     Es,
     /// EGGROLL (Sarkar et al. 2025, arXiv 2511.16652): antithetic noise of rank 1 on the weights.
     ///
-    /// The noise is independent for every query of every example.
+    /// The noise is independent for every query of every example, and biases have noise of full rank.
+    /// The paper's code standardises the scores over the population, and its scripts for language
+    /// models freeze what has no noise of low rank and take σ = 10⁻³; here σ is 10⁻².
     Eggroll,
     /// LOZO (Chen et al. 2025, arXiv 2410.07698): MeZO with noise of rank 4 on matrices, whose bases
     /// are kept for 50 steps.
     ///
     /// σ is 2·10⁻³, the paper's scale of 10⁻³ on a product without the divisor √4. The paper's code
     /// leaves out the 1/rank of the paper's estimate, so its steps are `rank` times as long. Its
-    /// variant with momentum in the subspace, LOZO-M, is not here: momentum is the optimizer's.
+    /// variant with momentum in the subspace, LOZO-M, is not here: momentum is the optimizer's. Rank
+    /// and steps are the defaults of its script for RoBERTa.
     Lozo,
     /// ZO-Muon (Lang et al. 2026, arXiv 2602.17155): one-sided Gaussian noise of rank 64 on matrices,
     /// in orthonormal bases that are kept for 100 steps.

@@ -35,7 +35,7 @@ use flops_examples::plot::contact_sheet::{Found, retrieval_sheet};
 use flops_examples::run::artifacts::{Artifacts, Settings, merge};
 use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::history::{History, Row, Split};
-use flops_examples::run::{curves, optimizer::OptimizerKind, plan::RunPlan};
+use flops_examples::run::{curves::Curves, optimizer::OptimizerKind, plan::RunPlan};
 use flops_multimodal::alignment::Scaling;
 use flops_multimodal::checkpoint::alignment;
 use flops_multimodal::data::{Scenes, Shift, scenes};
@@ -350,7 +350,7 @@ impl Run {
         alignment::save(&model, &artifacts.path("alignment.safetensors"), false)?;
         history.write(artifacts)?;
         let title = format!("alignment, {}, batch {}", args.description(), args.batch_size);
-        artifacts.write("curves.svg", curves::draw(&history, &title)?.as_bytes())?;
+        artifacts.write("curves.svg", Curves::of(&history).draw(&title)?.as_bytes())?;
         let sheet = sheet(&model, &data.raw_test, &data.test_scenes, after.recall.text_to_image[0])?;
         artifacts.write("retrieval.svg", sheet.as_bytes())?;
         let summary = self.summary(&model, &history, stopped, (before, &after))?;

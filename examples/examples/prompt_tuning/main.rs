@@ -36,6 +36,7 @@ use flops_examples::backend::{self, AB, B};
 use flops_examples::blackbox::server::serve;
 use flops_examples::cli;
 use flops_examples::data::shots::shots;
+use flops_examples::plot::answers::answers;
 use flops_examples::run::artifacts::Artifacts;
 use flops_examples::run::history::History;
 use flops_multimodal::VisualPrompt;
@@ -93,14 +94,17 @@ fn run(args: Args) -> Result<()> {
 
     let history = History::default();
     let mut run = Run { args, config, plan, artifacts, endpoint, train, test, device, history, stopped: None };
-    let zero_shot = run.push_test(0, run.evaluate::<VisualPrompt<B>>(None)?);
+    let before = run.evaluate::<VisualPrompt<B>>(None)?;
+    let zero_shot = run.push_test(0, &before);
     let (images, tests) = (run.train.len(), run.test.len());
     println!("{images} training images, {tests} test images, zero-shot accuracy {:.1} %", 100.0 * zero_shot);
     <AB as burn::tensor::backend::Backend>::seed(&run.device, run.args.seed);
-    let (tuned, pictures) = match run.args.prompt {
+    let (after, painted) = match run.args.prompt {
         Prompt::Visual => run.tune_visual()?,
         Prompt::Text => run.tune_text()?,
     };
-    let tuned = tuned.map(|tuned| run.push_test(1, tuned));
+    let tuned = after.as_ref().map(|after| run.push_test(1, after));
+    let after = after.as_ref().map(|after| &*after.answers);
+    let pictures = painted.map(|painted| answers(&run.test, classes.names(), &before.answers, after, &painted));
     run.report(settings, (zero_shot, tuned), pictures, started)
 }

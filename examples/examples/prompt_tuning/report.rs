@@ -6,7 +6,7 @@ use anyhow::Result;
 use flops_examples::BURN_VERSION;
 use flops_examples::plot::contact_sheet::{Picture, contact_sheet};
 use flops_examples::run::artifacts::{Settings, merge};
-use flops_examples::run::curves;
+use flops_examples::run::curves::Curves;
 use serde_json::{Value, json};
 
 use crate::endpoint::{JOURNAL, PROMPT};
@@ -26,9 +26,9 @@ impl Run {
         self.history.write(artifacts)?;
         let prompt = settings["prompt"].as_str().unwrap_or("");
         let title = format!("{prompt} prompt of a black box, {}", self.args.method.name());
-        artifacts.write("curves.svg", curves::draw(&self.history, &title)?.as_bytes())?;
+        artifacts.write("curves.svg", Curves::of(&self.history).draw(&title)?.as_bytes())?;
         if let Some(pictures) = &pictures {
-            let title = "as the camera gives them (left of each pair) and as the tuned prompt repaints them";
+            let title = "as the camera gives them and as the tuned prompt repaints them, with the black box's answers";
             artifacts.write("prompt.svg", contact_sheet(title, pictures)?.as_bytes())?;
         }
         let seconds = started.elapsed().as_secs_f64();

@@ -15,7 +15,6 @@ use flops_core::{EpochLoader, ForwardConfig, ForwardLearner, ForwardModel, Inner
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::data::shots::{Shot, ShotBatch, ShotBatcher};
 use flops_examples::experiment::Progress;
-use flops_examples::plot::contact_sheet::Picture;
 use flops_examples::run::artifacts::Artifacts;
 use flops_examples::run::history::{History, Row, Split};
 use flops_multimodal::blackbox::BlackBoxError;
@@ -46,19 +45,27 @@ pub struct Run {
     pub stopped: Option<String>,
 }
 
-/// Mean loss and accuracy.
-pub type Scored = (f64, f64);
+/// What the black box says of images.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    pub loss: f64,
+    pub accuracy: f64,
+    /// The class with the highest score, for each image.
+    pub answers: Vec<usize>,
+}
 
-/// What tuning gives: the evaluation of the prompt, where the cap paid for it, and some images
-/// before and after.
-pub type Tuned = (Option<Scored>, Option<Vec<Picture>>);
+/// What tuning gives: the evaluation of the prompt, where the cap paid for it, and some images as it
+/// repaints them.
+pub type Tuned = (Option<Scored>, Option<Vec<Vec<f32>>>);
 
-/// Returns the mean loss and the accuracy of scores.
-fn loss_and_accuracy<B: Backend>(scores: &Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Scored {
-    let n = labels.dims()[0];
-    let correct = scores.clone().argmax(1).reshape([n]).equal(labels.clone()).int().sum().into_scalar().elem::<i64>();
+/// Returns what scores say of images with these labels.
+fn scored<B: Backend>(scores: &Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Scored {
+    let classes = |of: Tensor<B, 1, Int>| of.into_data().iter::<i64>().map(|class| class as usize).collect();
+    let answers: Vec<usize> = classes(scores.clone().argmax(1).flatten(0, 1));
+    let right: Vec<usize> = classes(labels.clone());
+    let correct = answers.iter().zip(&right).filter(|(answer, right)| answer == right).count();
     let loss = cross_entropy(scores.clone(), labels).mean().into_scalar().elem();
-    (loss, correct as f64 / n as f64)
+    Scored { loss, accuracy: correct as f64 / right.len() as f64, answers }
 }
 
 /// Returns the learning rate of a step, counted from 0.
@@ -73,10 +80,10 @@ impl Run {
     }
 
     /// Appends an evaluation to the history; returns its accuracy.
-    pub fn push_test(&mut self, epoch: usize, (loss, accuracy): Scored) -> f64 {
+    pub fn push_test(&mut self, epoch: usize, scored: &Scored) -> f64 {
         let step_queries = self.new_queries();
-        self.history.push(Row { step_queries, ..Row::new(Split::Test, epoch, loss, accuracy) });
-        accuracy
+        self.history.push(Row { step_queries, ..Row::new(Split::Test, epoch, scored.loss, scored.accuracy) });
+        scored.accuracy
     }
 
     /// Evaluates the black box on the test images, with a prompt or without one.
@@ -92,7 +99,7 @@ impl Run {
         };
         match client.failure() {
             Some(error) => Err(error).context(STOPPED),
-            None => Ok(loss_and_accuracy(&scores, batch.target)),
+            None => Ok(scored(&scores, batch.target)),
         }
     }
 
@@ -141,7 +148,7 @@ impl Run {
                 classifier.scores(classifier.embed_images(model.repaint(images, &mut Probe::clean())), None)
             })?
         };
-        Ok((self.finish(&model)?, Some(pictures(&model, &self.test, &self.device))))
+        Ok((self.finish(&model)?, Some(repainted(&model, &self.test, &self.device))))
     }
 
     /// Tunes a text prompt; returns its evaluation.
@@ -205,9 +212,8 @@ impl Run {
                 break;
             }
             paid = self.endpoint.metered.spent() > spent;
-            let scored = output.item.classification.as_ref();
-            let (loss, accuracy) =
-                scored.map_or((f64::NAN, f64::NAN), |(scores, labels)| loss_and_accuracy(scores, labels.clone()));
+            let scored = output.item.classification.as_ref().map(|(scores, labels)| scored(scores, labels.clone()));
+            let (loss, accuracy) = scored.map_or((f64::NAN, f64::NAN), |scored| (scored.loss, scored.accuracy));
             self.history.push(Row {
                 step_queries: self.new_queries(),
                 variance_vs_uniform: output.item.stats.as_ref().map(|s| s.relative_variance),
@@ -235,7 +241,7 @@ impl Run {
         for (step, batch) in self.batches(ShotBatcher)?.enumerate() {
             let batch: ShotBatch<AB> = batch;
             let scores = forward(&model, &classifier, batch.input)?;
-            let (loss, accuracy) = loss_and_accuracy(&scores, batch.target.clone());
+            let Scored { loss, accuracy, .. } = scored(&scores, batch.target.clone());
             self.history.push(Row::new(Split::Train, 1, loss, accuracy));
             let gradients = cross_entropy(scores, batch.target).mean().backward();
             let gradients = GradientsParams::from_grads(gradients, &model);
@@ -246,18 +252,10 @@ impl Run {
     }
 }
 
-/// Returns some test images, each before and after the prompt.
-fn pictures(model: &VisualPrompt<B>, test: &[Shot], device: &Device) -> Vec<Picture> {
+/// Returns some test images as the prompt repaints them.
+fn repainted(model: &VisualPrompt<B>, test: &[Shot], device: &Device) -> Vec<Vec<f32>> {
     let some: Vec<Shot> = test.iter().take(PICTURES).cloned().collect();
-    let batch: ShotBatch<B> = ShotBatcher.batch(some.clone(), device);
+    let batch: ShotBatch<B> = ShotBatcher.batch(some, device);
     let painted: Vec<f32> = model.repaint(batch.input, &mut Probe::clean()).into_data().iter::<f32>().collect();
-    let picture = |pixels: &[f32], line: &str| Picture {
-        pixels: pixels.iter().map(|p| (255.0 * p).round() as u8).collect(),
-        height: SIDE,
-        width: SIDE,
-        lines: [line.to_string(), String::new()],
-        share: 0.0,
-    };
-    let pairs = some.iter().zip(painted.chunks(3 * SIDE * SIDE));
-    pairs.flat_map(|(item, after)| [picture(&item.pixels, "camera"), picture(after, "repainted")]).collect()
+    painted.chunks(3 * SIDE * SIDE).map(<[f32]>::to_vec).collect()
 }

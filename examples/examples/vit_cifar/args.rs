@@ -117,6 +117,9 @@ pub struct Args {
     /// Folder of the run's files.
     #[arg(long, default_value = "artifacts/vit_cifar")]
     pub artifact_dir: PathBuf,
+    /// Draw the test figures of the run in this folder into curves.svg, such as one by --method backprop.
+    #[arg(long)]
+    pub beside: Option<PathBuf>,
     /// Print plain lines instead of the terminal interface.
     #[arg(long)]
     pub plain: bool,

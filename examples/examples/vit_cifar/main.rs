@@ -28,6 +28,7 @@ use anyhow::Result;
 use flops_core::ForwardConfig;
 use flops_examples::backend::AB;
 use flops_examples::run::artifacts::Artifacts;
+use flops_examples::run::curves::Beside;
 use flops_examples::run::workers::starter;
 use flops_examples::run::workers::worker::Worker;
 use flops_examples::{backend, cli};
@@ -62,6 +63,7 @@ fn train(mut args: Args, config: ForwardConfig, worker: Option<&Worker>) -> Resu
     // a dry run leaves the folder to a run that uses it
     let dir = worker.map_or(args.artifact_dir.clone(), |worker| worker.folder(&args.artifact_dir));
     let artifacts = if args.dry_run { Artifacts::read_only(&dir) } else { Artifacts::open(&dir)? };
+    let beside = args.beside.as_deref().map(Beside::read).transpose()?;
     let device = backend::device()?;
 
     let pretrained = args.inputs.model::<AB>(&device)?;
@@ -79,7 +81,7 @@ fn train(mut args: Args, config: ForwardConfig, worker: Option<&Worker>) -> Resu
 
     let new_head = args.reset_head || pretrained.card.classes != data.train.classes;
     let Pretrained { model, card } = prepare(pretrained, new_head, &args, &data.train.classes)?;
-    let run = Run { args, config, lr, settings, artifacts, device, data, worker };
+    let run = Run { args, config, lr, settings, artifacts, device, data, worker, beside };
     if run.args.dry_run {
         return run.dry_run(model, &card);
     }

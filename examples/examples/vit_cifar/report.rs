@@ -4,7 +4,7 @@ use anyhow::Result;
 use flops_examples::BURN_VERSION;
 use flops_examples::backend::B;
 use flops_examples::run::artifacts::merge;
-use flops_examples::run::curves;
+use flops_examples::run::curves::Curves;
 use flops_examples::run::fit::TrainedRun;
 use flops_examples::run::format::thousands;
 use flops_examples::run::history::{History, Row, Split};
@@ -41,7 +41,8 @@ impl Run<'_> {
         let more = self.save_model(&Pretrained { model: trained.learner, card })?;
         trained.history.write(&self.artifacts)?;
         let title = format!("{}, scope {}, {}", args.dataset, args.scope, args.description());
-        self.artifacts.write("curves.svg", curves::draw(&trained.history, &title)?.as_bytes())?;
+        let curves = Curves::of(&trained.history).beside(self.beside.as_ref()).with_variance(self.knows_variance());
+        self.artifacts.write("curves.svg", curves.draw(&title)?.as_bytes())?;
         self.artifacts.write_json("summary.json", &summary)?;
         print_table(args, &summary);
         if let Some(tally) = self.worker.and_then(Worker::tally) {
@@ -52,6 +53,11 @@ impl Run<'_> {
             self.artifacts.dir().display()
         );
         Ok(())
+    }
+
+    /// Whether it is known what uniform allocation would give: the noise is independent between the images.
+    fn knows_variance(&self) -> bool {
+        self.args.method.is_forward() && self.config.estimator.space.is_independent()
     }
 
     /// Saves the model, and returns the names of the other forms that were saved.
@@ -75,10 +81,7 @@ impl Run<'_> {
     /// Returns what `summary.json` holds.
     pub fn summary(&self, trained: &TrainedRun<ViT<B>>, before: &Row, (loss, accuracy): (f64, f64)) -> Value {
         let (history, settings) = (&trained.history, &self.settings);
-        let forward = self.args.method.is_forward();
-        // what uniform allocation would give is known only for noise that is independent between
-        // the images
-        let independent = forward && self.config.estimator.space.is_independent();
+        let (forward, independent) = (self.args.method.is_forward(), self.knows_variance());
         let mut summary = Value::Object(settings.clone());
         let more = json!({
             "allocator": settings.get("allocator"),

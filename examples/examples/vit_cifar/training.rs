@@ -9,6 +9,7 @@ use flops_core::allocator::AnyAllocator;
 use flops_core::{BackpropLearner, ForwardConfig, ForwardLearner};
 use flops_examples::backend::{AB, B, Device};
 use flops_examples::run::artifacts::{Artifacts, Settings};
+use flops_examples::run::curves::Beside;
 use flops_examples::run::dry_run::{RunSize, forecast, measure, parameters};
 use flops_examples::run::fit::{TrainedRun, fit, resumable};
 use flops_examples::run::history::{History, Row, Split};
@@ -36,6 +37,8 @@ pub struct Run<'a> {
     pub data: Data,
     /// This process as one of several that share the run.
     pub worker: Option<&'a Worker>,
+    /// A run whose test figures are drawn beside those of this one.
+    pub beside: Option<Beside>,
 }
 
 /// Where training starts.

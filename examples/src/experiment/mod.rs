@@ -1,6 +1,7 @@
 //! What the experiments share: their flags, means over seeds, a testbed for training a network by
 //! any recipe, small networks on images and on synthetic data.
 
+pub mod evaluation;
 pub mod mlp;
 pub mod nets;
 

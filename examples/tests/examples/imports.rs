@@ -37,6 +37,18 @@ fn imports_have_no_circles() {
     assert!(report.is_empty(), "files import each other in circles:\n{report}");
 }
 
+/// Cargo builds examples and benches for a test run, and runs no test in them.
+#[test]
+fn programs_hold_no_tests() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for package in ["examples", "benches"] {
+        let sources = sources(&workspace.join(package));
+        let programs = sources.iter().filter(|(name, _)| !name.starts_with("src/"));
+        let dead: Vec<&String> = programs.filter(|(_, text)| text.contains("#[test]")).map(|(name, _)| name).collect();
+        assert!(dead.is_empty(), "no run takes the tests of {dead:?}; move them, and what they test, to {package}/src");
+    }
+}
+
 /// Reads the Rust files of a package, its tests apart.
 pub fn sources(package: &Path) -> Sources {
     fn read(package: &Path, dir: &Path, sources: &mut Sources) {

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use anyhow::Result;
 use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::axis::{Axis, on_axis};
 use super::style::{FONT, INK, failed};
 
 const GRID: RGBColor = RGBColor(226, 226, 226);
@@ -27,7 +27,7 @@ const COLOURS: [RGBColor; 8] = [
 /// A point: x, y, and half the length of its error bar.
 type Point = (f64, f64, f64);
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
 /// A named line.
 #[derive(Clone, Debug)]
@@ -83,11 +83,6 @@ impl Panel {
         let share = self.axes.1.ends_with('%') && !self.log.1 && points().all(|p| (0.0..=100.0).contains(&p.1));
         (xs, if share { ys.start.max(0.0)..ys.end.min(100.0) } else { ys })
     }
-}
-
-/// Maps a value onto an axis. A logarithmic axis is a linear axis of logarithms.
-fn on_axis(value: f64, log: bool) -> f64 {
-    if log { value.max(1e-300).log10() } else { value }
 }
 
 /// Returns the range of `values`, wider at both ends by the share `pad`.
@@ -151,22 +146,19 @@ fn draw_panel(panel: &Panel, area: &Area<'_>, names: &[&str]) -> Result<()> {
         .margin_right(24)
         .x_label_area_size(46)
         .y_label_area_size(64)
-        .build_cartesian_2d(xs, ys)
+        .build_cartesian_2d(Axis::new(xs, panel.log.0), Axis::new(ys, panel.log.1))
         .map_err(failed)?;
     draw_axes(&mut chart, panel)?;
     panel.series.iter().try_for_each(|series| draw_series(&mut chart, panel, series, Line::of(&series.name, names)))
 }
 
 fn draw_axes(chart: &mut Chart<'_, '_>, panel: &Panel) -> Result<()> {
-    let label = |value: f64, log: bool| short(if log { 10f64.powf(value) } else { value });
     chart
         .configure_mesh()
         .x_desc(&panel.axes.0)
         .y_desc(&panel.axes.1)
         .x_labels(6)
         .y_labels(6)
-        .x_label_formatter(&|x| label(*x, panel.log.0))
-        .y_label_formatter(&|y| label(*y, panel.log.1))
         .axis_style(INK)
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
@@ -230,23 +222,6 @@ fn draw_legend(panel: &Panel, area: &Area<'_>, names: &[&str]) -> Result<()> {
         area.draw(&Text::new(series.name.clone(), (28, y), font.clone())).map_err(failed)?;
     }
     Ok(())
-}
-
-/// Writes a value in few characters.
-fn short(value: f64) -> String {
-    let trimmed = |v: f64, decimals: usize| {
-        let text = format!("{v:.decimals$}");
-        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
-    };
-    match value.abs() {
-        0.0 => "0".into(),
-        m if m >= 1e6 => format!("{} M", trimmed(value / 1e6, 1)),
-        m if m >= 1e4 => format!("{} k", trimmed(value / 1e3, 1)),
-        m if m >= 10.0 => trimmed(value, 0),
-        m if m >= 1.0 => trimmed(value, 1),
-        m if m >= 0.01 => trimmed(value, 3),
-        _ => format!("{value:.0e}"),
-    }
 }
 
 #[cfg(test)]
@@ -315,10 +290,5 @@ mod tests {
         assert_eq!(width(&[panel("a")]), WIDTH + LEGEND);
         assert_eq!(width(&[panel("a"), panel("a")]), 2 * WIDTH + LEGEND);
         assert_eq!(width(&[panel("a"), panel("b")]), 2 * (WIDTH + LEGEND));
-    }
-
-    #[test]
-    fn axis_labels_are_short() {
-        assert_eq!([0.0, 1.5e6, 20000.0, 64.0, 0.25, 0.0001].map(short), ["0", "1.5 M", "20 k", "64", "0.25", "1e-4"]);
     }
 }

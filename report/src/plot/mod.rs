@@ -1,5 +1,6 @@
 //! Diagrams as SVG: curves of several methods, and heat maps.
 
+mod axis;
 mod curves;
 mod heat_map;
 mod style;

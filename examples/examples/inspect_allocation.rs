@@ -48,6 +48,9 @@ struct Args {
     /// Images in the batch.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
+    /// Images in the picture: those with most and those with fewest queries [default: all of the batch].
+    #[arg(long)]
+    shown: Option<usize>,
     /// Training steps before the allocation is shown [default: 300, with --full 1,500].
     #[arg(long)]
     steps: Option<usize>,
@@ -114,9 +117,12 @@ fn show(args: &Args, testbed: &Testbed, rows: &[Row], artifacts: &Artifacts) -> 
             share: row.queries as f64 / rows[0].queries as f64,
         })
     };
-    let pictures: Vec<Picture> = rows.iter().map(picture).collect::<Result<_>>()?;
+    let shown = args.shown.unwrap_or(rows.len()).min(rows.len());
+    let ends = rows[..shown.div_ceil(2)].iter().chain(&rows[rows.len() - shown / 2..]);
+    let pictures: Vec<Picture> = ends.map(picture).collect::<Result<_>>()?;
+    let part = if shown < rows.len() { format!(", {shown} of {} images", rows.len()) } else { String::new() };
     let title = format!(
-        "{}, {} allocator, mean of {} queries per image, after {} steps",
+        "{}, {} allocator, mean of {} queries per image, after {} steps{part}",
         args.testbed.images.dataset,
         args.allocator,
         args.queries,
@@ -134,6 +140,7 @@ fn run(args: Args) -> Result<()> {
     let kind: AllocatorKind = args.allocator.parse()?;
     let seeds = args.experiment.seeds()?;
     ensure!(args.batch_size > 0, "--batch-size 0: use at least 1 image");
+    ensure!(args.shown != Some(0), "--shown 0: use at least 1 image");
     let artifacts = args.experiment.artifacts("inspect_allocation")?;
     let testbed = Testbed::open(&args.testbed, args.experiment.threads()?)?;
     let mut progress = Progress::default();

@@ -22,10 +22,28 @@ pub use flops_backend as backend;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The program of the README, which the tests run.
+/// The Rust blocks of the README and of the guide, which the tests run. A page that is missing here fails
+/// the test `rust_blocks_are_tested`.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
+mod guide {
+    macro_rules! pages {
+        ($($name:ident: $file:literal,)+) => {$(
+            #[doc = include_str!(concat!("../../", $file))]
+            pub struct $name;
+        )+};
+    }
+    pages! {
+        Readme: "README.md",
+        Backends: "docs/backends.md",
+        Choosing: "docs/choosing.md",
+        Distributed: "docs/distributed.md",
+        OtherModels: "docs/other-models.md",
+        OwnModel: "docs/own-model.md",
+        Quantized: "docs/quantized.md",
+        Questions: "docs/questions.md",
+        Start: "docs/start.md",
+    }
+}
 
 /// The version of Burn that the workspace is pinned to.
 pub const BURN_VERSION: &str = "0.21.0";

@@ -1,6 +1,8 @@
 //! Batches whose rows can be gathered, so that some examples can be evaluated more often than
 //! others.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use burn::tensor::backend::{AutodiffBackend, DeviceId};
 use burn::tensor::{BasicOps, TensorData, TensorKind};
@@ -10,8 +12,8 @@ use crate::lift::Lift;
 
 /// Something with one row per example, whose rows can be gathered in any order and number.
 ///
-/// Implemented for tensors (rows along the first axis), vectors, options, tuples of up to eight and
-/// `()`. An option has all its rows or none of them. A struct of those derives it. A field that all
+/// Implemented for tensors (rows along the first axis), vectors, options, `Arc`s, tuples of up to eight
+/// and `()`. An option has all its rows or none of them. A struct of those derives it. A field that all
 /// rows share is marked `#[rows(shared)]`, or `#[rows(skip)]` where it stays the same on another
 /// device; what a model takes or gives does not travel then ([`TRAVELS`](Self::TRAVELS)).
 ///
@@ -263,6 +265,38 @@ impl<R: Rows> Rows for Option<R> {
     }
 }
 
+impl<R: Rows + Sync> Rows for Arc<R> {
+    fn rows(&self, index: &[usize]) -> Self {
+        Arc::new(R::rows(self, index))
+    }
+
+    fn cat(parts: Vec<Self>) -> Self {
+        Arc::new(R::cat(parts.into_iter().map(Arc::unwrap_or_clone).collect()))
+    }
+
+    fn row_shape(&self) -> Vec<usize> {
+        R::row_shape(self)
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), usize> {
+        R::check_rows(self, rows)
+    }
+
+    const TRAVELS: bool = R::TRAVELS;
+
+    fn to_host(&self, values: &mut Vec<TensorData>) {
+        R::to_host(self, values);
+    }
+
+    fn with_values(&self, values: &mut std::vec::IntoIter<TensorData>) -> Option<Self> {
+        R::with_values(self, values).map(Arc::new)
+    }
+
+    fn to_device_of(self, device: DeviceId) -> Self {
+        Arc::new(Arc::unwrap_or_clone(self).to_device_of(device))
+    }
+}
+
 impl<T: Clone + Send + 'static> Rows for Vec<T> {
     fn rows(&self, index: &[usize]) -> Self {
         index.iter().map(|&i| self[i].clone()).collect()
@@ -360,7 +394,7 @@ mod tests {
         #[derive(Clone, Debug, flops_derive::Rows, flops_derive::Lift)]
         struct Scaled<Back>(Tensor<Back, 2>, #[rows(shared)] Tensor<Back, 1>, #[rows(skip)] std::sync::Arc<Vec<usize>>)
         where
-            Back: Backend;
+            Back: Backend + std::fmt::Debug;
 
         let device = Default::default();
         let ints = |rows: [i32; 3]| Tensor::<Flex, 2, Int>::from_ints([[rows[0]], [rows[1]], [rows[2]]], &device);
@@ -391,6 +425,21 @@ mod tests {
         const { assert!(!Scaled::<Flex>::TRAVELS) };
         let lifted: Scaled<Autodiff<Flex>> = joined.lift();
         assert_eq!(lifted.1.inner().into_scalar(), 2.0);
+    }
+
+    /// What is behind an `Arc` has its rows.
+    #[test]
+    fn shared_rows_are_rows() {
+        let device = Default::default();
+        let some = Arc::new(Tensor::<Flex, 2>::from_floats([[1.0], [2.0]], &device));
+        let both = Arc::cat(vec![some.rows(&[1]), some.clone()]);
+        assert_eq!(both.to_data().iter::<f32>().collect::<Vec<_>>(), [2.0, 1.0, 2.0]);
+        assert_eq!((some.check_rows(2), some.check_rows(3), some.row_shape()), (Ok(()), Err(2), vec![1]));
+        let moved = some.clone().to_device_of(burn::tensor::backend::Device::to_id(&device));
+        let mut sent = vec![];
+        moved.to_host(&mut sent);
+        let back = both.rows(&[0, 0]).with_values(&mut sent.into_iter()).unwrap();
+        assert_eq!(back.to_data(), some.to_data());
     }
 
     /// A struct of tensors alone is sent to other processes.

@@ -1,12 +1,10 @@
 //! The code of the derives.
 
-use proc_macro2::{Group, Ident, TokenStream, TokenTree};
+use proc_macro2::{Ident, TokenStream};
 use quote::{format_ident, quote};
-use syn::{
-    DeriveInput, Error, GenericArgument, GenericParam, Generics, Result, Type, TypeParamBound, WherePredicate,
-    parse_quote,
-};
+use syn::{DeriveInput, GenericArgument, GenericParam, Generics, Result, Type, WherePredicate, parse_quote};
 
+use crate::backend::{self, mentions, replaced};
 use crate::fields::{self, Field, Role};
 
 /// `impl Rows`.
@@ -19,51 +17,15 @@ pub fn rows(input: &DeriveInput) -> Result<TokenStream> {
         Role::Rows => quote!(::flops_core::Rows::rows(&self.#member, index)),
         Role::Shared | Role::Skip => quote!(::core::clone::Clone::clone(&self.#member)),
     });
-    let names: Vec<_> = (0..fields.len()).map(|index| format_ident!("part_{index}")).collect();
-    let (mut lists, mut pushed) = (quote!(), quote!());
-    for (Field { member, .. }, name) in fields.iter().zip(&names).filter(|(field, _)| field.role == Role::Rows) {
-        lists.extend(quote!(let mut #name = ::std::vec::Vec::with_capacity(parts.len());));
-        pushed.extend(quote!(#name.push(part.#member);));
-    }
-    let shared: Vec<_> = fields.iter().zip(&names).filter(|(field, _)| field.role != Role::Rows).collect();
-    let first = shared
-        .iter()
-        .map(|(Field { member, .. }, name)| quote!(let #name = ::core::clone::Clone::clone(&parts[0].#member);));
-    let first = quote!(#(#first)*);
-    let joined = fields.iter().zip(&names).map(|(Field { member, role, .. }, name)| match role {
-        Role::Rows => quote!(#member: ::flops_core::Rows::cat(#name)),
-        Role::Shared | Role::Skip => quote!(#member: #name),
-    });
-    let joined = quote!(#(#joined),*);
     let shapes = with_rows().map(|Field { member, .. }| quote!(::flops_core::Rows::row_shape(&self.#member)));
     let checks = with_rows().map(|Field { member, .. }| quote!(::flops_core::Rows::check_rows(&self.#member, rows)?;));
     let moved = each(&fields, |Field { member, role, .. }| match role {
         Role::Rows | Role::Shared => quote!(::flops_core::Rows::to_device_of(self.#member, device)),
         Role::Skip => quote!(self.#member),
     });
-    // the values of a shared field are not those of rows, so they would be lost
-    let travels = shared.is_empty().then(|| {
-        let kinds = fields.iter().map(|field| &field.kind);
-        let sent =
-            fields.iter().map(|Field { member, .. }| quote!(::flops_core::Rows::to_host(&self.#member, values);));
-        let got = each(&fields, |Field { member, .. }| quote!(::flops_core::Rows::with_values(&self.#member, values)?));
-        quote! {
-            const TRAVELS: bool = #(<#kinds as ::flops_core::Rows>::TRAVELS)&&*;
-
-            fn to_host(&self, values: &mut ::std::vec::Vec<::flops_core::__private::TensorData>) {
-                #(#sent)*
-            }
-
-            fn with_values(
-                &self,
-                values: &mut ::std::vec::IntoIter<::flops_core::__private::TensorData>,
-            ) -> ::core::option::Option<Self> {
-                ::core::option::Option::Some(Self { #got })
-            }
-        }
-    });
+    let (joined, travels) = (cat(&fields), travels(&fields));
     let mut generics = input.generics.clone();
-    let kinds = with_other_parameters(&fields, &generics).map(|kind| parse_quote!(#kind: ::flops_core::Rows));
+    let kinds = with_other_parameters(&fields, &generics)?.map(|kind| parse_quote!(#kind: ::flops_core::Rows));
     let kinds: Vec<WherePredicate> = kinds.collect();
     if !kinds.is_empty() {
         generics.make_where_clause().predicates.extend(kinds);
@@ -75,14 +37,7 @@ pub fn rows(input: &DeriveInput) -> Result<TokenStream> {
                 Self { #taken }
             }
 
-            fn cat(parts: ::std::vec::Vec<Self>) -> Self {
-                #first
-                #lists
-                for part in parts {
-                    #pushed
-                }
-                Self { #joined }
-            }
+            #joined
 
             fn row_shape(&self) -> ::std::vec::Vec<usize> {
                 [#(#shapes),*].concat()
@@ -102,59 +57,96 @@ pub fn rows(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
+/// `Rows::cat`: what is shared comes from the first part.
+fn cat(fields: &[Field]) -> TokenStream {
+    let names: Vec<_> = (0..fields.len()).map(|index| format_ident!("part_{index}")).collect();
+    let lists = fields.iter().zip(&names).map(|(Field { member, role, .. }, name)| match role {
+        Role::Rows => quote!(let mut #name = ::std::vec::Vec::with_capacity(parts.len());),
+        Role::Shared | Role::Skip => quote!(let #name = ::core::clone::Clone::clone(&parts[0].#member);),
+    });
+    let with_rows = fields.iter().zip(&names).filter(|(field, _)| field.role == Role::Rows);
+    let pushed = with_rows.map(|(Field { member, .. }, name)| quote!(#name.push(part.#member);));
+    let joined = fields.iter().zip(&names).map(|(Field { member, role, .. }, name)| match role {
+        Role::Rows => quote!(#member: ::flops_core::Rows::cat(#name)),
+        Role::Shared | Role::Skip => quote!(#member: #name),
+    });
+    quote! {
+        fn cat(parts: ::std::vec::Vec<Self>) -> Self {
+            #(#lists)*
+            for part in parts {
+                #(#pushed)*
+            }
+            Self { #(#joined),* }
+        }
+    }
+}
+
+/// What sends rows to other processes. The values of a shared field are not those of rows and would be
+/// lost, so a struct with one does not travel.
+fn travels(fields: &[Field]) -> TokenStream {
+    if fields.iter().any(|field| field.role != Role::Rows) {
+        return quote!();
+    }
+    let kinds = fields.iter().map(|field| &field.kind);
+    let sent = fields.iter().map(|Field { member, .. }| quote!(::flops_core::Rows::to_host(&self.#member, values);));
+    let got = each(fields, |Field { member, .. }| quote!(::flops_core::Rows::with_values(&self.#member, values)?));
+    quote! {
+        const TRAVELS: bool = #(<#kinds as ::flops_core::Rows>::TRAVELS)&&*;
+
+        fn to_host(&self, values: &mut ::std::vec::Vec<::flops_core::__private::TensorData>) {
+            #(#sent)*
+        }
+
+        fn with_values(
+            &self,
+            values: &mut ::std::vec::IntoIter<::flops_core::__private::TensorData>,
+        ) -> ::core::option::Option<Self> {
+            ::core::option::Option::Some(Self { #got })
+        }
+    }
+}
+
 /// `impl Lift`.
 pub fn lift(input: &DeriveInput) -> Result<TokenStream> {
     let fields = fields::of(input)?;
     let name = &input.ident;
-    let backend = backend(&input.generics).ok_or_else(|| {
-        let what = "only a struct that is generic over a `Backend` is another one on another backend; \
-                    write `struct Name<B: Backend>`, or `impl Lift` by hand";
-        Error::new_spanned(name, what)
-    })?;
+    let backend = backend::lifted(input)?;
     let lifted = each(&fields, |Field { member, role, .. }| match role {
         Role::Rows | Role::Shared => quote!(::flops_core::Lift::<__Lifted>::lift(self.#member)),
         Role::Skip => quote!(self.#member),
     });
-    // the backend's parameter becomes that of the lifted struct
+    let inner: Type = parse_quote!(<__Lifted as ::flops_core::__private::AutodiffBackend>::InnerBackend);
+    let both = |code: TokenStream| [quote!(#inner), quote!(__Lifted)].map(|by| replaced(code.clone(), &backend, &by));
+    // the backend's parameter becomes that of the lifted struct, and what is asked of it holds for both
     let mut generics = input.generics.clone();
+    let mut predicates: Vec<WherePredicate> = vec![];
     for parameter in &mut generics.params {
         if let GenericParam::Type(parameter) = parameter
             && parameter.ident == backend
         {
+            let bounds = &parameter.bounds;
+            if !bounds.is_empty() {
+                predicates.extend(both(quote!(#backend: #bounds)).map(|bound| parse_quote!(#bound)));
+            }
             *parameter = parse_quote!(__Lifted: ::flops_core::__private::AutodiffBackend);
         }
     }
-    if let Some(bounds) = &mut generics.where_clause {
-        let of_backend =
-            |bound: &WherePredicate| matches!(bound, WherePredicate::Type(bound) if is(&bound.bounded_ty, &backend));
-        bounds.predicates = bounds.predicates.iter().filter(|bound| !of_backend(bound)).cloned().collect();
+    for predicate in generics.where_clause.take().into_iter().flat_map(|bounds| bounds.predicates) {
+        if mentions(quote!(#predicate), &backend) {
+            predicates.extend(both(quote!(#predicate)).map(|bound| parse_quote!(#bound)));
+        } else {
+            predicates.push(predicate);
+        }
     }
-    let inner: Type = parse_quote!(<__Lifted as ::flops_core::__private::AutodiffBackend>::InnerBackend);
-    for kind in with_other_parameters(&fields, &input.generics) {
-        let [from, to] = [quote!(#inner), quote!(__Lifted)].map(|by| replaced(quote!(#kind), &backend, &by));
-        generics.make_where_clause().predicates.push(parse_quote!(
-            #from: ::flops_core::Lift<__Lifted, Lifted = #to>
-        ));
+    for kind in with_other_parameters(&fields, &input.generics)? {
+        let [from, to] = both(quote!(#kind));
+        predicates.push(parse_quote!(#from: ::flops_core::Lift<__Lifted, Lifted = #to>));
     }
-    let arguments = |of_backend: GenericArgument| {
-        let arguments = input.generics.params.iter().map(|parameter| -> GenericArgument {
-            match parameter {
-                GenericParam::Type(parameter) if parameter.ident == backend => of_backend.clone(),
-                GenericParam::Type(parameter) => {
-                    let parameter = &parameter.ident;
-                    parse_quote!(#parameter)
-                }
-                GenericParam::Const(parameter) => {
-                    let parameter = &parameter.ident;
-                    parse_quote!(#parameter)
-                }
-                GenericParam::Lifetime(parameter) => GenericArgument::Lifetime(parameter.lifetime.clone()),
-            }
-        });
-        quote!(<#(#arguments),*>)
-    };
-    let of_type = arguments(parse_quote!(#inner));
-    let of_lifted = arguments(parse_quote!(__Lifted));
+    if !predicates.is_empty() {
+        generics.make_where_clause().predicates.extend(predicates);
+    }
+    let of_type = arguments(&input.generics, &backend, &inner);
+    let of_lifted = arguments(&input.generics, &backend, &parse_quote!(__Lifted));
     let (of_impl, _, bounds) = generics.split_for_impl();
     Ok(quote! {
         impl #of_impl ::flops_core::Lift<__Lifted> for #name #of_type #bounds {
@@ -165,6 +157,20 @@ pub fn lift(input: &DeriveInput) -> Result<TokenStream> {
             }
         }
     })
+}
+
+/// `<…>` behind the name of the struct, with another backend.
+fn arguments(generics: &Generics, backend: &Ident, by: &Type) -> TokenStream {
+    let arguments = generics.params.iter().map(|parameter| -> GenericArgument {
+        match parameter {
+            GenericParam::Type(parameter) if parameter.ident == *backend => parse_quote!(#by),
+            GenericParam::Type(syn::TypeParam { ident, .. }) | GenericParam::Const(syn::ConstParam { ident, .. }) => {
+                parse_quote!(#ident)
+            }
+            GenericParam::Lifetime(parameter) => GenericArgument::Lifetime(parameter.lifetime.clone()),
+        }
+    });
+    quote!(<#(#arguments),*>)
 }
 
 /// `member: code` for each field.
@@ -178,47 +184,10 @@ fn each(fields: &[Field], code: impl Fn(&Field) -> TokenStream) -> TokenStream {
 
 /// The types that have rows or go where rows go, in a struct with parameters beside the backend: whether
 /// such a type has the trait is for its user to show.
-fn with_other_parameters<'a>(fields: &'a [Field], generics: &Generics) -> impl Iterator<Item = &'a Type> {
-    let backend = backend(generics);
+fn with_other_parameters<'a>(fields: &'a [Field], generics: &Generics) -> Result<impl Iterator<Item = &'a Type>> {
+    let backend = backend::of(generics)?;
     let has_others = generics.type_params().any(|parameter| Some(&parameter.ident) != backend.as_ref());
-    fields.iter().filter(move |field| has_others && field.role != Role::Skip).map(|field| &field.kind)
-}
-
-/// The same code with something else in place of a name.
-fn replaced(code: TokenStream, name: &Ident, by: &TokenStream) -> TokenStream {
-    let tokens = code.into_iter().flat_map(|token| match token {
-        TokenTree::Ident(found) if found == *name => by.clone(),
-        TokenTree::Group(group) => {
-            let inside = replaced(group.stream(), name, by);
-            TokenTree::Group(Group::new(group.delimiter(), inside)).into()
-        }
-        other => other.into(),
-    });
-    tokens.collect()
-}
-
-/// The parameter that is bounded by a trait of the name `Backend`.
-fn backend(generics: &Generics) -> Option<Ident> {
-    let is_backend = |bound: &TypeParamBound| match bound {
-        TypeParamBound::Trait(bound) => bound.path.segments.last().is_some_and(|last| last.ident == "Backend"),
-        _ => false,
-    };
-    let inline = generics.type_params().find(|parameter| parameter.bounds.iter().any(is_backend));
-    inline.map(|parameter| parameter.ident.clone()).or_else(|| {
-        let bounds = generics.where_clause.as_ref()?.predicates.iter();
-        let types = bounds.filter_map(|bound| match bound {
-            WherePredicate::Type(bound) if bound.bounds.iter().any(is_backend) => Some(&bound.bounded_ty),
-            _ => None,
-        });
-        let names: Vec<_> = types.collect();
-        let found = generics.type_params().find(|parameter| names.iter().any(|kind| is(kind, &parameter.ident)));
-        found.map(|parameter| parameter.ident.clone())
-    })
-}
-
-/// Whether a type is the parameter of that name.
-fn is(kind: &Type, name: &Ident) -> bool {
-    matches!(kind, Type::Path(path) if path.path.is_ident(name))
+    Ok(fields.iter().filter(move |field| has_others && field.role != Role::Skip).map(|field| &field.kind))
 }
 
 #[cfg(test)]
@@ -238,16 +207,17 @@ mod tests {
             }
         ));
         assert!(why.iter().all(|why| why.contains("only structs")), "{why:?}");
+        let shared: DeriveInput = parse_quote!(
+            struct Shared<B: Backend> {
+                #[rows(shared)]
+                a: Tensor<B, 1>,
+            }
+        );
         for none in [
             parse_quote!(
                 struct Nothing;
             ),
-            parse_quote!(
-                struct Shared<B: Backend> {
-                    #[rows(shared)]
-                    a: Tensor<B, 1>,
-                }
-            ),
+            shared,
         ] {
             let why = refused(none);
             assert!(why.iter().all(|why| why.contains("no field has rows")), "{why:?}");
@@ -256,22 +226,25 @@ mod tests {
 
     #[test]
     fn attributes_are_known_and_alone() {
-        let why = refused(parse_quote!(
-            struct A<B: Backend> {
-                #[rows(skipped)]
-                a: Tensor<B, 1>,
-                b: Tensor<B, 1>,
-            }
-        ));
-        assert!(why.iter().all(|why| why.contains("#[rows(shared)]")), "{why:?}");
-        let why = refused(parse_quote!(
-            struct A<B: Backend> {
-                #[rows(shared, skip)]
-                a: Tensor<B, 1>,
-                b: Tensor<B, 1>,
-            }
-        ));
-        assert!(why.iter().all(|why| why.contains("one of")), "{why:?}");
+        let with = |attribute: TokenStream| {
+            refused(parse_quote!(
+                struct A<B: Backend> {
+                    #attribute
+                    a: Tensor<B, 1>,
+                    b: Tensor<B, 1>,
+                }
+            ))
+        };
+        for (attribute, what) in [
+            (quote!(#[rows(skipped)]), "#[rows(shared)]"),
+            (quote!(#[rows(shared, skip)]), "one of"),
+            (quote!(#[rows(shared)] #[rows(skip)]), "one of"),
+            (quote!(#[rows()]), "empty"),
+        ] {
+            let why = with(attribute);
+            assert!(why.iter().all(|why| why.contains(what)), "{why:?}");
+        }
+        assert_eq!(with(quote!(#[rows(skip)])), ["", ""]);
     }
 
     #[test]
@@ -282,31 +255,16 @@ mod tests {
         assert!(rows.is_empty() && lift.contains("generic over a `Backend`"), "{rows:?}, {lift:?}");
     }
 
-    /// The backend is known by its bound, wherever that stands.
+    /// A parameter that belongs to one backend has no counterpart on the other.
     #[test]
-    fn the_backend_is_found() {
-        let of = |input: DeriveInput| backend(&input.generics).map(|name| name.to_string());
-        assert_eq!(
-            of(parse_quote!(
-                struct A<T, B: Backend>(B, T);
-            ))
-            .as_deref(),
-            Some("B")
-        );
-        assert_eq!(
-            of(parse_quote!(
-                struct A<Back>(Back)
-                where
-                    Back: burn::prelude::Backend;
-            ))
-            .as_deref(),
-            Some("Back")
-        );
-        assert_eq!(
-            of(parse_quote!(
-                struct A<T: Clone>(T);
-            )),
-            None
-        );
+    fn a_parameter_of_the_backend_is_not_lifted() {
+        let [rows, lift] = refused(parse_quote!(
+            struct A<B: Backend, M: Module<B>>(Tensor<B, 1>, M);
+        ));
+        assert!(rows.is_empty() && lift.contains("`M`"), "{rows:?}, {lift:?}");
+        let why = refused(parse_quote!(
+            struct A<B: Backend, C: Backend>(Tensor<B, 1>, Tensor<C, 1>);
+        ));
+        assert!(why.iter().all(|why| why.contains("`C`")), "{why:?}");
     }
 }

@@ -53,6 +53,7 @@ pub fn of(input: &DeriveInput) -> Result<Vec<Field>> {
 fn role(attributes: &[Attribute]) -> Result<Role> {
     let mut role = Role::Rows;
     for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("rows")) {
+        let before = role;
         attribute.parse_nested_meta(|meta| {
             let said = match () {
                 () if meta.path.is_ident("shared") => Role::Shared,
@@ -65,6 +66,9 @@ fn role(attributes: &[Attribute]) -> Result<Role> {
             role = said;
             Ok(())
         })?;
+        if role == before {
+            return Err(Error::new_spanned(attribute, "empty; write `#[rows(shared)]` or `#[rows(skip)]`"));
+        }
     }
     Ok(role)
 }

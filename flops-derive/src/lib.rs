@@ -2,9 +2,11 @@
 //!
 //! Both are for structs of tensors, options, vectors and each other. Two attributes of a field say that
 //! it has no rows: `#[rows(shared)]` is a value that all rows of a batch share, such as a scale, and
-//! `#[rows(skip)]` is one that stays as it is, whatever the device or the backend.
+//! `#[rows(skip)]` is one that stays as it is, whatever the device or the backend. A skipped field whose
+//! type names the backend cannot be lifted by a derive.
 #![deny(missing_docs)]
 
+mod backend;
 mod expand;
 mod fields;
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, DeviceId};
 use flops_core::{Lift, Rows};
 
 /// Unit embeddings of pairs, and the scale of their similarities: the output of an
@@ -49,6 +49,38 @@ struct CleanBatch<B: Backend> {
     derivatives: Derivatives<B>,
 }
 
+/// It is the same for all rows, and goes where they go.
+impl<B: Backend> Rows for CleanBatch<B> {
+    fn rows(&self, _: &[usize]) -> Self {
+        self.clone()
+    }
+
+    fn cat(mut parts: Vec<Self>) -> Self {
+        parts.remove(0)
+    }
+
+    fn check_rows(&self, _: usize) -> Result<(), usize> {
+        Ok(())
+    }
+
+    fn to_device_of(self, device: DeviceId) -> Self {
+        let Derivatives { images, texts, tau } = self.derivatives;
+        Self {
+            images: self.images.to_device_of(device),
+            texts: self.texts.to_device_of(device),
+            row_lse_without: self.row_lse_without.to_device_of(device),
+            column_lse_without: self.column_lse_without.to_device_of(device),
+            row_lse: self.row_lse.to_device_of(device),
+            column_lse: self.column_lse.to_device_of(device),
+            derivatives: Derivatives {
+                images: images.to_device_of(device),
+                texts: texts.to_device_of(device),
+                tau: tau.to_device_of(device),
+            },
+        }
+    }
+}
+
 /// The derivatives of the batch's loss, in closed form.
 ///
 /// ∂L/∂s = (P + Q − 2I)/2B, with P the softmax of the rows of s and Q the softmax of its columns.
@@ -70,7 +102,7 @@ pub(crate) struct Derivatives<B: Backend> {
 pub struct Pairs<B: Backend> {
     /// Position of each row's pair in the batch.
     index: Vec<usize>,
-    #[rows(skip)]
+    #[rows(shared)]
     clean: Option<Arc<CleanBatch<B>>>,
 }
 

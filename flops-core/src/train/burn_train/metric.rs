@@ -83,7 +83,8 @@ macro_rules! step_metric {
 }
 
 step_metric!(
-    /// Queries so far; the value of an epoch is the one of its last step.
+    /// Queries so far; the value of an epoch is the one of its last step. burn-train's summary at the
+    /// end of training is a mean over the entries of every metric, of this one too.
     QueriesMetric, "Queries", 0, false, queries, true
 );
 step_metric!(

@@ -47,23 +47,23 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let args = args.with_recommended_noise();
     let config = args.validate()?;
+    let beside = args.beside.as_deref().map(Beside::read).transpose()?;
     if args.workers.workers.is_some() && starter::place()?.is_none() {
         return starter::run(&args.workers, &args.artifact_dir, config.estimator.threads, args.plain);
     }
     match Worker::join(&args.workers, &args.artifact_dir)? {
         Some(worker) => {
-            let outcome = train(args, config, Some(&worker));
+            let outcome = train(args, config, beside, Some(&worker));
             worker.end(outcome)
         }
-        None => train(args, config, None),
+        None => train(args, config, beside, None),
     }
 }
 
-fn train(mut args: Args, config: ForwardConfig, worker: Option<&Worker>) -> Result<()> {
+fn train(mut args: Args, config: ForwardConfig, beside: Option<Beside>, worker: Option<&Worker>) -> Result<()> {
     // a dry run leaves the folder to a run that uses it
     let dir = worker.map_or(args.artifact_dir.clone(), |worker| worker.folder(&args.artifact_dir));
     let artifacts = if args.dry_run { Artifacts::read_only(&dir) } else { Artifacts::open(&dir)? };
-    let beside = args.beside.as_deref().map(Beside::read).transpose()?;
     let device = backend::device()?;
 
     let pretrained = args.inputs.model::<AB>(&device)?;

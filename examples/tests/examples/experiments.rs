@@ -122,8 +122,23 @@ fn inspect_allocation() {
     assert!(summary["relative_variance"]["mean"].as_f64().unwrap() > 0.0);
     let svg = fs::read_to_string(dir.path().join("run/allocation.svg")).unwrap();
     assert_eq!(svg.matches("<image").count(), 16);
-    let bad = [TINY.as_slice(), &["--allocator", "best"]].concat();
-    assert!(crate::fail("inspect_allocation", dir.path(), &bad).contains("'best'"));
+    // three with most queries and two with fewest
+    crate::succeed(
+        "inspect_allocation",
+        dir.path(),
+        &[&flags[..], &["--shown", "5", "--artifact-dir", "run"]].concat(),
+    );
+    let part = fs::read_to_string(dir.path().join("run/allocation.svg")).unwrap();
+    assert!(part.matches("<image").count() == 5 && part.contains("5 of 16 images"));
+    let queries = |svg: &str| -> Vec<usize> {
+        svg.split(" queries<").filter_map(|text| text.rsplit('>').next()?.parse().ok()).collect()
+    };
+    let all = queries(&svg);
+    assert_eq!(queries(&part), [&all[..3], &all[14..]].concat());
+    for (flag, value, says) in [("--allocator", "best", "'best'"), ("--shown", "0", "--shown 0")] {
+        let bad = [TINY.as_slice(), &[flag, value]].concat();
+        assert!(crate::fail("inspect_allocation", dir.path(), &bad).contains(says));
+    }
 }
 
 /// Few episodes: every method learns something, none is done.

@@ -187,7 +187,10 @@ fn the_same_seed_gives_the_same_model() {
         model(&dir.path().join(run))
     };
     let first = trained("first", &["--threads", "1"]);
-    assert!(first == trained("second", &["--threads", "2"]), "the same seed gave another model");
+    let second = trained("second", &["--threads", "2", "--beside", "first"]);
+    assert!(first == second, "the same seed gave another model");
+    let curves = |run: &str| fs::read_to_string(dir.path().join(run).join("curves.svg")).unwrap();
+    assert!(curves("second").contains("forward, test") && !curves("first").contains("forward, test"));
     assert!(first != trained("third", &["--seed", "1"]), "another seed gave the same model");
 }
 
@@ -305,6 +308,7 @@ fn errors_name_the_setting() {
         (["--threads", "0"], "threads"),
         (["--stop-after", "3"], "--stop-after 3"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--beside", "nowhere"], "nowhere/metrics.csv"),
         (["--artifact-dir", "tiny.safetensors/run"], "cannot be written"),
     ] {
         // clap rejects a flag that is given twice

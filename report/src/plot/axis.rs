@@ -48,10 +48,15 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// The logarithms of round values in a range of logarithms: as many as fit of 1, 2 and 5 times the powers
-/// of ten, else the powers alone, or every second, third, … one. A range within two such values has
-/// those that a linear axis would.
+/// The logarithms of round values in a range of logarithms: the first of these that fit. They are 1, 2
+/// and 5 times the powers of ten, 1 and 3 times them, the powers alone, and every second, third, … one.
+/// A range within two such values has those that a linear axis would.
 fn log_ticks(range: &Range<f64>, most: usize) -> Vec<f64> {
+    let is_power = |end: f64| end.abs() < 400.0;
+    if !is_power(range.start) || !is_power(range.end) {
+        // beyond the powers of ten that a float has, or none
+        return vec![];
+    }
     let powers = range.start.floor() as i32..=range.end.ceil() as i32;
     let inside = |ticks: Vec<f64>| ticks.into_iter().filter(|tick| range.contains(tick)).collect::<Vec<f64>>();
     let of = |digits: &[f64], every: usize| {
@@ -64,7 +69,10 @@ fn log_ticks(range: &Range<f64>, most: usize) -> Vec<f64> {
     candidates.into_iter().find(fits).unwrap_or_else(|| {
         let (low, high) = (10f64.powf(range.start), 10f64.powf(range.end));
         let linear = RangedCoordf64::from(low..high).key_points(most);
-        inside(linear.into_iter().filter(|value| *value > 0.0).map(f64::log10).collect())
+        let mut ticks = inside(linear.into_iter().filter(|value| *value > 0.0).map(f64::log10).collect());
+        // in a narrow range several have the same few characters
+        ticks.dedup_by_key(|tick| short(10f64.powf(*tick)));
+        ticks
     })
 }
 
@@ -78,10 +86,10 @@ pub fn short(value: f64) -> String {
         0.0 => "0".into(),
         m if m >= 1e6 => format!("{} M", trimmed(value / 1e6, 1)),
         m if m >= 1e4 => format!("{} k", trimmed(value / 1e3, 1)),
-        m if m >= 10.0 => trimmed(value, 0),
-        m if m >= 1.0 => trimmed(value, 1),
+        m if m >= 10.0 => trimmed(value, 1),
+        m if m >= 1.0 => trimmed(value, 2),
         m if m >= 0.01 => trimmed(value, 3),
-        _ => format!("{value:.0e}"),
+        _ => format!("{value:.1e}").replace(".0e", "e"),
     }
 }
 
@@ -101,7 +109,13 @@ mod tests {
         assert_eq!(ticks(1e-8, 1.0), ["1e-8", "1e-6", "1e-4", "0.01"]);
         // within a part of a decade
         assert_eq!(ticks(0.41, 0.49), ["0.42", "0.44", "0.46", "0.48"]);
+        assert_eq!(ticks(0.0041, 0.0049), ["4.2e-3", "4.4e-3", "4.6e-3", "4.8e-3"]);
+        assert_eq!(ticks(1.42, 1.59), ["1.45", "1.5", "1.55"]);
+        assert_eq!(ticks(10.2, 10.9), ["10.2", "10.4", "10.6", "10.8"]);
         assert!(ticks(1.0, 1.0).len() < 7);
+        for (low, high) in [(f64::NAN, 1.0), (0.0, f64::INFINITY), (f64::NEG_INFINITY, 0.0)] {
+            assert_eq!(log_ticks(&(low..high), 6), []);
+        }
     }
 
     #[test]

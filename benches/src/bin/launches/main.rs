@@ -177,10 +177,11 @@ fn count(args: &Args) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Compares counts with those of another run.
+/// Compares counts with those of another run, which must have the same steps of the same models.
 fn compare(rows: &[Row], before: &[Row]) -> Result<()> {
-    for row in rows {
-        let Some(old) = before.iter().find(|old| old.name() == row.name()) else { continue };
+    let names = |rows: &[Row]| rows.iter().map(Row::name).collect::<Vec<_>>().join("; ");
+    ensure!(names(rows) == names(before), "--against has the steps {}, not {}", names(before), names(rows));
+    for (row, old) in rows.iter().zip(before) {
         ensure!(old.passes == row.passes, "{}: {} passes, and {} before", row.name(), row.passes, old.passes);
         for (what, now, then) in
             [("launches", row.launches, old.launches), ("reads", row.reads, old.reads), ("waits", row.waits, old.waits)]

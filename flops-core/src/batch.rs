@@ -339,15 +339,19 @@ impl<I: Rows, T: Rows> Batch<I, T> {
     /// Checks that there are examples, and an input and a target for each.
     ///
     /// # Errors
-    /// [`Error::EmptyBatch`] or [`Error::Length`].
+    /// [`Error::EmptyBatch`] or [`Error::Length`]. Where input and target agree, the ids are at fault.
     pub fn check(&self) -> Result<(), Error> {
-        let expected = self.ids.len();
-        if expected == 0 {
+        let ids = self.ids.len();
+        if ids == 0 {
             return Err(Error::EmptyBatch);
         }
-        let length = |name| move |got| Error::Length { name, got, expected };
-        self.input.check_rows(expected).map_err(length("the input of the batch"))?;
-        self.target.check_rows(expected).map_err(length("the target of the batch"))
+        let length = |name, got, expected| Err(Error::Length { name, got, expected });
+        match (self.input.check_rows(ids), self.target.check_rows(ids)) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Err(input), Err(target)) if input == target => length("the list of ids of the batch", ids, input),
+            (Err(input), _) => length("the input of the batch", input, ids),
+            (_, Err(target)) => length("the target of the batch", target, ids),
+        }
     }
 }
 
@@ -472,7 +476,7 @@ mod tests {
         assert_eq!(check(2, (rows(2), vec![0; 2]), ((), rows(2))), Ok(()));
         assert_eq!(check(0, (rows(0), vec![]), ((), rows(0))), Err(Error::EmptyBatch));
         for (ids, a, b, target, part, got) in [
-            (3, 2, 2, 2, "input", 2),
+            (3, 2, 2, 3, "input", 2),
             (8, 5, 8, 8, "input", 5),
             (8, 8, 1, 8, "input", 1),
             (8, 8, 8, 5, "target", 5),
@@ -483,5 +487,7 @@ mod tests {
             assert!(matches!(error, Error::Length { got: g, expected: e, .. } if g == got && e == expected), "{error}");
             assert!(error.to_string().starts_with(&format!("the {part} of the batch has {got} entries")), "{error}");
         }
+        let error = check(3, (rows(2), vec![0; 2]), ((), rows(2))).unwrap_err();
+        assert_eq!(error, Error::Length { name: "the list of ids of the batch", got: 3, expected: 2 });
     }
 }

@@ -259,7 +259,7 @@ pub enum Error {
         path: String,
     },
     /// A model without a trained parameter.
-    #[error("the model has no trained parameter; leave some of them unfrozen")]
+    #[error("the model has no trained parameter; unfreeze some of its parameters (Param::set_require_grad)")]
     NothingTrained,
     /// A scheme in which weights cannot be kept.
     #[error(
@@ -287,10 +287,20 @@ pub enum Error {
         /// How they differ.
         why: String,
     },
+    /// An estimate that follows a prediction, of a model that gives nothing to predict from.
+    #[error(
+        "a {estimate} estimate follows a prediction from the model's error signals, and the model has none; \
+         implement ForwardModel::classification or ForwardModel::error_signals, or use an unbiased estimate"
+    )]
+    NoSignals {
+        /// The [estimate](crate::GradientEstimate).
+        estimate: &'static str,
+    },
     /// Examples whose unperturbed loss is not finite, though training has not diverged.
     #[error(
-        "the unperturbed loss of {count} examples of the batch is not finite (ids {ids}); look for NaN or \
-         infinite values in their inputs and targets, or in the initial parameters if every example is named"
+        "the unperturbed loss is not finite for {count} of the examples of the batch (ids {ids}); look for NaN or \
+         infinite values in their inputs and targets, for labels that are no class, or in the initial parameters \
+         if every example is named"
     )]
     NonFiniteData {
         /// The number of such examples.

@@ -22,28 +22,58 @@ pub const STEP_SIGMA: f64 = 0.3;
 
 /// Cross-entropy of each example, −ln softmax(logits)\[target\].
 ///
-/// It is computed in f32, whatever the precision of the logits.
+/// It is computed in f32, whatever the precision of the logits. A label that is no class has the loss
+/// NaN, so that a step [names the example](crate::Error::NonFiniteData).
 ///
 /// # Shapes
 /// - logits: `[rows, classes]`
 /// - target: `[rows]`, each in `0..classes`
 /// - returns: `[rows]`
 pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-    let rows = logits.dims()[0];
+    let [rows, classes] = logits.dims();
     let logits = logits.cast(DType::F32);
-    log_softmax(logits, 1).gather(1, target.reshape([rows, 1])).neg().reshape([rows])
+    let no_class = is_no_class(&target, classes);
+    let label = target.clamp(0, classes as i64 - 1).reshape([rows, 1]);
+    log_softmax(logits, 1).gather(1, label).neg().reshape([rows]).mask_fill(no_class, f32::NAN)
 }
 
 /// 0-1 loss of each example: 1 where the largest logit is not the label's, else 0.
 ///
 /// It has no useful gradient; training from forward passes does not need one, but a σ that reaches
-/// over its steps ([`STEP_SIGMA`]).
+/// over its steps ([`STEP_SIGMA`]). A label that is no class has the loss NaN.
 ///
 /// # Shapes
 /// - logits: `[rows, classes]`
-/// - target: `[rows]`
+/// - target: `[rows]`, each in `0..classes`
 /// - returns: `[rows]`
 pub fn zero_one<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-    let rows = logits.dims()[0];
-    logits.argmax(1).reshape([rows]).not_equal(target).float().cast(DType::F32)
+    let [rows, classes] = logits.dims();
+    let no_class = is_no_class(&target, classes);
+    let wrong = logits.argmax(1).reshape([rows]).not_equal(target);
+    wrong.float().cast(DType::F32).mask_fill(no_class, f32::NAN)
+}
+
+/// Which labels are none of the classes.
+fn is_no_class<B: Backend>(target: &Tensor<B, 1, Int>, classes: usize) -> Tensor<B, 1, Bool> {
+    target.clone().lower_elem(0).bool_or(target.clone().greater_equal_elem(classes as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::B;
+
+    #[test]
+    fn a_label_that_is_no_class_has_no_loss() {
+        let logits = Tensor::<B, 2>::from_data([[1f32, 2.0, 4.0]; 5], &Default::default());
+        let target = Tensor::from_data([1i64, 3, -1, 2, 1000], &Default::default());
+        let values = |losses: Tensor<B, 1>| losses.into_data().iter::<f32>().collect::<Vec<_>>();
+        // ln(e + e² + e⁴) = 4.16984602
+        let entropy = values(cross_entropy(logits.clone(), Tensor::clone(&target)));
+        let errors = values(zero_one(logits, target));
+        for (got, expected) in [(entropy, [2.169_846, 0.169_846]), (errors, [1.0, 0.0])] {
+            assert!((got[0] - expected[0]).abs() < 1e-5 && (got[3] - expected[1]).abs() < 1e-5, "{got:?}");
+            assert!([1, 2, 4].iter().all(|&row| got[row].is_nan()), "{got:?}");
+        }
+    }
 }

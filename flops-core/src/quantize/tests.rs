@@ -537,6 +537,6 @@ fn a_broken_update_is_not_hidden() {
     let model = config(TrainedWeights::Grid).quantize(net(1)).unwrap();
     let mut learner = learner(model, Space::activation());
     let output = TrainStep::step(&learner, batch(12));
-    learner = learner.optimize::<AB, _>(&mut SgdConfig::new().init(), f64::INFINITY, output.grads);
+    learner = learner.optimize::<AB, _>(&mut SgdConfig::new().init(), f64::MAX, output.grads);
     assert!(loss(&learner.model.valid()).is_nan());
 }

@@ -226,7 +226,8 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         A: Allocator<B>,
     {
         free_graph_roots(self.state.value.step);
-        let pending = self.pending.take().inspect_err(|error| self.monitor.record(error))?;
+        let taken = usable_rate(lr).and_then(|()| self.pending.take());
+        let pending = taken.inspect_err(|error| self.monitor.record(error))?;
         let state = &mut self.state.value;
         if pending.is_empty() {
             state.step += u64::from(has_gradients);
@@ -273,6 +274,14 @@ impl<B: Backend, M: Module<B>, A: Module<B>> ForwardLearner<B, M, A> {
         errors.iter().for_each(|error| self.monitor.record(error));
         errors.into_iter().next().map_or(Ok(!failed), Err)
     }
+}
+
+/// Refuses a learning rate that would spoil the parameters.
+fn usable_rate(lr: f64) -> Result<(), Error> {
+    if lr.is_finite() && lr >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::Setting { name: "lr", value: lr, remedy: "use a finite learning rate, 0 or above".into() })
 }
 
 /// The estimate of a step, before its update.
@@ -338,9 +347,10 @@ where
 
     /// Updates the model by the gradients, and commits what the steps since the last update learned.
     ///
-    /// `lr` is the learning rate.
+    /// `lr` is the learning rate, finite and at least 0.
     ///
     /// # Errors
+    /// - [`Error::Setting`] for any other learning rate, which would spoil the parameters;
     /// - [`Error::Diverged`] where too many steps in a row had no finite loss
     ///   ([`max_failed_steps`](ForwardConfig::max_failed_steps));
     /// - [`Error::ForeignUpdate`] where the allocator cannot take an update that it made itself;

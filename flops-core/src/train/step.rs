@@ -229,6 +229,10 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
 
     /// Sets the control variate's prediction and the probabilities of the sites; returns the budget
     /// in queries.
+    ///
+    /// # Errors
+    /// [`Error::NoSignals`] for a biased estimate of a model without error signals, which would learn
+    /// nothing.
     fn prepare(&self, clean: &mut CleanPass<'_, P, F>) -> Result<QueryBudget, Error> {
         let ForwardConfig { estimator, budget, .. } = self.config;
         let (model, state) = (self.model, self.state);
@@ -236,6 +240,9 @@ impl<'a, P: Backend, F: ForwardModel<P>> ForwardStep<'a, P, F> {
         if let Some(control_variate) = estimator.space.control_variate() {
             let predicts = control_variate == ControlVariate::Prediction;
             let signals = predicts.then(|| model.error_signals(&clean.output, &clean.target)).flatten();
+            if predicts && kind.is_biased() && signals.is_none() {
+                return Err(Error::NoSignals { estimate: kind.name() });
+            }
             let outputs = signals.as_ref().and_then(|_| model.signal_outputs(&clean.output, &clean.target));
             let predicted = state.gradient_predictor.predict(signals, outputs, clean.sites(), kind);
             clean.set_prediction(predicted);

@@ -10,13 +10,14 @@ use burn::train::{InferenceStep, Interrupter, TrainStep};
 
 use crate::allocator::{AllocatorKind, AnyAllocator, QueryBudget, Uniform};
 use crate::batch::Batch;
+use crate::control_variate::GradientEstimate;
 use crate::error::Error;
 use crate::estimator::Space;
 use crate::ledger::Phase;
 use crate::model::ForwardModel;
 use crate::probe::Probe;
 use crate::random::derive_seed;
-use crate::testing::{AB, B, weights};
+use crate::testing::{AB, B, weights, zoo, zoo_batch};
 use crate::train::*;
 
 /// What is wrong with the loss.
@@ -275,7 +276,7 @@ fn the_baseline_tells_what_it_cannot_train_on() {
         let ids = ids.into_iter().chain([9]).collect();
         Batch { ids, input, target }
     };
-    let expected = Error::Length { name: "the input of the batch", got: 4, expected: 5 };
+    let expected = Error::Length { name: "the list of ids of the batch", got: 5, expected: 4 };
     let learner = BackpropLearner::new(model(Fault::Nothing));
     let train = std::panic::AssertUnwindSafe(|| {
         let output = TrainStep::step(&learner, short());
@@ -322,6 +323,44 @@ fn a_model_without_a_trained_parameter_is_refused() {
     // on a backend without a graph nothing asks for a gradient, and the module is only evaluated
     let evaluated = burn::module::AutodiffModule::valid(&frozen);
     assert!(ForwardLearner::<B, Faulty<B>, Uniform>::new(evaluated, Uniform, config).is_ok());
+}
+
+/// Labels that are no class are errors of their examples, not panics.
+#[test]
+fn labels_that_are_no_class_are_named() {
+    let config = ForwardConfig::new(QueryBudget::new(4, 1).unwrap()).with_seed(5);
+    let learner = ForwardLearner::<AB, _, _>::new(zoo(1), Uniform, config).unwrap();
+    for label in [3, -1, i32::MAX] {
+        let mut batch = zoo_batch::<B>(4, 0);
+        let at = Tensor::from_data([label], &Default::default());
+        batch.target = batch.target.slice_assign([2..3], at);
+        let expected = Error::NonFiniteData { count: 1, ids: "102".into() };
+        assert_eq!(learner.estimate(&batch).err(), Some(expected), "{label}");
+    }
+}
+
+/// An estimate that follows a prediction needs something to predict from.
+#[test]
+fn a_biased_estimate_without_signals_is_refused() {
+    for estimate in GradientEstimate::ALL.into_iter().filter(|estimate| estimate.is_biased()) {
+        let learner = learner(Fault::Nothing, Space::activation().with_estimate(estimate).unwrap(), 0.01);
+        let expected = Error::NoSignals { estimate: estimate.name() };
+        assert_eq!(learner.check(&batch(4, 0)), Err(expected), "{estimate}");
+    }
+}
+
+/// A learning rate that would spoil the parameters leaves them, and the step, as they are.
+#[test]
+fn a_learning_rate_that_is_no_number_is_refused() {
+    for lr in [f64::NAN, f64::INFINITY, -0.1] {
+        let learner = learner(Fault::Nothing, Space::activation(), 0.01);
+        let mut optimizer = SgdConfig::new().init();
+        let grads = || learner.estimate(&batch(4, 0)).unwrap().grads;
+        let error = learner.clone().update(&mut optimizer, lr, grads()).err().unwrap().to_string();
+        assert_eq!(error, format!("invalid setting: lr = {lr}; use a finite learning rate, 0 or above"));
+        assert_eq!(learner.monitor().error().map(|error| error.to_string()), Some(error));
+        assert_eq!(learner.clone().update(&mut optimizer, 0.1, grads()).unwrap().state().step, 1);
+    }
 }
 
 #[test]

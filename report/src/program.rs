@@ -35,7 +35,7 @@ fn parse<A: Parser>(line: impl IntoIterator<Item = OsString>) -> Result<A, clap:
 /// Returns clap's message without its hints on usage and help.
 fn usage(message: &str) -> String {
     let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| message.find(mark)).min();
-    message[..end.unwrap_or(message.len())].trim_start_matches("error: ").to_string()
+    message[..end.unwrap_or(message.len())].trim_start_matches("error: ").replace("\n\n  tip:", "; tip:")
 }
 
 fn one_line(message: &str) -> String {
@@ -59,5 +59,8 @@ mod tests {
             assert!(line.starts_with(&format!("invalid value '{number}' for '--number <NUMBER>'")), "{line}");
             assert!(!line.contains("--help"), "{line}");
         }
+        let error = parse::<Args>(["x", "--numbr", "1"].map(Into::into)).unwrap_err();
+        let line = one_line(&usage(&error.to_string()));
+        assert_eq!(line, "unexpected argument '--numbr' found; tip: a similar argument exists: '--number'");
     }
 }

@@ -19,9 +19,9 @@ const TEST_ROWS: usize = 32;
 pub fn prepare(pretrained: Pretrained<AB>, new_head: bool, args: &Args, classes: &[String]) -> Result<Pretrained<AB>> {
     let (theirs, ours) = (pretrained.card.classes.len(), classes.len());
     if new_head && theirs != ours {
-        println!("the head of {theirs} classes does not fit data of {ours}: a new one is used");
+        println!("the pretrained head has {theirs} classes and the data {ours}: a new head is trained");
     } else if let Some((theirs, ours)) = pretrained.card.classes.iter().zip(classes).find(|(a, b)| a != b) {
-        println!("the head has the class {theirs} where the data has {ours}: a new one is used");
+        println!("the pretrained head has other classes ({theirs} where the data has {ours}): a new head is trained");
     }
     let pretrained = if new_head { pretrained.with_new_head(classes.to_vec(), args.seed) } else { pretrained };
     let pretrained = match args.scope {

@@ -114,7 +114,7 @@ fn a_new_image_size_and_head_are_reported() {
     Pretrained { model, card: few }.save(&dir.path().join("two.safetensors")).unwrap();
     let args = ["--weights", "two.safetensors", "--img-size", "12", "--limit", "20", "--queries", "2", "--epochs", "1"];
     let out = succeed("vit_cifar", dir.path(), &[&args[..], &["--copies", "0", "--plain"]].concat());
-    assert!(out.contains("the head of 2 classes does not fit data of 10"), "{out}");
+    assert!(out.contains("the pretrained head has 2 classes and the data 10: a new head is trained"), "{out}");
     let saved = dir.path().join("artifacts/vit_cifar/model.safetensors");
     let card = checkpoint::load::<Flex>(&saved, &Default::default()).unwrap().card;
     assert_eq!((card.config.img_size, card.config.num_classes), (12, 10));

@@ -59,8 +59,8 @@ mod tests {
             assert!(line.starts_with(&format!("invalid value '{number}' for '--number <NUMBER>'")), "{line}");
             assert!(!line.contains("--help"), "{line}");
         }
-        let error = parse::<Args>(["x", "--numbr", "1"].map(Into::into)).unwrap_err();
+        let error = parse::<Args>(["x", "--numbers", "1"].map(Into::into)).unwrap_err();
         let line = one_line(&usage(&error.to_string()));
-        assert_eq!(line, "unexpected argument '--numbr' found; tip: a similar argument exists: '--number'");
+        assert_eq!(line, "unexpected argument '--numbers' found; tip: a similar argument exists: '--number'");
     }
 }

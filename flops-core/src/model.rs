@@ -5,6 +5,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::batch::Rows;
+use crate::losses::one_hot;
 use crate::probe::Probe;
 
 /// A model that can be trained from forward passes alone.
@@ -167,7 +168,7 @@ pub trait ForwardModel<B: Backend>: Module<B> {
             return None;
         }
         let probabilities = burn::tensor::activation::softmax(logits.cast(DType::F32), 1);
-        Some(probabilities - labels.one_hot::<2>(classes).float().cast(DType::F32))
+        Some(probabilities - one_hot(labels, classes))
     }
 
     /// The outputs o of which the [error signals](Self::error_signals) are the derivatives ∂ℓ/∂o.

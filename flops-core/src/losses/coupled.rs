@@ -53,8 +53,9 @@ impl<B: Backend> Coupled<B> {
     }
 }
 
-/// The classes `index` of `classes` as rows with a 1, `[rows, classes]`, in f32.
-pub(super) fn one_hot<B: Backend>(index: Tensor<B, 1, Int>, classes: usize) -> Tensor<B, 2> {
+/// The classes `index` of `classes` as rows with a 1, `[rows, classes]`, in f32; zeros where it is no
+/// class.
+pub(crate) fn one_hot<B: Backend>(index: Tensor<B, 1, Int>, classes: usize) -> Tensor<B, 2> {
     let [rows] = index.dims();
     let all = Tensor::<B, 1, Int>::arange(0..classes as i64, &index.device()).reshape([1, classes]);
     let index = index.reshape([rows, 1]).expand([rows, classes]);

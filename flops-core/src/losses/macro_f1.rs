@@ -17,12 +17,13 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::coupled::{BatchTarget, Coupled, one_hot};
+use super::is_no_class;
 
 /// The part of each example in 1 − macro-F1 of its batch; the mean over a batch is 1 − macro-F1.
 ///
 /// It goes with [`couple_macro_f1`] as the [coupling](crate::ForwardModel::couple) of the model. Before
 /// that, the rows are taken for a batch of their own. A class that no example has and none is predicted
-/// to have counts as F1 = 1 (scikit-learn's `zero_division=1`).
+/// to have counts as F1 = 1 (scikit-learn's `zero_division=1`). A label that is no class has the loss NaN.
 ///
 /// **A batch is not the data set.** F1 is no mean over examples, so the mean over batches is not the F1
 /// of all: it is too high where rare classes are missing from batches. Take all data as one batch, or
@@ -67,12 +68,13 @@ use super::coupled::{BatchTarget, Coupled, one_hot};
 pub fn macro_f1<B: Backend>(logits: Tensor<B, 2>, target: BatchTarget<B>) -> Tensor<B, 1> {
     let coupled = target.coupled.unwrap_or_else(|| couple(&logits, &target.labels));
     let [rows, classes] = logits.dims();
+    let no_class = is_no_class(&target.labels, classes);
     let guesses = one_hot(logits.argmax(1).reshape([rows]), classes);
     let before = one_hot(coupled.column(1).int(), classes);
     let change = guesses - before;
     let hits = coupled.statistic(0) + change.clone() * one_hot(target.labels, classes);
     let sizes = coupled.statistic(1) + change;
-    coupled.column(0) + loss(hits, sizes) * coupled.examples as f64
+    (coupled.column(0) + loss(hits, sizes) * coupled.examples as f64).mask_fill(no_class, f32::NAN)
 }
 
 /// The target of a batch with these clean logits: what [`macro_f1`] of a query compares them with.

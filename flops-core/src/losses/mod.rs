@@ -9,6 +9,7 @@ use burn::tensor::DType;
 use burn::tensor::activation::log_softmax;
 
 pub use coupled::BatchTarget;
+pub(crate) use coupled::one_hot;
 pub use macro_f1::{couple_macro_f1, macro_f1};
 pub use roc_auc::{couple_roc_auc, roc_auc};
 
@@ -66,14 +67,23 @@ mod tests {
     #[test]
     fn a_label_that_is_no_class_has_no_loss() {
         let logits = Tensor::<B, 2>::from_data([[1f32, 2.0, 4.0]; 5], &Default::default());
-        let target = Tensor::from_data([1i64, 3, -1, 2, 1000], &Default::default());
+        let target = Tensor::<B, 1, Int>::from_data([1i64, 3, -1, 2, 1000], &Default::default());
         let values = |losses: Tensor<B, 1>| losses.into_data().iter::<f32>().collect::<Vec<_>>();
         // ln(e + e² + e⁴) = 4.16984602
         let entropy = values(cross_entropy(logits.clone(), Tensor::clone(&target)));
-        let errors = values(zero_one(logits, target));
-        for (got, expected) in [(entropy, [2.169_846, 0.169_846]), (errors, [1.0, 0.0])] {
+        let errors = values(zero_one(logits.clone(), target.clone()));
+        let batch = BatchTarget::new(target);
+        // one label of class 1, one of class 2, and all are taken for 2: 5/3·(1/1 + 1/6)
+        let f1 = values(macro_f1(logits.clone(), batch.clone()));
+        let f1_coupled = values(macro_f1(logits.clone(), couple_macro_f1(&logits, &batch)));
+        assert!(f1.iter().zip(&f1_coupled).all(|(a, b)| a.to_bits() == b.to_bits()), "{f1:?}, {f1_coupled:?}");
+        for (got, expected) in [(entropy, [2.169_846, 0.169_846]), (errors, [1.0, 0.0]), (f1, [35.0 / 18.0, 0.0])] {
             assert!((got[0] - expected[0]).abs() < 1e-5 && (got[3] - expected[1]).abs() < 1e-5, "{got:?}");
             assert!([1, 2, 4].iter().all(|&row| got[row].is_nan()), "{got:?}");
         }
+        let scores = Tensor::<B, 1>::from_data([0.1f32, 0.4, 0.35, 0.8], &Default::default());
+        let labels = Tensor::from_data([0i64, 2, -1, 1], &Default::default());
+        let auc = values(roc_auc(scores, BatchTarget::new(labels)));
+        assert_eq!(auc.iter().map(|loss| loss.is_nan()).collect::<Vec<_>>(), [false, true, true, false]);
     }
 }

@@ -15,6 +15,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::coupled::{BatchTarget, Coupled};
+use super::is_no_class;
 
 /// The part of each example in 1 − AUC of its batch; the mean over a batch is 1 − AUC.
 ///
@@ -26,7 +27,7 @@ use super::coupled::{BatchTarget, Coupled};
 ///
 /// # Shapes
 /// - scores: `[rows]`, higher for positive; of two logits, their difference
-/// - target: `[rows]`, labels 1 for positive and 0 for negative
+/// - target: `[rows]`, labels 1 for positive and 0 for negative; any other one has the loss NaN
 /// - returns: `[rows]`
 ///
 /// # Example
@@ -41,8 +42,9 @@ use super::coupled::{BatchTarget, Coupled};
 /// ```
 pub fn roc_auc<B: Backend>(scores: Tensor<B, 1>, target: BatchTarget<B>) -> Tensor<B, 1> {
     let coupled = target.coupled.unwrap_or_else(|| couple(&scores, &target.labels));
+    let no_class = is_no_class(&target.labels, 2);
     let of_pairs = wrong_pairs(scores, target.labels, &coupled);
-    coupled.column(0) + of_pairs * coupled.examples as f64
+    (coupled.column(0) + of_pairs * coupled.examples as f64).mask_fill(no_class, f32::NAN)
 }
 
 /// The target of a batch with these clean scores: what [`roc_auc`] of a query compares them with.

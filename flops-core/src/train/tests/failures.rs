@@ -339,6 +339,15 @@ fn labels_that_are_no_class_are_named() {
     }
 }
 
+/// A loss of one's own may leave out what has no label: such an example has signals all the same.
+#[test]
+fn examples_without_a_label_have_signals() {
+    let logits = Tensor::<B, 2>::from_data([[0f32, 0.0], [0.0, 0.0]], &Default::default());
+    let labels = Tensor::from_data([1i64, -1], &Default::default());
+    let signals = zoo(1).valid().error_signals(&logits, &labels).unwrap();
+    assert_eq!(signals.into_data().to_vec::<f32>().unwrap(), [0.5, -0.5, 0.5, 0.5]);
+}
+
 /// An estimate that follows a prediction needs something to predict from.
 #[test]
 fn a_biased_estimate_without_signals_is_refused() {

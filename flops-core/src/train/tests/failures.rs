@@ -332,8 +332,8 @@ fn labels_that_are_no_class_are_named() {
     let learner = ForwardLearner::<AB, _, _>::new(zoo(1), Uniform, config).unwrap();
     for label in [3, -1, i32::MAX] {
         let mut batch = zoo_batch::<B>(4, 0);
-        let at = Tensor::from_data([label], &Default::default());
-        batch.target = batch.target.slice_assign([2..3], at);
+        let third = Tensor::<B, 1, Int>::arange(0..4, &Default::default()).equal_elem(2);
+        batch.target = batch.target.mask_fill(third, label);
         let expected = Error::NonFiniteData { count: 1, ids: "102".into() };
         assert_eq!(learner.estimate(&batch).err(), Some(expected), "{label}");
     }

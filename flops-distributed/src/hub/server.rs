@@ -262,8 +262,11 @@ fn serve(stream: &TcpStream, shared: &Shared) {
         match frame::read(&mut reader, shared.options.max_bytes) {
             Ok(frame) if frame.kind == Kind::Bye => break End::Bye,
             Ok(frame) => {
-                if answer(frame, number, &name, &mut shared.state()).is_none() {
-                    break End::Hostile;
+                let mut state = shared.state();
+                let Some(item) = answer(frame, &name, &mut state) else { break End::Hostile };
+                // what is left of a worker that died is read after its answers found no way out
+                if state.workers.get(&number).is_none_or(|worker| worker.queue.send(item).is_err()) {
+                    break End::Lost;
                 }
             }
             Err(why) if why.kind() == io::ErrorKind::InvalidData => break End::Hostile,
@@ -361,15 +364,15 @@ fn send_all(stream: &TcpStream, items: &Receiver<Item>, queued: &AtomicUsize) ->
     Ok(())
 }
 
-/// Carries out a request; nothing where no worker would make it.
-fn answer(frame: Frame, number: u64, name: &str, state: &mut State) -> Option<()> {
+/// Carries out a request: its answer, or nothing where no worker would make it.
+fn answer(frame: Frame, name: &str, state: &mut State) -> Option<Item> {
     state.stats.bytes += frame.len();
     let floor = state.floor;
     let late = |step: u64| {
         let why = format!("step {step} is past: the log starts with step {floor}; start the worker again");
         Item::new(Kind::Refused, why)
     };
-    let item = match frame.kind {
+    Some(match frame.kind {
         Kind::Put => {
             let key = Key::parse(&frame.head)?;
             let joins = match &key {
@@ -404,8 +407,7 @@ fn answer(frame: Frame, number: u64, name: &str, state: &mut State) -> Option<()
             None => Item::new(Kind::Checkpoint, ""),
         },
         _ => return None,
-    };
-    state.workers.get(&number)?.queue.send(item).ok()
+    })
 }
 
 /// Whether a token is the right one, in a time that does not tell how much of it is.
@@ -427,5 +429,35 @@ impl Read for Hurried<'_> {
         }
         self.stream.set_read_timeout(Some(left))?;
         self.stream.read(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests that lie unread when a worker dies make no enemy of it.
+    #[test]
+    fn a_worker_that_dies_in_the_middle_is_lost_and_not_refused() {
+        const WORKERS: u64 = 30;
+        let hub = Hub::start(HubOptions::default()).unwrap();
+        for _ in 0..WORKERS {
+            let stream = TcpStream::connect(hub.address()).unwrap();
+            frame::write(&mut &stream, Kind::Hello, "worker", hub.shared.token.as_bytes()).unwrap();
+            let name = frame::read(&mut &stream, MAX_HELLO).unwrap().head;
+            frame::write(&mut &stream, Kind::Put, &Key::Joined(name).to_string(), &[]).unwrap();
+            let mut trims = vec![];
+            for _ in 0..2000 {
+                frame::write(&mut trims, Kind::Trim, "0", &[]).unwrap();
+            }
+            (&stream).write_all(&trims).unwrap();
+            // closed with answers unread, which resets the connection
+        }
+        let until = Instant::now() + Duration::from_secs(30);
+        while hub.stats().losses < WORKERS && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let stats = hub.stats();
+        assert_eq!((stats.joins, stats.losses, stats.refused), (WORKERS, WORKERS, 0));
     }
 }

@@ -316,7 +316,7 @@ pub enum Error {
     Diverged {
         /// What shows it.
         evidence: String,
-        /// The smoothing scale.
+        /// The smoothing scale; 0 in backpropagation.
         sigma: f64,
         /// The learning rate of the last update.
         lr: f64,

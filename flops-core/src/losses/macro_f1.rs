@@ -17,7 +17,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::coupled::{BatchTarget, Coupled, one_hot};
-use super::is_no_class;
+use super::nearest_class;
 
 /// The part of each example in 1 − macro-F1 of its batch; the mean over a batch is 1 − macro-F1.
 ///
@@ -68,7 +68,7 @@ use super::is_no_class;
 pub fn macro_f1<B: Backend>(logits: Tensor<B, 2>, target: BatchTarget<B>) -> Tensor<B, 1> {
     let coupled = target.coupled.unwrap_or_else(|| couple(&logits, &target.labels));
     let [rows, classes] = logits.dims();
-    let no_class = is_no_class(&target.labels, classes);
+    let (_, no_class) = nearest_class(target.labels.clone(), classes);
     let guesses = one_hot(logits.argmax(1).reshape([rows]), classes);
     let before = one_hot(coupled.column(1).int(), classes);
     let change = guesses - before;

@@ -33,9 +33,9 @@ pub const STEP_SIGMA: f64 = 0.3;
 pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     let [rows, classes] = logits.dims();
     let logits = logits.cast(DType::F32);
-    let no_class = is_no_class(&target, classes);
-    let label = target.clamp(0, classes as i64 - 1).reshape([rows, 1]);
-    log_softmax(logits, 1).gather(1, label).neg().reshape([rows]).mask_fill(no_class, f32::NAN)
+    let (class, no_class) = nearest_class(target, classes);
+    let class = class.reshape([rows, 1]);
+    log_softmax(logits, 1).gather(1, class).neg().reshape([rows]).mask_fill(no_class, f32::NAN)
 }
 
 /// 0-1 loss of each example: 1 where the largest logit is not the label's, else 0.
@@ -49,14 +49,15 @@ pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>
 /// - returns: `[rows]`
 pub fn zero_one<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     let [rows, classes] = logits.dims();
-    let no_class = is_no_class(&target, classes);
-    let wrong = logits.argmax(1).reshape([rows]).not_equal(target);
+    let (class, no_class) = nearest_class(target, classes);
+    let wrong = logits.argmax(1).reshape([rows]).not_equal(class);
     wrong.float().cast(DType::F32).mask_fill(no_class, f32::NAN)
 }
 
-/// Which labels are none of the classes.
-fn is_no_class<B: Backend>(target: &Tensor<B, 1, Int>, classes: usize) -> Tensor<B, 1, Bool> {
-    target.clone().lower_elem(0).bool_or(target.clone().greater_equal_elem(classes as i64))
+/// The class nearest to each label, and which labels are no class.
+fn nearest_class<B: Backend>(target: Tensor<B, 1, Int>, classes: usize) -> (Tensor<B, 1, Int>, Tensor<B, 1, Bool>) {
+    let class = target.clone().clamp(0, classes as i64 - 1);
+    (class.clone(), class.not_equal(target))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::coupled::{BatchTarget, Coupled};
-use super::is_no_class;
+use super::nearest_class;
 
 /// The part of each example in 1 − AUC of its batch; the mean over a batch is 1 − AUC.
 ///
@@ -42,7 +42,7 @@ use super::is_no_class;
 /// ```
 pub fn roc_auc<B: Backend>(scores: Tensor<B, 1>, target: BatchTarget<B>) -> Tensor<B, 1> {
     let coupled = target.coupled.unwrap_or_else(|| couple(&scores, &target.labels));
-    let no_class = is_no_class(&target.labels, 2);
+    let (_, no_class) = nearest_class(target.labels.clone(), 2);
     let of_pairs = wrong_pairs(scores, target.labels, &coupled);
     (coupled.column(0) + of_pairs * coupled.examples as f64).mask_fill(no_class, f32::NAN)
 }

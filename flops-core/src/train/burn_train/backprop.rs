@@ -27,6 +27,9 @@ use crate::train::trainable::{TrainBatch, TrainInput, TrainTarget};
 /// From the same seed [dropout](Probe::dropout) draws the same masks as there, where each step is
 /// followed by its update. A [batch normalisation](Probe::batch_norm) uses its running statistics.
 ///
+/// A batch in which a loss is not finite, as that of a label that is no class, is not learned from, and the
+/// [monitor](Self::monitor) has the error.
+///
 /// # Panics
 /// burn-train's methods return no `Result`. As with [`ForwardLearner`](crate::ForwardLearner), the
 /// update or the evaluation panics after a batch whose parts differ in length, unless the
@@ -107,8 +110,9 @@ impl<B: Backend, M: Module<B>> BackpropLearner<B, M> {
     }
 
     /// Counts a step that has gradients; returns whether it has.
-    fn commit(&mut self, has_gradients: bool) -> bool {
+    fn commit(&mut self, lr: f64, has_gradients: bool) -> bool {
         self.monitor.give_up();
+        self.monitor.set_lr(lr);
         self.steps.value += u64::from(has_gradients);
         has_gradients
     }
@@ -157,7 +161,12 @@ where
         let stages = passes.stages(stages);
         self.prefixes.update(&batch, &trained, [(0..batch.ids.len(), &stages)], reached == trained.len());
         let item = StepOutput::clean(&self.model, output, batch.target);
-        TrainOutput::new(self, item.losses.clone().mean().backward(), item)
+        let gradients = item.losses.clone().mean().backward();
+        let losses: Vec<f64> = item.losses.clone().inner().into_data().iter().collect();
+        if let Some(error) = self.monitor.see_losses(&batch.ids, &losses, self.steps.value > 0, 0.0) {
+            return fail(error);
+        }
+        TrainOutput::new(self, gradients, item)
     }
 
     fn optimize<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
@@ -169,7 +178,7 @@ where
     where
         Self: AutodiffModule<B1>,
     {
-        if self.commit(!grads.is_empty()) { optim.step(lr, self, grads) } else { self }
+        if self.commit(lr, !grads.is_empty()) { optim.step(lr, self, grads) } else { self }
     }
 
     fn optimize_multi<B1: AutodiffBackend, O: Optimizer<Self, B1>>(
@@ -182,7 +191,7 @@ where
         Self: AutodiffModule<B1>,
     {
         let has_gradients = grads.grads.iter().any(|(grads, _)| !grads.is_empty());
-        if self.commit(has_gradients) { optim.step_multi(lr, self, grads) } else { self }
+        if self.commit(lr, has_gradients) { optim.step_multi(lr, self, grads) } else { self }
     }
 }
 

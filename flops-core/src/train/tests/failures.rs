@@ -335,7 +335,11 @@ fn labels_that_are_no_class_are_named() {
         let third = Tensor::<B, 1, Int>::arange(0..4, &Default::default()).equal_elem(2);
         batch.target = batch.target.mask_fill(third, label);
         let expected = Error::NonFiniteData { count: 1, ids: "102".into() };
-        assert_eq!(learner.estimate(&batch).err(), Some(expected), "{label}");
+        assert_eq!(learner.estimate(&batch).err(), Some(expected.clone()), "{label}");
+        let backprop = BackpropLearner::new(zoo(1));
+        assert!(TrainStep::step(&backprop, batch).grads.is_empty());
+        assert_eq!(backprop.monitor().error(), Some(expected), "{label}");
+        assert!(!TrainStep::step(&backprop, zoo_batch::<B>(4, 0)).grads.is_empty());
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-/// The counts of a tiny model are within 5 % of those in `launches.json`. A change that lowers them, or
+/// The counts of a tiny model are within 5 % of those in `launches.json`, or 15 % where steps differ. A change that lowers them, or
 /// that is worth more launches, writes that file anew: `--models tiny` leaves it as `summary.json`.
 #[test]
 fn counts_do_not_grow() {

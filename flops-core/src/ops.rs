@@ -12,7 +12,7 @@ use burn::prelude::*;
 use burn::tensor::activation;
 use burn::tensor::module;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, TensorData, Transaction};
 use pulp::Arch;
 
 /// Whether tensors of this backend lie in host memory.
@@ -52,10 +52,39 @@ pub fn accum_dtype<B: Backend>() -> DType {
 
 /// The values of several passes on the host, in turn: a device is waited for once.
 pub(crate) fn to_host<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Vec<f64> {
-    if parts.is_empty() {
-        return vec![];
+    let [values] = all_to_host([joined(parts)]);
+    values.unwrap_or_default()
+}
+
+/// The values of several passes in turn; `None` without any.
+pub(crate) fn joined<B: Backend>(parts: Vec<Tensor<B, 1>>) -> Option<Tensor<B, 1>> {
+    (!parts.is_empty()).then(|| Tensor::cat(parts, 0))
+}
+
+/// The values of tensors on the host, which are read together: a device is waited for once.
+pub(crate) fn all_to_host<B: Backend, const D: usize, const N: usize>(
+    tensors: [Option<Tensor<B, D>>; N],
+) -> [Option<Vec<f64>>; N] {
+    let are_there = tensors.each_ref().map(Option::is_some);
+    if !are_there.contains(&true) {
+        return [const { None }; N];
     }
-    Tensor::cat(parts, 0).into_data().iter::<f64>().collect()
+    let read = tensors.into_iter().flatten().fold(Transaction::default(), Transaction::register).execute();
+    let mut read = read.into_iter().map(|data| data.iter::<f64>().collect());
+    are_there.map(|is_there| if is_there { read.next() } else { None })
+}
+
+/// The sum of ⟨a, b⟩ over pairs, 0 without any; one value is read back, however many there are.
+pub(crate) fn dot_to_host<B: Backend>(pairs: impl Iterator<Item = (Tensor<B, 1>, Tensor<B, 1>)>) -> f64 {
+    let product = |(a, b): (Tensor<B, 1>, Tensor<B, 1>)| {
+        let [n] = a.dims();
+        let product = a.cast(DType::F32) * b.cast(DType::F32);
+        // a device fuses a product with the sum over an axis
+        if is_host::<B>(&product.device()) { product.sum() } else { product.reshape([1, n]).sum_dim(1).reshape([1]) }
+    };
+    // and sums that follow one another
+    let products: Vec<Tensor<B, 1>> = pairs.map(product).collect();
+    products.into_iter().reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
 }
 
 /// Copies values from the host, in [`accum_dtype`] precision.

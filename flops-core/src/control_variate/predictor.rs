@@ -10,6 +10,7 @@ use super::prediction::{PredictedSite, Prediction};
 use super::signals::{Basis, MAX_SIGNALS};
 use super::{GradientEstimate, shared};
 use crate::noise::Span;
+use crate::ops;
 use crate::probe::{SiteKey, TracedSite};
 
 /// Queries per coordinate that the weights remember, about.
@@ -122,12 +123,11 @@ impl GradientPredictor {
         estimate: GradientEstimate,
     ) -> Option<Prediction> {
         let shape = signals.as_ref().map(|signals| signals.dims());
-        let read = |signals: Tensor<B, 2>| signals.into_data().iter::<f64>().collect::<Vec<_>>();
-        let signals = signals.map(read).filter(|r| r.iter().all(|r| r.is_finite()));
-        let full = signals.as_ref().and(shape).map_or(0, |[_, full]| full);
+        let outputs = outputs.filter(|outputs| Some(outputs.dims()) == shape);
         // an output of −∞, as of a masked class, has no change: losses tell instead
-        let outputs = outputs.filter(|outputs| Some(outputs.dims()) == shape).map(read);
-        let outputs = outputs.filter(|outputs| outputs.iter().all(|o| o.is_finite()));
+        let [signals, outputs] =
+            ops::all_to_host([signals, outputs]).map(|read| read.filter(|values| values.iter().all(|v| v.is_finite())));
+        let full = signals.as_ref().and(shape).map_or(0, |[_, full]| full);
         let many = full > MAX_SIGNALS;
         let basis = self.basis.clone().filter(|basis| many && basis.full == full);
         let next = match &signals {

@@ -54,6 +54,20 @@ impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
         if self.on_host { cached_rows(self.stages.any().width(stages), self.max_rows) } else { self.max_rows }
     }
 
+    /// Rows of a recording pass that begins behind the first `stages` stages.
+    ///
+    /// A recorded row keeps the inputs of all its sites, where a row of a query keeps those of one layer at
+    /// a time. On a device, which waits for launches, a pass has as many rows as take the room of a query
+    /// pass: the input and the output of its widest layer.
+    pub fn recorded_rows(&self, stages: usize) -> usize {
+        let widest = self.stages.any().width(stages);
+        if self.on_host || widest == 0 {
+            return (self.max_rows / 16).min(self.rows(stages) / 8);
+        }
+        let kept: usize = self.sites.iter().map(|site| site.coordinates).sum();
+        (self.max_rows.saturating_mul(2 * widest) / kept.max(1)).min(self.max_rows)
+    }
+
     /// The prefix of the examples of a leaf behind the first `stages` stages.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::allocator::Allocation;
 use crate::control_variate::Observation;
 #[cfg(doc)]
 use crate::noise::Placement;
+use crate::ops;
 use crate::probe::Gradients;
 use crate::site_tracker::{self, SiteMoment};
 
@@ -86,9 +87,7 @@ impl<B: Backend> Estimate<B> {
 
     /// ‖ĝ‖², over all parameters.
     pub fn squared_norm(&self) -> f64 {
-        let squares = self.gradients.iter().map(|g| g.clone().cast(burn::tensor::DType::F32).powi_scalar(2).sum());
-        // one value is read back, however many parameters there are
-        squares.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
+        ops::dot_to_host(self.gradients.iter().map(|g| (g.clone(), g.clone())))
     }
 
     /// ĝ·σ/spread, the spread that of the losses; ĝ itself where they do not differ.

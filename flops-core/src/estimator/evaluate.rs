@@ -73,6 +73,9 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
         }
         let estimated = self.reachable()?;
         let nowhere = LeafStages::nowhere(n, self.estimator.leaves);
+        let noise = self.noise(seed, step);
+        // a device that makes noise waits for launches, as one in a test does
+        let on_host = !noise.on_device && self.model.devices().first().is_some_and(ops::is_host::<B>);
         let context = EstimateContext {
             model: self.model,
             batch: self.batch,
@@ -85,11 +88,11 @@ impl<B: Backend, M: ForwardModel<B>> CleanPass<'_, B, M> {
             sites: self.sites.as_slice().into(),
             key: self.key(),
             allocation,
-            noise: self.noise(seed, step),
+            noise,
             prediction: self.prediction.as_ref(),
             losses: &self.losses,
             max_rows: self.estimator.max_rows,
-            on_host: self.model.devices().first().is_some_and(ops::is_host::<B>),
+            on_host,
             places: self.leaves.places(),
         };
         let weight_noise = match self.estimator.space {

@@ -28,6 +28,7 @@ mod exact;
 mod leaf_sum;
 mod leaves;
 mod low_rank;
+mod packing;
 #[cfg(test)]
 mod padding;
 mod per_query;

@@ -22,7 +22,7 @@ use crate::control_variate::{Observation, PredictedRows};
 use crate::error::Error;
 use crate::model::ForwardModel;
 use crate::noise::NoiseSource;
-use crate::ops::to_host;
+use crate::ops;
 use crate::parallel::{balanced_chunk, run_placed};
 use crate::probe::{Gradients, Prefix, Probe, Query, QueryRows, Recorded, SquaredScoreNorm, Stages};
 use crate::wire::{Reader, Writer};
@@ -51,6 +51,34 @@ fn starts(noise: &NoiseSource, stages: &Stages, counts: &[usize]) -> Vec<Start> 
     starts.into_iter().map(|(stages, queries)| Start { stages, queries }).collect()
 }
 
+/// Passes that queries which begin apart share at least.
+const LEAST_PASSES: usize = 4;
+
+/// The same queries in few passes, with nearly as many in each.
+///
+/// Those of a pass all begin where the first of them does: what waits for launches takes a few layers more
+/// of some queries for fewer passes. There are at least [`LEAST_PASSES`], so that these layers are no more
+/// than a quarter of all.
+fn joined(starts: Vec<Start>, max_rows: usize, group: usize) -> Vec<Start> {
+    let (apart, examples) = (starts.len(), starts.first().map_or(0, |start| start.queries.len()));
+    let of_start = |start: Start| {
+        let stages = start.stages;
+        let pairs =
+            start.queries.into_iter().enumerate().flat_map(|(j, queries)| queries.into_iter().map(move |q| (j, q)));
+        pairs.map(move |(j, query)| (stages, j, query)).collect::<Vec<_>>()
+    };
+    let all: Vec<(usize, usize, usize)> = starts.into_iter().flat_map(of_start).collect();
+    let whole = (max_rows / group * group).max(1);
+    let passes = apart.clamp(1, LEAST_PASSES).max(all.len().div_ceil(whole));
+    let rows = all.len().div_ceil(passes).next_multiple_of(group).max(1);
+    let of_pass = |pass: &[(usize, usize, usize)]| {
+        let mut queries = vec![vec![]; examples];
+        pass.iter().for_each(|&(_, j, query)| queries[j].push(query));
+        Start { stages: pass[0].0, queries }
+    };
+    all.chunks(rows).map(of_pass).collect()
+}
+
 /// The examples of a chunk, and the range of their queries, in the order of a [`Start`], that it
 /// evaluates.
 struct Chunk {
@@ -60,24 +88,30 @@ struct Chunk {
 
 /// Chunks of at most `max_rows` rows, nearly equal ones.
 ///
-/// A device tunes its kernels to the size of a pass, and threads wait for the last one.
-fn chunks(counts: &[usize], max_rows: usize, group: usize) -> Vec<Chunk> {
-    let fewest = fill(counts, max_rows, group, 1);
-    let equal = fill(counts, max_rows, group, fewest.len().max(1));
+/// A device tunes its kernels to the size of a pass, and threads wait for the last one. With `split` there
+/// are as few as can be: the queries of an example may lie in two of them, which then both run what comes
+/// before its noise.
+fn chunks(counts: &[usize], max_rows: usize, group: usize, split: bool) -> Vec<Chunk> {
+    let fewest = fill(counts, max_rows, group, (1, split));
+    let count = fewest.len().max(1);
+    let share = counts.iter().sum::<usize>().div_ceil(count).next_multiple_of(group).min(max_rows);
+    let (rows, parts) = if split { (share, 1) } else { (max_rows, count) };
+    let equal = fill(counts, rows, group, (parts, split));
     if equal.len() > fewest.len() { fewest } else { equal }
 }
 
 /// Chunks of at most `max_rows` rows and about 1/`parts` of all.
 ///
-/// Examples of similar counts lie together; directions stay whole, and examples where they fit.
-fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Chunk> {
+/// Examples of similar counts lie together; directions stay whole, and examples where they fit, unless
+/// they are to be split.
+fn fill(counts: &[usize], max_rows: usize, group: usize, (parts, split): (usize, bool)) -> Vec<Chunk> {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&j| std::cmp::Reverse(counts[j]));
     let (total, mut done) = (counts.iter().sum::<usize>(), 0);
     let (mut chunks, mut room) = (Vec::<Chunk>::new(), 0);
     for j in order {
         // further from the share with the example than without it
-        if 2 * chunks.len() * total < parts * (2 * done + counts[j]) {
+        if !split && 2 * chunks.len() * total < parts * (2 * done + counts[j]) {
             room = 0;
         }
         let mut from = 0;
@@ -85,7 +119,7 @@ fn fill(counts: &[usize], max_rows: usize, group: usize, parts: usize) -> Vec<Ch
             let left = counts[j] - from;
             // what is left of the example, or as many whole directions as fit
             let fits = if left <= room { left } else { room / group * group };
-            if fits == 0 || (fits < left && left <= max_rows) {
+            if fits == 0 || (!split && fits < left && left <= max_rows) {
                 chunks.push(Chunk { positions: vec![], ranges: vec![] });
                 room = max_rows;
                 continue;
@@ -204,10 +238,13 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         let range = p.stages.range(leaf);
         let of_leaf = |j: usize| if range.contains(&j) { counts[j] } else { 0 };
         let of_leaf: Vec<usize> = (0..counts.len()).map(of_leaf).collect();
-        let starts = starts(noise, p.stages.any(), &of_leaf);
+        let mut starts = starts(noise, p.stages.any(), &of_leaf);
+        if !p.on_host {
+            starts = joined(starts, p.max_rows, noise.sampling.group());
+        }
         for (i, start) in starts.iter().enumerate() {
             let counts: Vec<usize> = start.queries.iter().map(Vec::len).collect();
-            let chunks = chunks(&counts, p.rows(start.stages), noise.sampling.group());
+            let chunks = chunks(&counts, p.rows(start.stages), noise.sampling.group(), !p.on_host);
             jobs.extend(chunks.into_iter().map(|chunk| (index, i, chunk)));
         }
         starts_of.push(starts);
@@ -269,7 +306,7 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         predicted.answers.extend(rows.answers);
         predicted.explained.extend(rows.explained);
     })?;
-    let (values, outputs) = (to_host(found), to_host(outputs));
+    let [values, outputs] = ops::all_to_host([ops::joined(found), ops::joined(outputs)]).map(Option::unwrap_or_default);
     let outputs: Vec<f32> = outputs.into_iter().map(|o| o as f32).collect();
     let outputs = (outputs.len() == values.len() * dim).then_some(outputs);
     let mut row = 0;
@@ -356,12 +393,10 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
     (leaves, take): (&[usize], &mut (dyn FnMut(usize, LeafSum<B>) + Send)),
 ) -> Result<(), Error> {
     let n = weights.len();
-    // a recorded row keeps the inputs of all its sites, where a query row keeps those of one layer
-    // at a time
     // a shrunk estimate compares halves of a job
     let least = if p.prediction.is_some_and(|p| p.measures()) { 2 } else { 1 };
     let before = p.stages.any().before(0);
-    let most = (p.max_rows / 16).min(p.rows(before) / 8).max(least);
+    let most = p.recorded_rows(before).max(least);
     // the examples of each job, and how many jobs of each leaf are still to come
     let (mut jobs, mut left) = (vec![], vec![]);
     for (index, &leaf) in leaves.iter().enumerate() {
@@ -427,35 +462,71 @@ fn gradients_of<B: Backend, M: ForwardModel<B>>(
 mod tests {
     use super::*;
 
+    const COUNTS: [usize; 9] = [1, 5, 20, 2, 7, 7, 1, 64, 3];
+
+    fn sizes(chunks: &[Chunk]) -> Vec<usize> {
+        chunks.iter().map(|chunk| chunk.ranges.iter().map(Range::len).sum()).collect()
+    }
+
     #[test]
     fn chunks_hold_every_query_once_and_no_more_rows_than_allowed() {
-        for group in [1, 2] {
+        for (group, split) in [(1, false), (2, false), (1, true), (2, true)] {
             for max_rows in [2, 3, 7, 64] {
-                let counts = [1, 5, 20, 2, 7, 7, 1, 64, 3];
-                let chunks = chunks(&counts, max_rows, group);
-                let mut seen: Vec<Vec<usize>> = counts.iter().map(|&a| vec![0; a]).collect();
+                let chunks = chunks(&COUNTS, max_rows, group, split);
+                let mut seen: Vec<Vec<usize>> = COUNTS.iter().map(|&a| vec![0; a]).collect();
+                assert!(sizes(&chunks).into_iter().all(|size| (1..=max_rows).contains(&size)));
                 for chunk in &chunks {
-                    assert!(chunk.ranges.iter().map(|r| r.len()).sum::<usize>() <= max_rows);
                     for (&j, range) in chunk.positions.iter().zip(&chunk.ranges) {
                         assert!(range.start.is_multiple_of(group), "a direction was split");
                         range.clone().for_each(|q| seen[j][q] += 1);
                     }
                 }
                 assert!(seen.iter().flatten().all(|&n| n == 1));
-                for (j, &count) in counts.iter().enumerate().filter(|(_, count)| **count <= max_rows) {
+                for (j, &count) in COUNTS.iter().enumerate().filter(|(_, count)| !split && **count <= max_rows) {
                     let parts = chunks.iter().filter(|chunk| chunk.positions.contains(&j)).count();
                     assert_eq!(parts, 1, "{count} queries fit into a chunk of {max_rows}");
                 }
-                assert!(chunks.len() <= fill(&counts, max_rows, group, 1).len(), "more chunks than needed");
+                assert!(chunks.len() <= fill(&COUNTS, max_rows, group, (1, false)).len(), "more chunks than needed");
             }
         }
+    }
+
+    /// 110 queries: those of an example may lie in two chunks, and pairs stay together.
+    #[test]
+    fn chunks_that_split_examples_are_as_few_as_can_be() {
+        let of = |max_rows, group| sizes(&chunks(&COUNTS, max_rows, group, true));
+        assert_eq!((of(64, 1), of(32, 1), of(200, 1)), (vec![55, 55], vec![28, 28, 28, 26], vec![110]));
+        assert_eq!((of(64, 2), of(32, 2)), (vec![56, 54], vec![28, 28, 28, 26]));
+        assert!(chunks(&[0, 0], 8, 1, true).is_empty());
+    }
+
+    #[test]
+    fn queries_that_begin_apart_share_passes() {
+        let start = |stages, queries: [&[usize]; 2]| Start { stages, queries: queries.map(<[usize]>::to_vec).into() };
+        let starts = |count: usize| {
+            let all = [start(0, [&[0, 1], &[]]), start(2, [&[4, 5], &[0, 1]]), start(5, [&[2, 3], &[2, 3]])];
+            all.into_iter().skip(3 - count).collect()
+        };
+        let of = |count, max_rows, group| {
+            let found = joined(starts(count), max_rows, group).into_iter();
+            found.map(|start| (start.stages, start.queries)).collect::<Vec<_>>()
+        };
+        let thirds =
+            [(0, vec![vec![0, 1, 4, 5], vec![]]), (2, vec![vec![2, 3], vec![0, 1]]), (5, vec![vec![], vec![2, 3]])];
+        assert_eq!(of(3, 100, 2), thirds);
+        assert_eq!(of(3, 4, 1), thirds);
+        let halves = [(2, vec![vec![4, 5], vec![0, 1]]), (5, vec![vec![2, 3], vec![2, 3]])];
+        assert_eq!(of(2, 100, 1), halves);
+        assert_eq!(of(2, 5, 2), halves, "pairs stay together");
+        assert_eq!(of(1, 100, 1), [(5, vec![vec![2, 3], vec![2, 3]])]);
+        assert_eq!(of(1, 3, 1), [(5, vec![vec![2, 3], vec![]]), (5, vec![vec![], vec![2, 3]])]);
+        assert!(joined(vec![], 9, 2).is_empty());
     }
 
     #[test]
     fn chunks_are_nearly_equal() {
         for (counts, group) in [(vec![20; 64], 1), (vec![20; 64], 2), ((1..64).collect(), 1), (vec![3; 1000], 1)] {
-            let sizes: Vec<usize> =
-                chunks(&counts, 256, group).iter().map(|chunk| chunk.ranges.iter().map(Range::len).sum()).collect();
+            let sizes = sizes(&chunks(&counts, 256, group, false));
             let (share, most) = (counts.iter().sum::<usize>() / sizes.len(), *counts.iter().max().unwrap());
             assert!(sizes.iter().all(|size| size.abs_diff(share) <= most), "{sizes:?}");
         }

@@ -8,7 +8,9 @@ use std::collections::HashSet;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
+use burn::tensor::DType;
 
+use super::packing::Packing;
 use super::settings::Estimator;
 use super::subspace::Subspace;
 use crate::model::ForwardModel;
@@ -66,13 +68,15 @@ impl<B: Backend> Lift<B> {
 #[derive(Clone, Debug)]
 pub(super) struct WeightNoise<B: Backend> {
     pub parameters: Vec<(ParamId, Lift<B>)>,
+    /// Those that lie side by side, on a device that makes noise. Their noise comes before that of the others.
+    pub packing: Packing,
     /// The device of the first of them; `None` without any.
     pub device: Option<B::Device>,
 }
 
 impl<B: Backend> Default for WeightNoise<B> {
     fn default() -> Self {
-        Self { parameters: vec![], device: None }
+        Self { parameters: vec![], packing: Packing::default(), device: None }
     }
 }
 
@@ -85,7 +89,8 @@ impl<B: Backend> WeightNoise<B> {
             }
             full => (id, full),
         };
-        Self { parameters: self.parameters.into_iter().map(to).collect(), device: Some(device.clone()) }
+        let parameters = self.parameters.into_iter().map(to).collect();
+        Self { parameters, packing: self.packing, device: Some(device.clone()) }
     }
 
     /// The noise of `estimator` at a step.
@@ -99,14 +104,31 @@ impl<B: Backend> WeightNoise<B> {
         step: u64,
         on_device: bool,
     ) -> Self {
-        let mut found = Find { trained, estimator, subspace, step, on_device, found: Self::default() };
-        model.visit(&mut found);
-        found.found
+        let found = Self::default();
+        let mut find = Find { trained, estimator, subspace, step, on_device, found, dtypes: vec![] };
+        model.visit(&mut find);
+        let (mut found, dtypes) = (find.found, find.dtypes);
+        if on_device {
+            let lens = found.parameters.iter().zip(&dtypes).map(|((_, lift), dtype)| match lift {
+                Lift::Full(len) if dtypes.first() == Some(dtype) => Some(*len),
+                _ => None,
+            });
+            found.packing = Packing::new(&lens.collect::<Vec<_>>());
+        }
+        found
     }
 
-    /// Values that a direction draws.
+    /// Values that a direction draws, with those between packed parameters.
     pub fn drawn(&self) -> usize {
-        self.parameters.iter().map(|(_, lift)| lift.drawn()).sum()
+        let alone = self.parameters.iter().enumerate().filter(|(site, _)| self.packing.place(*site).is_none());
+        self.packing.len() + alone.map(|(_, (_, lift))| lift.drawn()).sum::<usize>()
+    }
+
+    /// The packed parameters of `model`, side by side; `None` where there are none.
+    pub fn packed<M: ForwardModel<B>>(&self, model: &M) -> Option<Tensor<B, 1>> {
+        let mut pack = Pack { of: self, site: 0, values: None };
+        model.visit(&mut pack);
+        pack.values
     }
 
     /// Trained values: E‖noise‖²/σ², whatever the rank.
@@ -122,6 +144,8 @@ struct Find<'a, B: Backend> {
     step: u64,
     on_device: bool,
     found: WeightNoise<B>,
+    /// The precision of each parameter that was found.
+    dtypes: Vec<DType>,
 }
 
 impl<B: Backend> Find<'_, B> {
@@ -148,7 +172,28 @@ impl<B: Backend> ModuleVisitor<B> for Find<'_, B> {
         let value = param.val();
         let (device, shape) = (value.device(), value.dims());
         let lift = self.lift(&shape, &device).unwrap_or(Lift::Full(shape.iter().product()));
+        self.dtypes.push(value.dtype());
         self.found.parameters.push((param.id, lift));
         self.found.device.get_or_insert(device);
+    }
+}
+
+struct Pack<'a, B: Backend> {
+    of: &'a WeightNoise<B>,
+    /// Number of the next trained parameter.
+    site: usize,
+    values: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Pack<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let (of, site) = (self.of, self.site);
+        let Some((_, lift)) = of.parameters.get(site).filter(|(id, _)| *id == param.id) else { return };
+        self.site += 1;
+        let (Some(place), value, len) = (of.packing.place(site), param.val(), lift.len()) else { return };
+        let (start, _) = of.packing.places()[place];
+        let options = (&value.device(), value.dtype());
+        let values = self.values.take().unwrap_or_else(|| Tensor::zeros([of.packing.len()], options));
+        self.values = Some(values.slice_assign([start..start + len], value.reshape([len])));
     }
 }

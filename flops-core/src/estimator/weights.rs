@@ -25,7 +25,7 @@ use super::weight_noise::{Lift, WeightNoise};
 use crate::batch::Rows;
 use crate::error::Error;
 use crate::model::ForwardModel;
-use crate::noise::{DeviceNoise, NoiseSource, RowKey, SHARED};
+use crate::noise::{self, DeviceNoise, NoiseSource, RowKey, SHARED};
 use crate::ops;
 use crate::ops::to_host;
 use crate::parallel::{balanced_chunk, run_ordered, run_placed};
@@ -39,7 +39,9 @@ struct Perturb<'a, B: Backend> {
     of: &'a WeightNoise<B>,
     /// Number of the next trained parameter.
     site: usize,
-    /// Noise that the device makes; the parameters take theirs in turn.
+    /// The packed parameters, which have their noise; empty where none are.
+    packed: Vec<Tensor<B, 1>>,
+    /// Noise that the device makes; the other parameters take theirs in turn.
     numbers: Option<DeviceNoise<B>>,
     /// What the host draws for an antithetic pair, where it is kept for the second query.
     pair: Option<&'a mut Drawn>,
@@ -71,6 +73,9 @@ impl<B: Backend> ModuleMapper<B> for Perturb<'_, B> {
         let (noise, query, of, site) = (self.noise, self.query, self.of, self.site);
         let Some((_, lift)) = of.parameters.get(site).filter(|(id, _)| *id == param.id) else { return param };
         self.site += 1;
+        if let Some(packed) = of.packing.place(site).and_then(|place| self.packed.get(place)) {
+            return param.map(|value| packed.clone().reshape(value.dims()));
+        }
         let (numbers, pair, len) = (&mut self.numbers, &mut self.pair, lift.drawn());
         let draw = |values: &mut [f32]| {
             noise.perturb(site, &[RowKey { position: SHARED, query }], len, |_, start, noise| {
@@ -207,9 +212,10 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
     let directions: Vec<_> = by_query.into_iter().collect();
     let groups: Vec<_> = directions.chunk_by(|(one, _), (next, _)| one / group == next / group).collect();
     let prefixes = jobs.iter().map(|&job| p.prefix(job, before)).collect::<Result<Vec<_>, Error>>()?;
-    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes, of.clone());
-    type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, WeightNoise<B>);
-    let work = |(model, input, target, prefixes, of): &Context<M::Input, M::Target, M, B>, group: usize| {
+    let weights = (of.clone(), of.packed(p.model));
+    let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes, weights);
+    type Context<I, T, M, B> = (M, I, T, Vec<Prefix>, (WeightNoise<B>, Option<Tensor<B, 1>>));
+    let work = |(model, input, target, prefixes, (of, packed)): &Context<M::Input, M::Target, M, B>, group: usize| {
         let (mut drawn, mut values) = (Drawn::default(), vec![]);
         for (index, (query, parts)) in groups[group].iter().enumerate() {
             if index > 0 {
@@ -217,9 +223,14 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
             }
             let (key, query) = ([RowKey { position: SHARED, query: *query }], *query);
             let device = of.device.as_ref().filter(|_| noise.on_device);
-            let numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
+            let mut numbers = device.map(|device| noise.device_noise(0, &key, device).with_total(of.drawn()));
+            let packed = packed.clone().zip(numbers.as_mut()).map(|(values, numbers)| {
+                let [len] = values.dims();
+                noise::parts(numbers.add(values.reshape([1, len]), [1, len]).reshape([len]), of.packing.places())
+            });
+            let packed = packed.unwrap_or_default();
             let pair = (groups[group].len() > 1).then_some(&mut drawn);
-            let perturbed = model.clone().map(&mut Perturb { noise, query, of, site: 0, numbers, pair });
+            let perturbed = model.clone().map(&mut Perturb { noise, query, of, site: 0, packed, numbers, pair });
             for (index, examples) in parts {
                 let mut of_part = vec![];
                 for positions in examples.chunks(balanced_chunk(examples.len(), max_rows)) {
@@ -235,10 +246,11 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         Ok(values)
     };
     let (mut found, mut of_jobs) = (vec![], vec![]);
-    let out = |(model, input, target, prefixes, of): Context<M::Input, M::Target, M, B>, to: DeviceId| {
+    let out = |(model, input, target, prefixes, (of, packed)): Context<M::Input, M::Target, M, B>, to: DeviceId| {
         let prefixes = prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
         let device = &B::Device::from_id(to);
-        (model.to_device(device), input.to_device_of(to), target.to_device_of(to), prefixes, of.on(device))
+        let weights = (of.on(device), packed.map(|packed| packed.to_device(device)));
+        (model.to_device(device), input.to_device_of(to), target.to_device_of(to), prefixes, weights)
     };
     let back = |values: Vec<(usize, Vec<Tensor<B, 1>>)>, to: DeviceId| {
         let to = &B::Device::from_id(to);
@@ -288,8 +300,16 @@ pub(super) fn gradients<B: Backend, M: ForwardModel<B>>(
             }
             if noise.on_device {
                 let mut sums = noise.device_scores(0, groups, keys, totals, count, device).with_total(of.drawn());
-                for (id, lift) in &of.parameters {
-                    gradients.add_flat(*id, lift.apply(sums.take(lift.drawn()).reshape([lift.drawn()])));
+                let packed = match of.packing.len() {
+                    0 => vec![],
+                    len => noise::parts(sums.take(len).reshape([len]), of.packing.places()),
+                };
+                for (site, (id, lift)) in of.parameters.iter().enumerate() {
+                    let drawn = match of.packing.place(site) {
+                        Some(place) => packed[place].clone(),
+                        None => sums.take(lift.drawn()).reshape([lift.drawn()]),
+                    };
+                    gradients.add_flat(*id, lift.apply(drawn));
                 }
             } else {
                 let sum = |(device, of): &(B::Device, WeightNoise<B>), site: usize| {
@@ -333,7 +353,8 @@ mod tests {
                 let of = WeightNoise::of(&case.model, &case.trained, (&estimator, subspace), 4, false);
                 let noise = NoiseSource { sigma: 0.3, ..source(law, Sampling::Antithetic) };
                 let perturbed = |query, pair: Option<&mut Drawn>| {
-                    let mut perturb = Perturb { noise: &noise, query, of: &of, site: 0, numbers: None, pair };
+                    let mut perturb =
+                        Perturb { noise: &noise, query, of: &of, site: 0, packed: vec![], numbers: None, pair };
                     weights(&case.model.clone().map(&mut perturb))
                 };
                 let mut drawn = Drawn::default();

@@ -5,8 +5,8 @@ mod macro_f1;
 mod roc_auc;
 
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, FloatDType};
 
 pub use coupled::BatchTarget;
 pub(crate) use coupled::one_hot;
@@ -55,9 +55,13 @@ pub fn zero_one<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> 
 }
 
 /// The class nearest to each label, and which labels are no class.
+///
+/// Floats are compared, whose operations a device fuses. A label above 2²⁴ loses digits there, and is no
+/// class before and after.
 fn nearest_class<B: Backend>(target: Tensor<B, 1, Int>, classes: usize) -> (Tensor<B, 1, Int>, Tensor<B, 1, Bool>) {
-    let class = target.clone().clamp(0, classes as i64 - 1);
-    (class.clone(), class.not_equal(target))
+    let label = target.cast(FloatDType::F32);
+    let class = label.clone().clamp(0.0, classes as f32 - 1.0);
+    (class.clone().int(), class.not_equal(label))
 }
 
 #[cfg(test)]

@@ -123,6 +123,8 @@ macro_rules! any_backend {
     }};
 }
 
+pub(super) use any_backend;
+
 /// Whether the kernel runs on the backend.
 fn runs<B: Backend>() -> bool {
     fn same<B: Backend, K: Kernels>() -> Option<()> {

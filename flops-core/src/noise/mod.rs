@@ -11,6 +11,7 @@
 //! | `device` | noise generated on a GPU, by one of the two below |
 //! | `counter` | hashes in Burn's operations, for any backend |
 //! | `cubecl` | the same values in one kernel (features `cuda`, `wgpu`) |
+//! | `parts` | parts of packed values, as views of them where the backend has views |
 
 mod basis;
 mod counter;
@@ -23,6 +24,7 @@ mod generator;
 mod golden;
 mod hash;
 mod law;
+mod parts;
 mod placement;
 mod sampling;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub(crate) use basis::{basis_seed, orthonormal_basis, random_basis};
 pub(crate) use device::forced;
 pub(crate) use device::{DeviceNoise, makes_noise};
 pub use law::NoiseLaw;
+pub(crate) use parts::parts;
 pub use placement::Placement;
 pub use sampling::Sampling;
 #[cfg(test)]

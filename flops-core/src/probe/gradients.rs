@@ -6,6 +6,7 @@ use burn::module::{Module, ParamId};
 use burn::prelude::*;
 
 use crate::error::Error;
+use crate::ops;
 use crate::parameters::{Parameter, parameters};
 
 /// The gradient of one parameter.
@@ -94,11 +95,8 @@ impl<B: Backend> Gradients<B> {
 
     /// ⟨this, other⟩ over the parameters that both have; one value is read back.
     pub(crate) fn dot(&self, other: &Self) -> f64 {
-        let products = self.sums.iter().filter_map(|sum| {
-            let [a, b] = [&sum.values, other.get(sum.id)?].map(|g| g.clone().cast(burn::tensor::DType::F32));
-            (a.dims() == b.dims()).then(|| (a * b).sum())
-        });
-        products.reduce(|a, b| a + b).map_or(0.0, |sum| sum.into_scalar().elem())
+        let pair = |sum: &Sum<B>| Some((sum.values.clone(), other.get(sum.id)?.clone()));
+        ops::dot_to_host(self.sums.iter().filter_map(pair).filter(|(a, b)| a.dims() == b.dims()))
     }
 
     /// The same on another device.

@@ -113,8 +113,8 @@ pub(crate) fn perturb<B: Backend, const D: usize>(
     if let Some(weight_noise) = site.weight_noise() {
         let factors = layout.matrix.map(|[inputs, outputs]| {
             let a = part(0, left).reshape([n, inputs, rank]);
-            let b = part(left, right).reshape([n, rank, outputs]) / (rank as f64).sqrt();
-            (a, b)
+            let b = part(left, right).reshape([n, rank, outputs]);
+            (a, if rank > 1 { b / (rank as f64).sqrt() } else { b })
         });
         let vectors = (layout.vectors > 0).then(|| part(left + right, layout.vectors));
         y = weight_noise.perturb(y, factors, vectors, rows);

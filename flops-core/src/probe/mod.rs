@@ -391,6 +391,11 @@ impl<B: Backend> Probe<B> {
         matches!(self.mode, Mode::Record { .. } | Mode::Keep(_))
     }
 
+    /// Whether this pass makes sites, be it for their weight noise alone.
+    fn makes_sites(&self) -> bool {
+        self.forms_sites() || matches!(&self.mode, Mode::Query(query) if query.rank.is_some())
+    }
+
     /// Whether any of the parameters is trained, in a pass that looks for sites.
     fn is_site(&self, parameters: &[ParamId]) -> bool {
         !matches!(self.mode, Mode::Inference) && parameters.iter().any(|id| self.trained.contains(id))

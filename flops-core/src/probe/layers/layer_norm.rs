@@ -20,9 +20,14 @@ impl<B: Backend> Probe<B> {
         if !self.is_site(&parameters) {
             return layer.forward(x);
         }
-        let y = layer.forward(x.clone());
+        // on a device the site and the output share the normalised input, where both are asked for
+        let shared = (self.makes_sites() && !ops::is_host::<B>(&x.device())).then(|| normalised(layer, x.clone()));
+        let y = match &shared {
+            Some(unit) => scaled(layer, unit.clone()).reshape(x.dims()),
+            None => layer.forward(x.clone()),
+        };
         self.site(&parameters, y, |trained| AffineSite {
-            normalised: normalised(layer, x).cast(ops::accum_dtype::<B>()),
+            normalised: shared.unwrap_or_else(|| normalised(layer, x)).cast(ops::accum_dtype::<B>()),
             axis: 2,
             gamma: trained_id(trained, gamma),
             beta: beta.and_then(|id| trained_id(trained, id)),
@@ -40,4 +45,16 @@ fn normalised<B: Backend, const D: usize>(layer: &LayerNorm<B>, x: Tensor<B, D>)
     unit.beta = None;
     let flat: Tensor<B, 2> = x.reshape([rows * tokens, d]);
     unit.forward(flat).reshape([rows, tokens, d])
+}
+
+/// γ·x̂ + β, in the order in which Burn computes it.
+///
+/// # Shapes
+/// - unit: `[rows, tokens, d]`
+fn scaled<B: Backend>(layer: &LayerNorm<B>, unit: Tensor<B, 3>) -> Tensor<B, 3> {
+    let y = unit * layer.gamma.val().unsqueeze();
+    match &layer.beta {
+        Some(beta) => y + beta.val().unsqueeze(),
+        None => y,
+    }
 }

@@ -194,6 +194,6 @@ impl<B: Backend> ModuleVisitor<B> for Pack<'_, B> {
         let (start, _) = of.packing.places()[place];
         let options = (&value.device(), value.dtype());
         let values = self.values.take().unwrap_or_else(|| Tensor::zeros([of.packing.len()], options));
-        self.values = Some(values.slice_assign([start..start + len], value.reshape([len])));
+        self.values = Some(values.slice_assign(start..start + len, value.reshape([len])));
     }
 }

@@ -120,7 +120,7 @@ mod device {
             }
             let doubled = views[1].clone().reshape([16, 16]).matmul(Tensor::<Device, 2>::eye(16, &Default::default()));
             let [a, b, c, d]: [Tensor<Device, 1>; 4] = views.try_into().unwrap();
-            let b = b.slice_fill([0..4], 7.0);
+            let b = b.slice_fill(0..4, 7.0);
             assert_eq!(values(&b)[..5], [7.0, 7.0, 7.0, 7.0, 260.0]);
             assert_eq!(
                 (values(&a), values(&c), values(&d)),

@@ -1,6 +1,5 @@
 //! Counts what a device is asked for, by what wgpu logs.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -29,11 +28,11 @@ type Totals = [AtomicU64; 5];
 
 struct Counter {
     totals: Totals,
-    /// The kernels that CubeCL ran, by name.
-    kernels: Mutex<BTreeMap<String, u64>>,
+    /// The names of the kernels that CubeCL ran, in order.
+    kernels: Mutex<Vec<String>>,
 }
 
-static COUNTER: Counter = Counter { totals: [const { AtomicU64::new(0) }; 5], kernels: Mutex::new(BTreeMap::new()) };
+static COUNTER: Counter = Counter { totals: [const { AtomicU64::new(0) }; 5], kernels: Mutex::new(vec![]) };
 
 impl Log for Counter {
     fn enabled(&self, metadata: &Metadata) -> bool {
@@ -49,8 +48,7 @@ impl Log for Counter {
             self.totals[index].fetch_add(count, Ordering::Relaxed);
         };
         if let Some(kernel) = kernel(&said) {
-            let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-            *kernels.entry(kernel).or_default() += 1;
+            self.kernels.lock().unwrap_or_else(PoisonError::into_inner).push(kernel);
         }
         if said.starts_with("ComputePass::dispatch") {
             add(0, 1);
@@ -93,8 +91,8 @@ pub fn install() -> Result<()> {
     Ok(())
 }
 
-/// Takes the kernels that ran since the last call, by name.
-pub fn take_kernels() -> BTreeMap<String, u64> {
+/// Takes the names of the kernels that ran since the last call, in order.
+pub fn take_kernels() -> Vec<String> {
     std::mem::take(&mut COUNTER.kernels.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -6,7 +6,8 @@
 //!
 //! The counts stand beside those of plain inference of the same passes. They need no GPU: Mesa's
 //! software driver is asked for the same as one. A step is taken until two in a row are alike, for the
-//! first ones choose kernels and learn what is predicted. `kernels.csv` names the kernels of the last step.
+//! first ones choose kernels and learn what is predicted. `kernels.csv` names the kernels of the last
+//! step, in order.
 
 #[macro_use]
 extern crate flops_report;
@@ -74,13 +75,12 @@ struct Row {
     settled: bool,
 }
 
-/// How often a kernel runs in a step.
+/// A kernel that runs in a step.
 #[derive(Serialize)]
 struct KernelRow {
     model: String,
     step: String,
     kernel: String,
-    launches: u64,
 }
 
 impl Row {
@@ -194,12 +194,10 @@ fn count(args: &Args) -> Result<(Vec<Row>, Vec<KernelRow>)> {
     Ok((rows, kernels))
 }
 
-/// The kernels of the last step, the most frequent first.
+/// The kernels of the last step, in order.
 fn of_step(model: &str, step: &str) -> Vec<KernelRow> {
-    let row = |(kernel, launches)| KernelRow { model: model.into(), step: step.into(), kernel, launches };
-    let mut rows: Vec<KernelRow> = take_kernels().into_iter().map(row).collect();
-    rows.sort_by_key(|row| std::cmp::Reverse(row.launches));
-    rows
+    let row = |kernel| KernelRow { model: model.into(), step: step.into(), kernel };
+    take_kernels().into_iter().map(row).collect()
 }
 
 /// Compares counts with those of another run, which must have the same steps of the same models.

@@ -9,11 +9,11 @@
 # features, such as "cuda" or, to try the script on a CPU, "flex". A step that takes too long is stopped, and
 # the next one begins; summary.txt says how each of them ended.
 set -euo pipefail
+out=$(realpath -m "${2:-$(dirname "${BASH_SOURCE[0]}")/../artifacts/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 read -ra sets <<<"${SETS:-cuda cuda,bf16 wgpu}"
 job=${1:-}
-out=$(realpath -m "${2:-artifacts/gpu}")
 
 # Each set has a target folder of its own: a run compiles nothing again.
 cargo_of() {
@@ -36,12 +36,13 @@ build() {
     done
 }
 
+failed=0
 # `step NAME SECONDS COMMAND...` runs COMMAND for so long at most, and keeps what it prints.
 step() {
     local name=$1 limit=$2 start=$SECONDS how=passed
     shift 2
     echo "$name"
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || how="failed with $?"
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || { how="failed with $?"; failed=1; }
     echo "$name: $how after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
 }
 
@@ -79,6 +80,7 @@ run() {
             -- "${rates[@]}" --torch-dtype "$dtype" "${base[@]}" --artifact-dir "$out/$name-base"
     done
     echo "$out holds the logs and tables"
+    return "$failed"
 }
 
 case $job in

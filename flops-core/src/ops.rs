@@ -79,8 +79,9 @@ pub(crate) fn dot_to_host<B: Backend>(pairs: impl Iterator<Item = (Tensor<B, 1>,
     let product = |(a, b): (Tensor<B, 1>, Tensor<B, 1>)| {
         let [n] = a.dims();
         let product = a.cast(DType::F32) * b.cast(DType::F32);
-        // a device fuses a product with the sum over an axis
-        if is_host::<B>(&product.device()) { product.sum() } else { product.reshape([1, n]).sum_dim(1).reshape([1]) }
+        // a device fuses a product with the sum over an axis; that of many values takes all its cores
+        let is_small = n <= 1 << 16 && !is_host::<B>(&product.device());
+        if is_small { product.reshape([1, n]).sum_dim(1).reshape([1]) } else { product.sum() }
     };
     // and sums that follow one another
     let products: Vec<Tensor<B, 1>> = pairs.map(product).collect();

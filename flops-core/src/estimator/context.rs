@@ -58,14 +58,15 @@ impl<B: Backend, M: ForwardModel<B>> EstimateContext<'_, B, M> {
     ///
     /// A recorded row keeps the inputs of all its sites, where a row of a query keeps those of one layer at
     /// a time. On a device, which waits for launches, a pass has as many rows as take the room of a query
-    /// pass: the input and the output of its widest layer.
+    /// pass, the input and the output of its widest layer, and a sixteenth of `max_rows` at least.
     pub fn recorded_rows(&self, stages: usize) -> usize {
         let widest = self.stages.any().width(stages);
         if self.on_host || widest == 0 {
             return (self.max_rows / 16).min(self.rows(stages) / 8);
         }
         let kept: usize = self.sites.iter().map(|site| site.coordinates).sum();
-        (self.max_rows.saturating_mul(2 * widest) / kept.max(1)).min(self.max_rows)
+        let same_room = self.max_rows.saturating_mul(2 * widest) / kept.max(1);
+        same_room.clamp(self.max_rows / 16, self.max_rows)
     }
 
     /// The prefix of the examples of a leaf behind the first `stages` stages.

@@ -22,7 +22,7 @@ impl Packing {
     /// Packs the parameters that have a length here.
     pub fn new(lens: &[Option<usize>]) -> Self {
         let mut order: Vec<(usize, usize)> =
-            lens.iter().enumerate().filter_map(|(i, len)| Some((i, (*len)?))).collect();
+            lens.iter().enumerate().filter_map(|(i, len)| Some((i, (*len)?))).filter(|(_, len)| *len > 0).collect();
         order.sort_by_key(|&(_, len)| len);
         let mut packed = Self { places: vec![], of_parameters: vec![None; lens.len()], len: 0 };
         for (i, len) in order {
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn one_parameter_alone_is_not_packed() {
-        for lens in [vec![], vec![Some(5)], vec![None, Some(5)], vec![Some(5), Some(MOST)]] {
+        for lens in [vec![], vec![Some(5)], vec![None, Some(5)], vec![Some(5), Some(MOST)], vec![Some(0), Some(0)]] {
             let packing = Packing::new(&lens);
             assert_eq!((packing.len(), packing.place(0), packing.place(1)), (0, None, None), "{lens:?}");
         }

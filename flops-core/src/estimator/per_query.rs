@@ -3,7 +3,7 @@
 //! The activation and the low-rank space share how the queries of a batch are cut into chunks, and
 //! how the update is cut into jobs. They differ in what a site does with the noise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -58,9 +58,12 @@ const LEAST_PASSES: usize = 4;
 ///
 /// Those of a pass all begin where the first of them does: what waits for launches takes a few layers more
 /// of some queries for fewer passes. There are at least [`LEAST_PASSES`], so that these layers are no more
-/// than a quarter of all.
+/// than a quarter of all. No more places to begin than that are left as they are.
 fn joined(starts: Vec<Start>, max_rows: usize, group: usize) -> Vec<Start> {
-    let (apart, examples) = (starts.len(), starts.first().map_or(0, |start| start.queries.len()));
+    if starts.len() <= LEAST_PASSES {
+        return starts;
+    }
+    let examples = starts[0].queries.len();
     let of_start = |start: Start| {
         let stages = start.stages;
         let pairs =
@@ -69,7 +72,7 @@ fn joined(starts: Vec<Start>, max_rows: usize, group: usize) -> Vec<Start> {
     };
     let all: Vec<(usize, usize, usize)> = starts.into_iter().flat_map(of_start).collect();
     let whole = (max_rows / group * group).max(1);
-    let passes = apart.clamp(1, LEAST_PASSES).max(all.len().div_ceil(whole));
+    let passes = LEAST_PASSES.max(all.len().div_ceil(whole));
     let rows = all.len().div_ceil(passes).next_multiple_of(group).max(1);
     let of_pass = |pass: &[(usize, usize, usize)]| {
         let mut queries = vec![vec![]; examples];
@@ -255,22 +258,25 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
         chunk.positions.iter().zip(&chunk.ranges).map(|(&j, range)| &queries[j][range.clone()])
     };
     let (trained, key, sites) = (p.trained.clone(), p.key, &p.sites);
-    let prefixes_of = |(&leaf, starts): (&usize, &Vec<Start>)| -> Result<Vec<Prefix>, Error> {
-        starts.iter().map(|start| p.prefix(leaf, start.stages)).collect()
+    // by the stages that they stand for: several passes begin behind the same
+    let prefixes_of = |(&leaf, starts): (&usize, &Vec<Start>)| -> Result<BTreeMap<usize, Prefix>, Error> {
+        let stages: BTreeSet<usize> = starts.iter().map(|start| start.stages).collect();
+        stages.into_iter().map(|stages| Ok((stages, p.prefix(leaf, stages)?))).collect()
     };
     let prefixes = leaves.iter().zip(&starts_of).map(prefixes_of).collect::<Result<Vec<_>, Error>>()?;
     let context = (p.model.clone(), p.batch.input.clone(), p.target.clone(), prefixes);
     let firsts: Vec<usize> = leaves.iter().map(|&leaf| p.stages.range(leaf).start).collect();
-    type Context<I, T, M> = (M, I, T, Vec<Vec<Prefix>>);
+    type Context<I, T, M> = (M, I, T, Vec<BTreeMap<usize, Prefix>>);
     let work = |(model, input, target, prefixes): &Context<M::Input, M::Target, M>, job: usize| {
         let (index, start, Chunk { positions, .. }) = &jobs[job];
         let of_leaf: Vec<usize> = positions.iter().map(|j| j - firsts[*index]).collect();
         let rows = Arc::new(QueryRows::new(positions, queries(job).map(|q| q.iter().copied())));
         let of_rows: Vec<usize> = rows.datum.iter().map(|&i| positions[i]).collect();
         let query = Query::new(rows.clone(), noise.clone(), prediction.cloned(), rank);
-        let mut probe = Probe::query(trained.clone(), prefixes[*index][*start].rows(&of_leaf), query)
-            .with_examples(key.examples(positions))
-            .with_expected(sites.clone());
+        let mut probe =
+            Probe::query(trained.clone(), prefixes[*index][&starts_of[*index][*start].stages].rows(&of_leaf), query)
+                .with_examples(key.examples(positions))
+                .with_expected(sites.clone());
         let mut output = model.forward(input.rows(positions), &mut probe);
         check_expected(model, sites, &probe)?;
         // what no noise reaches, as where a layer's output is not used, has a row per example
@@ -292,7 +298,8 @@ fn losses_of<B: Backend, M: ForwardModel<B>>(
     };
     let (mut found, mut outputs, mut predicted) = (Vec::with_capacity(jobs.len()), vec![], PredictedRows::default());
     let out = |(model, input, target, prefixes): Context<M::Input, M::Target, M>, to: DeviceId| {
-        let of_leaf = |prefixes: Vec<Prefix>| prefixes.into_iter().map(|prefix| prefix.on_device(to)).collect();
+        let moved = |(stages, prefix): (usize, Prefix)| (stages, prefix.on_device(to));
+        let of_leaf = |prefixes: BTreeMap<usize, Prefix>| prefixes.into_iter().map(moved).collect();
         let prefixes = prefixes.into_iter().map(of_leaf).collect();
         (model.to_device(&B::Device::from_id(to)), input.to_device_of(to), target.to_device_of(to), prefixes)
     };
@@ -503,23 +510,31 @@ mod tests {
     #[test]
     fn queries_that_begin_apart_share_passes() {
         let start = |stages, queries: [&[usize]; 2]| Start { stages, queries: queries.map(<[usize]>::to_vec).into() };
-        let starts = |count: usize| {
-            let all = [start(0, [&[0, 1], &[]]), start(2, [&[4, 5], &[0, 1]]), start(5, [&[2, 3], &[2, 3]])];
-            all.into_iter().skip(3 - count).collect()
-        };
-        let of = |count, max_rows, group| {
-            let found = joined(starts(count), max_rows, group).into_iter();
+        let of = |count: usize, max_rows, group| {
+            let all = [
+                start(0, [&[0, 1], &[]]),
+                start(2, [&[4, 5], &[0, 1]]),
+                start(3, [&[], &[4, 5]]),
+                start(5, [&[2, 3], &[2, 3]]),
+                start(6, [&[6, 7], &[]]),
+            ];
+            let found = joined(all.into_iter().skip(5 - count).collect(), max_rows, group).into_iter();
             found.map(|start| (start.stages, start.queries)).collect::<Vec<_>>()
         };
-        let thirds =
-            [(0, vec![vec![0, 1, 4, 5], vec![]]), (2, vec![vec![2, 3], vec![0, 1]]), (5, vec![vec![], vec![2, 3]])];
-        assert_eq!(of(3, 100, 2), thirds);
-        assert_eq!(of(3, 4, 1), thirds);
-        let halves = [(2, vec![vec![4, 5], vec![0, 1]]), (5, vec![vec![2, 3], vec![2, 3]])];
-        assert_eq!(of(2, 100, 1), halves);
-        assert_eq!(of(2, 5, 2), halves, "pairs stay together");
-        assert_eq!(of(1, 100, 1), [(5, vec![vec![2, 3], vec![2, 3]])]);
-        assert_eq!(of(1, 3, 1), [(5, vec![vec![2, 3], vec![]]), (5, vec![vec![], vec![2, 3]])]);
+        let stages =
+            |found: Vec<(usize, Vec<Vec<usize>>)>| found.into_iter().map(|(stages, _)| stages).collect::<Vec<_>>();
+        // fourteen queries in four passes
+        let four = [
+            (0, vec![vec![0, 1, 4, 5], vec![]]),
+            (2, vec![vec![], vec![0, 1, 4, 5]]),
+            (5, vec![vec![2, 3], vec![2, 3]]),
+            (6, vec![vec![6, 7], vec![]]),
+        ];
+        assert_eq!(of(5, 100, 2), four);
+        assert_eq!(of(5, 100, 1), four);
+        assert_eq!(stages(of(5, 3, 1)), [0, 2, 3, 5, 6], "as many as the rows need");
+        assert_eq!(stages(of(5, 3, 2)), [0, 2, 2, 3, 5, 5, 6], "pairs stay together");
+        assert_eq!(stages(of(4, 100, 1)), [2, 3, 5, 6], "as they are");
         assert!(joined(vec![], 9, 2).is_empty());
     }
 

@@ -56,8 +56,8 @@ pub fn zero_one<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> 
 
 /// The class nearest to each label, and which labels are no class.
 ///
-/// Floats are compared, whose operations a device fuses. A label above 2²⁴ loses digits there, and is no
-/// class before and after.
+/// Floats are compared, whose operations a device fuses; they tell up to 2²⁴ classes apart. A label above
+/// that loses digits, and is no class before and after.
 fn nearest_class<B: Backend>(target: Tensor<B, 1, Int>, classes: usize) -> (Tensor<B, 1, Int>, Tensor<B, 1, Bool>) {
     let label = target.cast(FloatDType::F32);
     let class = label.clone().clamp(0.0, classes as f32 - 1.0);

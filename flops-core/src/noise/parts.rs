@@ -105,7 +105,7 @@ mod device {
         #[cfg(not(feature = "cuda"))]
         type Device = burn::backend::Wgpu;
 
-        /// Parts of any length, read, computed with, and written in place: the others stay as they are.
+        /// Parts of any length, read, computed with, and written to: the others stay as they are.
         #[test]
         fn parts_of_a_device_are_those_of_the_host() {
             let whole = || Tensor::<Device, 1, Int>::arange(0..1034, &Default::default()).float();
@@ -120,6 +120,9 @@ mod device {
             }
             let doubled = views[1].clone().reshape([16, 16]).matmul(Tensor::<Device, 2>::eye(16, &Default::default()));
             let [a, b, c, d]: [Tensor<Device, 1>; 4] = views.try_into().unwrap();
+            // of two that are left, one is written to
+            let [first, _, last, _]: [Tensor<Device, 1>; 4] = parts(whole(), &places).try_into().unwrap();
+            assert_eq!((values(&(first + 1.0)), values(&last)), (vec![1.0, 2.0, 3.0], expected(places[2])));
             let b = b.slice_fill(0..4, 7.0);
             assert_eq!(values(&b)[..5], [7.0, 7.0, 7.0, 7.0, 260.0]);
             assert_eq!(

@@ -215,7 +215,7 @@ impl<B: Backend> SquaredScoreNorm<B> {
         let (rows, tokens) = (shape[0], if D > 2 { shape[1] } else { 1 });
         let all = rows * tokens;
         let parts = shape.iter().product::<usize>() / all.max(1);
-        if !ops::is_host::<B>(&x.device()) {
+        if D > 2 && !ops::is_host::<B>(&x.device()) {
             // one sum less to launch: that over the parts of a token is taken with the one over the tokens
             let squares = x.reshape([rows, tokens * parts]).powi_scalar(2);
             return Self { squares: Some(squares), factor, constant: 0.0 };

@@ -69,9 +69,10 @@ struct Row {
     submits: u64,
     reads: u64,
     bytes_read: u64,
-    /// Reads, and waits for all that was submitted, without the one that ends the measurement.
+    /// Reads, and waits for all that was submitted, without the one that ends the measurement. What is read
+    /// together counts each.
     waits: u64,
-    /// Whether two steps in a row had these counts.
+    /// Whether two steps in a row had these counts. Queries that draw their sites make each step another.
     settled: bool,
 }
 
@@ -134,13 +135,13 @@ fn passes(case: &Case) -> usize {
 /// Steps that choose kernels, and learn what is predicted.
 const FIRST: usize = 3;
 
-/// The counts of `work` once two in a row are alike, and whether they were. Where they never are, as those of
-/// queries whose sites are drawn, they are those of the median step.
-fn settled(mut work: impl FnMut()) -> (Counts, bool) {
+/// The counts of `work` once two in a row are alike, and whether they were. Where they never are, or sites
+/// are `drawn` for its queries, they are those of the median step.
+fn settled(drawn: bool, mut work: impl FnMut()) -> (Counts, bool) {
     let mut all: Vec<Counts> = vec![];
     while all.len() < MOST {
         let counts = counted(&mut work);
-        if all.last() == Some(&counts) {
+        if all.last() == Some(&counts) && !drawn {
             return (counts, true);
         }
         all.push(counts);
@@ -161,7 +162,7 @@ fn inference(config: &ViTConfig, case: &Case) -> u64 {
         let _: Vec<TensorData> = Transaction::default().register(losses).execute();
         B::sync(&device).expect("the device answers");
     };
-    settled(pass).0.launches
+    settled(false, pass).0.launches
 }
 
 fn count(args: &Args) -> Result<(Vec<Row>, Vec<KernelRow>)> {
@@ -173,7 +174,8 @@ fn count(args: &Args) -> Result<(Vec<Row>, Vec<KernelRow>)> {
         kernels.extend(of_step(model, "inference"));
         for (name, case) in &steps {
             progress.at(rows.len(), configs.len() * steps.len(), || format!("steps, {model}, {name}"));
-            let (counts, settled) = settled(case.stepper(config));
+            let drawn = case.space.and_then(Space::placement) == Some(Placement::Single);
+            let (counts, settled) = settled(drawn, case.stepper(config));
             kernels.extend(of_step(model, name));
             let passes = passes(case) as u64;
             rows.push(Row {
@@ -205,7 +207,7 @@ fn compare(rows: &[Row], before: &[Row]) -> Result<()> {
     let names = |rows: &[Row]| rows.iter().map(Row::name).collect::<Vec<_>>().join("; ");
     ensure!(names(rows) == names(before), "--against has the steps {}, not {}", names(before), names(rows));
     for (row, old) in rows.iter().zip(before) {
-        // steps whose sites are drawn differ, and so do the kernels that two runs choose for them
+        // steps that differ have other kernels from run to run
         let most = if row.settled || old.settled { 1.05 } else { 1.15 };
         ensure!(old.passes == row.passes, "{}: {} passes, and {} before", row.name(), row.passes, old.passes);
         for (what, now, then) in

@@ -28,10 +28,11 @@ has_launches() { [[ $1 == wgpu ]]; }
 build() {
     for set in "${sets[@]}"; do
         cargo_of "$set" build --release -p flops-examples --example vit_cifar --features "$set"
-        cargo_of "$set" build --release -p flops-benches --bin table --features "$set"
         cargo_of "$set" test --release -p flops-benches --lib --no-run --features "$set"
         if has_launches "$set"; then
             cargo_of "$set" build --release -p flops-benches --bin launches --features "$set"
+        else
+            cargo_of "$set" build --release -p flops-benches --bin table --features "$set"
         fi
     done
 }
